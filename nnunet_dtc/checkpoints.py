@@ -1,0 +1,68 @@
+"""Open nnU-Net checkpoints that come from elsewhere, without running what is in them."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+try:
+    from numpy._core.multiarray import scalar as _numpy_scalar
+except ImportError:  # numpy 1
+    from numpy.core.multiarray import scalar as _numpy_scalar
+
+# nnU-Net logs losses and Dice as numpy scalars; nothing else of numpy is in its files
+_NUMPY_TYPES: list[Any] = [
+    (_numpy_scalar, "numpy._core.multiarray.scalar"),
+    (_numpy_scalar, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "float16", "int64", "int32", "bool")),
+]
+
+_NEEDED = ("network_weights", "init_args", "trainer_name")
+_NEEDED_INIT_ARGS = ("plans", "configuration", "fold", "dataset_json")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used, with the reason and the path."""
+
+
+def open_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Read a checkpoint of an nnU-Net trainer onto the CPU, by torch's ``weights_only`` loader.
+
+    Tensors, plain Python values and numpy scalars are read, everything else is refused: no code in the file is run.
+    The prefixes ``module.`` and ``_orig_mod.`` (DDP, torch.compile) are taken from the names of the weights.
+
+    Raises:
+        CheckpointError: no such file, cut off, holding other objects, or no checkpoint of nnU-Net v2.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    try:
+        with torch.serialization.safe_globals(_NUMPY_TYPES):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0] if "Unsupported" not in str(error) else _unsupported(str(error))
+        raise CheckpointError(
+            f"{path} is refused: it holds something other than weights and plain values, which could run code ({reason})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, AttributeError, IndexError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read; it is cut off or no checkpoint ({error})") from error
+
+    missing = [key for key in _NEEDED if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if not missing:
+        missing = [f"init_args.{key}" for key in _NEEDED_INIT_ARGS if key not in checkpoint["init_args"]]
+    if missing:
+        raise CheckpointError(f"{path} is no checkpoint of an nnU-Net v2 trainer: it has no {', '.join(missing)}")
+    checkpoint["network_weights"] = {
+        key.removeprefix("module.").removeprefix("_orig_mod."): value
+        for key, value in checkpoint["network_weights"].items()
+    }
+    return checkpoint
+
+
+def _unsupported(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if "Unsupported" in line or "GLOBAL" in line]
+    return lines[0] if lines else message

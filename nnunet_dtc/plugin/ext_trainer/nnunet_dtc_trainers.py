@@ -1,0 +1,88 @@
+# nnunet-dtc: this line marks the file as ours; `nnunet-dtc unregister` removes it
+"""Tells nnU-Net's trainer search of nnunet-dtc's trainers.
+
+The one flat file that nnU-Net sees: in place, by the environment variable nnUNet_extTrainer (`nnunet-dtc env`), or as
+a copy in nnU-Net's own trainer folder (`nnunet-dtc register`). nnU-Net imports every file that it passes in its
+search, and during that search sys.path starts with nnU-Net's own folder; so this file imports only the standard
+library, and nnunet-dtc only when it is asked for a trainer that nobody else defines. Were nnunet-dtc removed or
+broken, every other trainer would still be found.
+"""
+
+import os
+import pkgutil
+import re
+import sys
+
+
+def __getattr__(name):
+    if not name.startswith("nnUNetTrainer") or name == "nnUNetTrainer" or defined_by(name) is not None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        trainers = _import_trainers()
+    except Exception as error:
+        print(
+            f"nnunet-dtc is registered with nnU-Net, but cannot be imported ({type(error).__name__}: {error}). "
+            f"If {name} is one of its trainers: `nnunet-dtc doctor` says more, `pip install --force-reinstall "
+            "nnunet-dtc` mends it.",
+            file=sys.stderr,
+        )
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from error
+    try:
+        return getattr(trainers, name)
+    except trainers.names.UnknownSuffixError as error:
+        if name not in trainers.hints_given:
+            trainers.hints_given.add(name)
+            print(f"Hint: {error}", file=sys.stderr)
+        raise
+
+
+def defined_by(name):
+    """The file of nnU-Net's trainer folder or of the nnUNet_extTrainer folders that defines a class of this name.
+
+    A scan of the text, by the rules of nnU-Net's search: flat files and packages. nnU-Net looks into flat files before
+    packages, so without this scan the names of others would be taken for ours. None where no file does.
+    """
+    definition = re.compile(rf"^[ \t]*class[ \t]+{re.escape(name)}\b(?!\.)", re.MULTILINE)
+    for folder in _trainer_folders():
+        for file in _python_files(folder):
+            try:
+                with open(file, encoding="utf-8", errors="ignore") as opened:
+                    if definition.search(opened.read()):
+                        return file
+            except OSError:
+                continue
+    return None
+
+
+def _trainer_folders():
+    import nnunetv2
+
+    yield os.path.join(nnunetv2.__path__[0], "training", "nnUNetTrainer")
+    for folder in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep):
+        if folder.strip() and os.path.isdir(folder):
+            yield folder
+
+
+def _python_files(folder):
+    for _, module, is_package in pkgutil.iter_modules([folder]):
+        if is_package:
+            yield from _python_files(os.path.join(folder, module))
+        else:
+            file = os.path.join(folder, module + ".py")
+            if os.path.isfile(file):
+                yield file
+
+
+def _import_trainers():
+    import nnunetv2
+
+    # in nnU-Net's search sys.path starts with nnunetv2's folder, where `utilities` or `imageio` mean something else
+    shadow = os.path.abspath(nnunetv2.__path__[0])
+    path = list(sys.path)
+    sys.path[:] = [entry for entry in path if not entry or os.path.abspath(entry) != shadow]
+    try:
+        import nnunet_dtc.trainers
+        import nnunet_dtc.trainers.planned_unet
+    finally:
+        sys.path[:] = path
+    return nnunet_dtc.trainers

@@ -1,0 +1,256 @@
+"""Turn a trained vanilla checkpoint into one of a DTC trainer that computes the same function.
+
+The base of every block is the trained transposed convolution, and the value convolution starts at zero, so the branch
+adds exactly nothing (ours; the paper trains from scratch). The value receives a gradient from the first step on, the
+coordinates from the second.
+"""
+
+import contextlib
+import io
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
+
+from nnunet_dtc.checkpoints import CheckpointError, open_checkpoint
+from nnunet_dtc.dtc import is_dtc
+from nnunet_dtc.trainers import trainer_class
+from nnunet_dtc.trainers.names import UnknownSuffixError
+
+COORDS_SEED = 0  # the same checkpoint gives the same file
+
+
+@dataclass
+class WarmStart:
+    """A DTC network with a vanilla checkpoint's weights.
+
+    Attributes:
+        network: the DTC network, deep supervision on; its logits are the vanilla network's.
+        trainer: the DTC trainer's class.
+        source: the vanilla checkpoint.
+        origin: where that was read from.
+    """
+
+    network: nn.Module
+    trainer: type[nnUNetTrainer]
+    source: dict[str, Any]
+    origin: Path
+
+
+def warm_start(checkpoint: Path | str, trainer_name: str) -> WarmStart:
+    """Build a trainer's network and fill it from a vanilla checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read safely, or is of another architecture than nnU-Net builds from
+            its plans; the message lists what differs.
+        ValueError: the trainer has no DTC.
+    """
+    try:
+        trainer = trainer_class(trainer_name)
+    except UnknownSuffixError:
+        trainer = recursive_find_trainer_class_by_name(trainer_name)  # a subclass of ours in a folder of the user's
+    except AttributeError as error:
+        raise ValueError(f"-tr takes a DTC trainer such as nnUNetTrainerDTC, got {trainer_name} ({error})") from error
+    if not getattr(getattr(trainer, "spec", None), "dtc", False):
+        raise ValueError(f"-tr takes a DTC trainer such as nnUNetTrainerDTC, got {trainer_name}")
+
+    source = open_checkpoint(checkpoint)
+    weights = source["network_weights"]
+    if any(key.endswith(".coords.weight") for key in weights):
+        raise CheckpointError(
+            f"{checkpoint} is of a DTC network already ({source['trainer_name']}): give it to nnUNetv2_train as it is"
+        )
+    plans, dataset = PlansManager(deepcopy(source["init_args"]["plans"])), source["init_args"]["dataset_json"]
+    configuration = plans.get_configuration(source["init_args"]["configuration"])
+    arguments = (
+        plans,
+        configuration,
+        determine_num_input_channels(plans, configuration, dataset),
+        plans.get_label_manager(dataset).num_segmentation_heads,
+        True,
+    )
+    differences = describe_differences(nnUNetTrainer.build_network_architecture(*arguments).state_dict(), weights)
+    if differences:
+        raise CheckpointError(
+            f"{checkpoint} (trainer {source['trainer_name']}) is not of the network that nnU-Net builds from its plans:\n"
+            + "\n".join(f"  {line}" for line in differences)
+        )
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(COORDS_SEED)
+        network = trainer.build_network_architecture(*arguments)
+    blocks = [name for name, module in network.named_modules(remove_duplicate=False) if is_dtc(module)]
+    state = network.state_dict()
+    for key in state:
+        block = next((name for name in blocks if key.startswith(name + ".")), None)
+        if block is None:
+            state[key] = weights[key]
+        elif key.startswith(f"{block}.base."):
+            state[key] = weights[f"{block}.{key.removeprefix(f'{block}.base.')}"]
+        elif key.startswith(f"{block}.value."):
+            state[key] = torch.zeros_like(state[key])
+    network.load_state_dict(state)
+    return WarmStart(network, trainer, source, Path(checkpoint))
+
+
+def save_pretrained(start: WarmStart, output: Path) -> None:
+    """Write a file for ``nnUNetv2_train -pretrained_weights``, which takes all but the segmentation layers from it.
+
+    Raises:
+        FileExistsError: ``output`` is there already.
+    """
+    check_output(output)
+    init_args = start.source["init_args"]
+    content = {
+        "network_weights": start.network.state_dict(),
+        "init_args": init_args,
+        "trainer_name": start.trainer.__name__,
+        "inference_allowed_mirroring_axes": start.source.get("inference_allowed_mirroring_axes"),
+        "current_epoch": 0,
+    }
+    _save(content, output)
+
+
+def save_latest(start: WarmStart, fold_folder: Path) -> Path:
+    """Write ``checkpoint_latest.pth`` for ``nnUNetv2_train ... --c``: all weights, epoch 0, a fresh optimizer.
+
+    The file is nnU-Net's own: its trainer makes the optimizer and saves.
+
+    Args:
+        start: the filled network.
+        fold_folder: ``nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION/fold_k``; made where it is not there.
+
+    Raises:
+        ValueError: the folder is another trainer's, data set's, plans', configuration's or fold's than the weights.
+        FileExistsError: a checkpoint is there already.
+    """
+    check_fold_folder(start, fold_folder)
+    init_args = deepcopy(start.source["init_args"])
+    with tempfile.TemporaryDirectory() as scratch, _environment(nnUNet_results=scratch):
+        arguments = {key: init_args[key] for key in ("plans", "configuration", "fold", "dataset_json")}
+        plans = deepcopy(arguments.pop("plans"))
+        with contextlib.redirect_stdout(io.StringIO()):
+            trainer = start.trainer(plans | {"continue_training": False}, **arguments, device=torch.device("cpu"))
+        trainer.network = start.network
+        trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
+        trainer.my_init_kwargs = init_args
+        trainer.inference_allowed_mirroring_axes = start.source.get("inference_allowed_mirroring_axes")
+        trainer.current_epoch = -1  # save_checkpoint writes the epoch to go on with
+        finished = Path(scratch) / "checkpoint_latest.pth"
+        trainer.save_checkpoint(str(finished))
+        fold_folder.mkdir(parents=True, exist_ok=True)
+        target = fold_folder / finished.name
+        _save(torch.load(finished, weights_only=False), target)  # our own file of a moment ago
+    return target
+
+
+def check_output(output: Path) -> None:
+    """FileExistsError where ``output`` is there, FileNotFoundError where its folder is not."""
+    if output.exists():
+        raise FileExistsError(f"{output} is there already and is not overwritten")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {output.parent} to write {output.name} into")
+
+
+def check_fold_folder(start: WarmStart, fold_folder: Path) -> None:
+    """ValueError where a fold's folder does not belong to the weights, FileExistsError where it has checkpoints."""
+    init_args = start.source["init_args"]
+    plans = init_args["plans"]
+    fold_folder = Path(os.path.abspath(fold_folder))
+    expected = (
+        plans["dataset_name"],
+        f"{start.trainer.__name__}__{plans['plans_name']}__{init_args['configuration']}",
+        f"fold_{init_args['fold']}",
+    )
+    if fold_folder.parts[-3:] != expected:
+        raise ValueError(
+            f"--into takes the folder where nnU-Net will look for this training, .../{'/'.join(expected)} (a vanilla "
+            f"checkpoint goes on with its own data set, plans and fold), got {fold_folder}"
+        )
+    there = sorted(file.name for file in fold_folder.glob("checkpoint_*.pth")) if fold_folder.is_dir() else []
+    if there:
+        raise FileExistsError(f"{fold_folder} has a training already ({', '.join(there)}), nothing is overwritten")
+    plans_file = fold_folder.parent / "plans.json"
+    if plans_file.is_file():
+        from batchgenerators.utilities.file_and_folder_operations import load_json
+
+        configuration = init_args["configuration"]
+        theirs = PlansManager(load_json(str(plans_file))).get_configuration(configuration)
+        ours = PlansManager(deepcopy(plans)).get_configuration(configuration)
+        changed = [
+            key
+            for key in ("architecture", "patch_size", "spacing", "batch_size")
+            if theirs.configuration.get(key) != ours.configuration.get(key)
+        ]
+        if changed:
+            raise ValueError(f"{plans_file} differs from the plans of the checkpoint in {', '.join(changed)}")
+
+
+def describe_differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Readable lines on how the weights ``given`` differ from the ``expected`` ones, empty where they fit.
+
+    Weights of one module are one line, and the encoder's second names below the decoder are left out.
+    """
+    lines = []
+    missing = [key for key in expected if key not in given]
+    surplus = [key for key in given if key not in expected]
+    changed = [key for key in expected if key in given and expected[key].shape != given[key].shape]
+    for title, keys in (("missing in the checkpoint", missing), ("not in nnU-Net's network", surplus)):
+        for module in dict.fromkeys(_module_of(key) for key in keys if not _is_second_name(key)):
+            lines.append(f"{title}: {module}")
+    for key in changed:
+        if not _is_second_name(key):
+            lines.append(
+                f"other shape: {key} is {tuple(given[key].shape)} in the checkpoint, {tuple(expected[key].shape)} in "
+                "nnU-Net's network"
+            )
+    shown = 12
+    return lines if len(lines) <= shown else [*lines[:shown], f"... and {len(lines) - shown} more"]
+
+
+def _module_of(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def _is_second_name(key: str) -> bool:
+    """nnU-Net's networks hold some modules under two names."""
+    return key.startswith("decoder.encoder.") or re.search(r"\.all_modules\.\d+\.", key) is not None
+
+
+def _save(content: dict[str, Any], target: Path) -> None:
+    """All or nothing: a file of another name first."""
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".warm_start_", delete=False) as opened:
+        temporary = Path(opened.name)
+        try:
+            torch.save(content, opened)
+            opened.close()
+            temporary.chmod(0o644)
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _environment(**values: str):
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value

@@ -1,0 +1,43 @@
+"""nnU-Net trainer classes by their names: ``from nnunet_dtc.trainers import nnUNetTrainerDTC``.
+
+Every name of the grammar (``nnunet-dtc trainers`` prints it) is an attribute of this module; a name asked for twice is
+the same class object. Importing the module alone imports no nnU-Net.
+"""
+
+import functools
+from typing import TYPE_CHECKING
+
+from nnunet_dtc.trainers import names
+
+if TYPE_CHECKING:
+    from nnunet_dtc.trainers.planned_unet import nnUNetTrainerDTC as nnUNetTrainerDTC
+
+hints_given: set[str] = set()  # here, because nnU-Net imports the file that gives the hints anew at every search
+
+
+@functools.cache
+def trainer_class(name: str) -> type:
+    """The trainer class of a name.
+
+    Raises:
+        AttributeError: the name is not ours.
+        nnunet_dtc.trainers.names.TrainerNameError: a ValueError; the name is ours, but malformed.
+    """
+    spec = names.parse(name)
+    if spec is None:
+        raise AttributeError(f"{name} is no trainer of nnunet-dtc; its names are {names.GRAMMAR}")
+
+    from nnunet_dtc.trainers import planned_unet
+    from nnunet_dtc.trainers.base import NamedTrainer
+
+    if name in vars(planned_unet):
+        return vars(planned_unet)[name]
+    base = planned_unet.nnUNetTrainerDTC if spec.dtc else NamedTrainer
+    # pickle and nnU-Net's worker processes find the class again under this module and name
+    return type(name, (base,), {"spec": spec, "__module__": __name__, "__doc__": f"{name}: {spec!r}"})
+
+
+def __getattr__(name: str) -> type:
+    if not name.startswith(names.PREFIX):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return trainer_class(name)

@@ -1,0 +1,35 @@
+"""What every trainer of ours is: nnU-Net's trainer, for the number of epochs that its name says.
+
+Names and choices, no mathematics. ``__init__`` keeps nnU-Net's exact parameter names: nnU-Net reads them by
+``inspect.signature`` and ``locals()``.
+"""
+
+from typing import ClassVar
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_dtc.trainers.names import DEFAULT_EPOCHS, TrainerName
+
+
+class NamedTrainer(nnUNetTrainer):
+    """nnU-Net's trainer with its own network, for the number of epochs that its name says.
+
+    A training shorter than nnU-Net's 1000 epochs saves ``checkpoint_latest.pth`` 20 times in its course, at least
+    after every 50th epoch (nnU-Net's rule), so that it can be resumed with ``--c``.
+    """
+
+    spec: ClassVar[TrainerName]
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.spec.epochs != DEFAULT_EPOCHS:
+            self.num_epochs = self.spec.epochs
+            self.save_every = min(self.save_every, max(1, self.num_epochs // 20))

@@ -1,0 +1,74 @@
+"""nnU-Net's planned U-Net with DTC, and its common trainers written out.
+
+Every other name of the grammar is made on demand (``nnunet_dtc.trainers``). This module is not called
+``nnUNetTrainerDTC``, because it would then stand in the package where the class is looked for.
+"""
+
+import math
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunet_dtc.architectures import with_dtc
+from nnunet_dtc.trainers.base import NamedTrainer
+from nnunet_dtc.trainers.names import TrainerName
+
+
+class PlannedUNetTrainer(NamedTrainer):
+    """nnU-Net's trainer with DTC blocks in the decoder of the U-Net that nnU-Net has planned."""
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The planned network with DTC. nnU-Net calls this on the instance to train and on the class to predict."""
+        network = super().build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        spec = cls.spec
+        return with_dtc(network, spec.receptive_field, offset=spec.offset, weight=spec.weight)
+
+
+class nnUNetTrainerDTC(PlannedUNetTrainer):
+    """The planned U-Net with transposed convolution + DTC, receptive field 2 (the paper's default, section 3.2).
+
+    On CUDA a training is not reproducible bit for bit, as with nnU-Net itself; DTC's own gradient with respect to the
+    value uses atomic additions there (torch's ``grid_sample``).
+    """
+
+    spec = TrainerName(dtc=True)
+
+
+class nnUNetTrainerDTC_RF0(nnUNetTrainerDTC):
+    """No shift: the control with the same parameters."""
+
+    spec = TrainerName(dtc=True, receptive_field=0)
+
+
+class nnUNetTrainerDTC_RF1(nnUNetTrainerDTC):
+    """Receptive field 1 (best for nnMamba in table 5)."""
+
+    spec = TrainerName(dtc=True, receptive_field=1)
+
+
+class nnUNetTrainerDTC_RF4(nnUNetTrainerDTC):
+    """Receptive field 4 (section 4.1)."""
+
+    spec = TrainerName(dtc=True, receptive_field=4)
+
+
+class nnUNetTrainerDTC_RF10(nnUNetTrainerDTC):
+    """Receptive field 10 (best for the 2D U-Net in table 5)."""
+
+    spec = TrainerName(dtc=True, receptive_field=10)
+
+
+class nnUNetTrainerDTC_RFinf(nnUNetTrainerDTC):
+    """Unrestricted: a shift of up to half the map (table 5)."""
+
+    spec = TrainerName(dtc=True, receptive_field=math.inf)
