@@ -46,7 +46,7 @@ def open_checkpoint(path: Path | str) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0] if "Unsupported" not in str(error) else _unsupported(str(error))
         raise CheckpointError(
-            f"{path} is refused: it holds something other than weights and plain values, which could run code ({reason})"
+            f"{path} is refused: it holds more than weights and plain values, and that could run code ({reason})"
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, AttributeError, IndexError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read; it is cut off or no checkpoint ({error})") from error

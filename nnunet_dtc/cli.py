@@ -79,7 +79,7 @@ def unregister() -> None:
 
 @app.command()
 def env() -> None:
-    """Print the export line for nnUNet_extTrainer instead, for installs that cannot be written: eval "$(nnunet-dtc env)"."""
+    """Print the export line for nnUNet_extTrainer instead, for read-only installs: eval "$(nnunet-dtc env)"."""
     from nnunet_dtc.plugin import registration
 
     print(registration.export_line())

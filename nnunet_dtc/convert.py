@@ -33,9 +33,9 @@ def convert_dtc(
     - every bilinear and trilinear ``nn.Upsample`` by a whole ``scale_factor``. It does not know its channels, so
       these need ``example_input``, with which the network is run once (in eval mode, without gradients).
 
-    Everything else stays as it is; transposed convolutions, ``nn.Upsample`` and pixel shuffles that cannot be wrapped are named,
-    with the reason, in one warning. What is already inside a DTC block is left alone, so a second call changes nothing.
-    Calls of ``F.interpolate`` in a ``forward`` are no modules and cannot be seen.
+    Everything else stays as it is; transposed convolutions, ``nn.Upsample`` and pixel shuffles that cannot be wrapped
+    are named, with the reason, in one warning. What is already inside a DTC block is left alone, so a second call
+    changes nothing. Calls of ``F.interpolate`` in a ``forward`` are no modules and cannot be seen.
 
     The new value convolutions start as torch initialises convolutions; a host network with an initialisation of its
     own should apply that to them (``block.value``), and must not apply it to ``block.coords``.

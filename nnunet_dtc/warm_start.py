@@ -83,8 +83,8 @@ def warm_start(checkpoint: Path | str, trainer_name: str) -> WarmStart:
     differences = describe_differences(nnUNetTrainer.build_network_architecture(*arguments).state_dict(), weights)
     if differences:
         raise CheckpointError(
-            f"{checkpoint} (trainer {source['trainer_name']}) is not of the network that nnU-Net builds from its plans:\n"
-            + "\n".join(f"  {line}" for line in differences)
+            f"{checkpoint} (trainer {source['trainer_name']}) is not of the network that nnU-Net builds from its plans:"
+            + "".join(f"\n  {line}" for line in differences)
         )
 
     with torch.random.fork_rng(devices=[]):
