@@ -22,6 +22,7 @@ _NUMPY_TYPES: list[Any] = [
 
 _NEEDED = ("network_weights", "init_args", "trainer_name")
 _NEEDED_INIT_ARGS = ("plans", "configuration", "fold", "dataset_json")
+_UNREADABLE = "{path} cannot be read; it is cut off or no checkpoint ({error})"
 
 
 class CheckpointError(ValueError):
@@ -44,12 +45,13 @@ def open_checkpoint(path: Path | str) -> dict[str, Any]:
         with torch.serialization.safe_globals(_NUMPY_TYPES):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0] if "Unsupported" not in str(error) else _unsupported(str(error))
+        if not (reason := _refused_object(str(error))):
+            raise CheckpointError(_UNREADABLE.format(path=path, error=str(error).splitlines()[0])) from error
         raise CheckpointError(
             f"{path} is refused: it holds more than weights and plain values, and that could run code ({reason})"
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, AttributeError, IndexError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read; it is cut off or no checkpoint ({error})") from error
+        raise CheckpointError(_UNREADABLE.format(path=path, error=error)) from error
 
     missing = [key for key in _NEEDED if not isinstance(checkpoint, dict) or key not in checkpoint]
     if not missing:
@@ -63,6 +65,8 @@ def open_checkpoint(path: Path | str) -> dict[str, Any]:
     return checkpoint
 
 
-def _unsupported(message: str) -> str:
-    lines = [line.strip() for line in message.splitlines() if "Unsupported" in line or "GLOBAL" in line]
-    return lines[0] if lines else message
+def _refused_object(message: str) -> str:
+    """The line in which torch's loader names what it does not open, empty where it stumbled over something else."""
+    telling = ("GLOBAL", "unrecognized function", "Can only", "Cannot create")
+    lines = (line.strip() for line in message.splitlines()[1:])
+    return next((line for line in lines if any(words in line for words in telling)), "")

@@ -96,13 +96,8 @@ def deformable_upsample(
     return samples.to(value.dtype)
 
 
-def max_shift(receptive_field: float, size: int) -> float:
-    """The bound of a shift on an axis of ``size`` voxels, in voxels of the input map: RF / 4, or size / 2."""
-    return size / 2 * normalised_lambda(receptive_field, size)
-
-
 def normalised_lambda(receptive_field: float, size: int) -> float:
-    """``lambda`` of equation 1 for an axis of ``size`` voxels, in the normalised range [-1, 1]."""
+    """``lambda`` of equation 1 for an axis of ``size`` voxels. One normalised unit is size / 2 voxels."""
     return 1.0 if math.isinf(receptive_field) else receptive_field / (2 * size)
 
 

@@ -33,7 +33,7 @@ def trainer_class(name: str) -> type:
     if name in vars(planned_unet):
         return vars(planned_unet)[name]
     base = planned_unet.nnUNetTrainerDTC if spec.dtc else NamedTrainer
-    # pickle and nnU-Net's worker processes find the class again under this module and name
+    # under this module and name Python finds the class again
     return type(name, (base,), {"spec": spec, "__module__": __name__, "__doc__": f"{name}: {spec!r}"})
 
 

@@ -49,18 +49,19 @@ def register() -> Path:
             Nothing is changed then.
     """
     target = nnunet_trainer_folder() / FILE_NAME
-    if target.exists() and not _is_ours(target):
-        raise RegistrationError(f"{target} is not a file of nnunet-dtc and is left alone; rename or remove it first")
     content = (ext_trainer_folder() / FILE_NAME).read_bytes()
-    if target.exists() and target.read_bytes() == content:
-        return target
     temporary = None
     try:
+        if target.exists():
+            if not _is_ours(target):
+                raise RegistrationError(f"{target} is not a file of nnunet-dtc and is left alone; remove it first")
+            if target.read_bytes() == content:
+                return target
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".nnunet_dtc_", delete=False) as opened:
             temporary = Path(opened.name)
             opened.write(content)
         temporary.chmod(0o644)
-        temporary.replace(target)  # at once: a training that starts meanwhile sees the old file or the new one
+        temporary.replace(target)  # at once: a training that starts now sees the old file or the new one
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -1,0 +1,70 @@
+#!/usr/bin/env python3
+"""Two commands that do everything on a fresh machine with Python 3.10 or later, standard library only:
+
+    python3 run.py demo    environment, install, phantom, plan, train vanilla and DTC, predict, compare
+    python3 run.py test    environment, install, all tests
+
+Both make a virtual environment in .venv beside this file and install the package into it. What stands behind the
+command goes on to the demo (python3 run.py demo --help) or to pytest (python3 run.py test tests/test_dtc.py).
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+ENVIRONMENT = ROOT / ".venv"
+PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+EXTRAS = {"demo": "", "test": "[test]"}
+
+
+def main(arguments: list[str]) -> int:
+    if sys.version_info < (3, 10):  # noqa: UP036 (this file runs before anything is installed)
+        print(f"Python 3.10 or later is needed, this is {sys.version.split()[0]}", file=sys.stderr)
+        return 2
+    if not arguments or arguments[0] not in EXTRAS:
+        print(__doc__)
+        return 0 if arguments in (["-h"], ["--help"]) else 2
+    command, *options = arguments
+    install(EXTRAS[command])
+    if command == "demo":
+        return run(PYTHON, ROOT / "scripts" / "demo.py", *options)
+    # files in their order: nnU-Net's long tests come first, so that the short ones fill what is left of the cores
+    workers = str(min(4, os.cpu_count() or 1))
+    return run(PYTHON, "-m", "pytest", "-n", workers, "--dist", "loadfile", "--no-loadscope-reorder", *options)
+
+
+def install(extra: str) -> None:
+    """Make the environment and install the package, unless that was done for this pyproject.toml."""
+    stamp = ENVIRONMENT / f"installed{extra.strip('[]') and '-' + extra.strip('[]')}"
+    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return
+    if not PYTHON.is_file():
+        print(f"making the environment {ENVIRONMENT}", flush=True)
+        try:
+            venv.create(ENVIRONMENT, with_pip=True)
+        except subprocess.CalledProcessError:
+            raise SystemExit(
+                "Python cannot make environments here; on Debian and Ubuntu: apt install python3-venv"
+            ) from None
+    print("installing nnunet-dtc with torch and nnU-Net (with CUDA about 6 GB, some minutes)", flush=True)
+    if run(PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "-e", f"{ROOT}{extra}"):
+        raise SystemExit("the installation failed, see above; the same command goes on where it stopped")
+    stamp.write_text(wanted)
+
+
+def run(*command: object) -> int:
+    words = [str(word) for word in command]
+    print("$", " ".join(words), flush=True)
+    try:
+        return subprocess.run(words, cwd=ROOT, check=False).returncode
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

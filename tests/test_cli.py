@@ -1,0 +1,64 @@
+import subprocess
+import sys
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+import nnunet_dtc
+from nnunet_dtc.cli import app
+from nnunet_dtc.plugin import doctor
+from nnunet_dtc.trainers import names
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "400"})
+
+
+def test_the_console_script_is_installed():
+    script = Path(sys.executable).with_name("nnunet-dtc")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == nnunet_dtc.__version__
+
+
+def test_help_lists_the_commands():
+    text = run("--help").output
+    for command in ("register", "unregister", "env", "doctor", "trainers", "warm-start", "prepare"):
+        assert command in text
+
+
+def test_trainers_lists_the_grammar_with_every_part():
+    text = run("trainers").output
+    assert names.GRAMMAR in text
+    for part, _, examples in names.PARTS:
+        assert part in text
+        assert all(example in text for example in examples.split(", "))
+
+
+def test_wrong_usage_fails():
+    assert run("no-such-command").exit_code == 2
+    assert run("warm-start").exit_code == 2
+
+
+def test_doctor_when_all_is_well_and_when_not(monkeypatch):
+    from nnunet_dtc.plugin import registration
+
+    monkeypatch.setenv(registration.EXT_VARIABLE, str(registration.ext_trainer_folder()))
+    done = run("doctor")
+    assert done.exit_code == 0, done.output
+    assert "nnU-Net's search: finds nnUNetTrainerDTC, nnUNetTrainerDTC_RF2.5 in a fresh process" in done.output
+    assert f"registered: by {registration.EXT_VARIABLE}" in done.output
+
+    monkeypatch.setenv(registration.EXT_VARIABLE, "")
+    monkeypatch.setattr(registration, "registered_file", lambda: None)
+    assert ("registered", "wrong") in {(finding.subject, finding.state) for finding in doctor._registration()}
+
+
+def test_doctor_names_a_version_that_does_not_fit(monkeypatch):
+    versions = {"nnunetv2": "2.6.1", "torch": "2.9.1+cu128"}
+    real = doctor.importlib.metadata.version
+    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: versions.get(name) or real(name))
+    findings = {finding.subject: finding for finding in doctor._versions()}
+    assert findings["nnunetv2"].state == findings["torch"].state == "wrong"
+    assert "2.6.1, needed is" in findings["nnunetv2"].seen
+    assert findings["nnunetv2"].advice.startswith("pip install 'nnunetv2")
+    assert findings["dynamic-network-architectures"].state == "ok"

@@ -1,0 +1,353 @@
+"""The demo's own logic: options, plans made small, and what it takes for done. No training."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.util
+import io
+import json
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scripts_importable():
+    sys.path.insert(0, str(SCRIPTS))
+    yield
+    sys.path.remove(str(SCRIPTS))
+
+
+def script(name: str):
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def demo(_scripts_importable):
+    return script("demo")
+
+
+def run(demo, *arguments: str) -> tuple[int, str]:
+    console = Console(file=io.StringIO(), width=200)
+    code = demo.main(arguments, console)
+    return code, " ".join(console.file.getvalue().split())
+
+
+def raw_dataset(folder: Path, name: str = "Dataset017_BTCV", cases: int = 5) -> Path:
+    dataset = folder / name
+    for sub in ("imagesTr", "labelsTr"):
+        (dataset / sub).mkdir(parents=True)
+    for k in range(cases):
+        (dataset / "labelsTr" / f"c{k}.nii.gz").touch()
+    described = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "liver": 1},
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+    }
+    (dataset / "dataset.json").write_text(json.dumps(described), encoding="utf-8")
+    return dataset
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Options.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--trainers", "nnUNetTrainer", "nnUNetTrainer"], "must differ"),
+        (["--trainers", "Trainer"], "begins with nnUNetTrainer"),
+        (["--trainers", "nnUNetTrainer__x"], "no '__'"),
+        (["--trainers", "nnUNetTrainerDTC_5epochs"], "without their number of epochs"),
+    ],
+)
+def test_bad_options(demo, tmp_path, arguments, message):
+    code, said = run(demo, "--folder", str(tmp_path / "demo"), "--device", "cpu", *arguments)
+    assert code == 2
+    assert message in said
+    assert not (tmp_path / "demo").exists()
+
+
+def test_bad_datasets(demo, tmp_path):
+    def refused(path: Path) -> str:
+        with pytest.raises(demo.DemoError) as error:
+            demo.check_dataset(path)
+        return str(error.value)
+
+    assert "must be a folder" in refused(tmp_path / "Dataset017_BTCV")
+    (tmp_path / "btcv").mkdir()
+    assert "must be named Dataset<three digits>_<Name>" in refused(tmp_path / "btcv")
+    (tmp_path / "Dataset001_A" / "imagesTr").mkdir(parents=True)
+    assert "lacks dataset.json, labelsTr" in refused(tmp_path / "Dataset001_A")
+    assert "at least 5 training cases" in refused(raw_dataset(tmp_path, "Dataset002_B", cases=4))
+    broken = raw_dataset(tmp_path, "Dataset003_C")
+    (broken / "dataset.json").write_text("{}", encoding="utf-8")
+    assert "is not nnU-Net's" in refused(broken)
+    good = raw_dataset(tmp_path)
+    assert demo.check_dataset(good) == good.resolve()
+
+
+def test_device_and_epochs(demo):
+    def options(*arguments: str, cuda: bool):
+        return demo.check_options(demo.parse(arguments), lambda: cuda)
+
+    gpu, cpu = options(cuda=True), options(cuda=False)
+    assert (gpu.device, gpu.epochs, gpu.plans) == ("cuda", demo.GPU_EPOCHS, "nnUNetPlans")
+    assert (cpu.device, cpu.epochs, cpu.plans) == ("cpu", demo.CPU_EPOCHS, "nnUNetPlansSmall")
+    assert (
+        options("--device", "cpu", "--epochs", "7", cuda=True).trainer("nnUNetTrainerDTC") == "nnUNetTrainerDTC_7epochs"
+    )
+    with pytest.raises(demo.DemoError, match="sees no CUDA GPU"):
+        options("--device", "cuda", cuda=False)
+
+
+def test_a_folder_keeps_to_its_options(demo, tmp_path):
+    options = demo.Options("phantom", ("nnUNetTrainer", "nnUNetTrainerDTC"), 3, "cpu")
+    folder = tmp_path / "demo"
+    demo.claim_folder(folder, options)
+    demo.claim_folder(folder, options)  # resumed
+    with pytest.raises(demo.DemoError, match=r"other options.*epochs is 3 there and 4 now"):
+        demo.claim_folder(folder, dataclasses.replace(options, epochs=4))
+    with pytest.raises(demo.DemoError, match="dataset is 'phantom' there"):
+        demo.claim_folder(folder, dataclasses.replace(options, dataset="/data/Dataset017_BTCV"))
+
+    foreign = tmp_path / "mine"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("precious", encoding="utf-8")
+    with pytest.raises(demo.DemoError, match="not empty and was not made by this demo"):
+        demo.claim_folder(foreign, options)
+    with pytest.raises(demo.DemoError, match="must be a folder"):
+        demo.claim_folder(foreign / "thesis.txt", options)
+    assert [f.name for f in foreign.iterdir()] == ["thesis.txt"]
+
+
+def test_a_dataset_is_linked(demo, tmp_path):
+    source, target = raw_dataset(tmp_path / "data"), tmp_path / "nnUNet_raw" / "Dataset017_BTCV"
+    target.parent.mkdir()
+    demo.bring_dataset(source, target)
+    assert (target / "dataset.json").is_file()
+
+
+def test_a_dataset_is_copied_where_links_are_not_allowed(demo, tmp_path, monkeypatch):
+    def forbidden(self, *args, **kwargs):
+        raise OSError("a required privilege is not held by the client")
+
+    monkeypatch.setattr(Path, "symlink_to", forbidden)
+    source, target = raw_dataset(tmp_path / "data"), tmp_path / "nnUNet_raw" / "Dataset017_BTCV"
+    target.parent.mkdir()
+    demo.bring_dataset(source, target)
+    assert not target.is_symlink()
+    assert (target / "labelsTr" / "c4.nii.gz").is_file()
+    assert [f.name for f in target.parent.iterdir()] == [target.name]
+
+
+def test_test_cases_need_labels(demo, tmp_path):
+    source = raw_dataset(tmp_path)
+    it = demo.Demo(tmp_path / "demo", demo.Options(str(source), ("nnUNetTrainer",), 2, "cpu"), Console(quiet=True))
+    it.raw.mkdir(parents=True)
+    demo.bring_dataset(source, it.dataset)
+    assert not it.held_out
+    for sub, name in (("imagesTs", "t_0000.nii.gz"), ("labelsTs", "t.nii.gz")):
+        (source / sub).mkdir()
+        assert not it.held_out
+        (source / sub / name).touch()
+    assert it.held_out
+    (source / "imagesTs" / "another_0000.nii.gz").touch()  # without labels
+    assert not it.held_out
+    assert it.predictions("nnUNetTrainer").parts[-2:] == ("fold_0", "validation")
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Plans.
+
+
+PLANS = {
+    "plans_name": "nnUNetPlans",
+    "dataset_name": "Dataset917_Phantom",
+    "configurations": {
+        "2d": {},
+        "3d_fullres": {
+            "data_identifier": "nnUNetPlans_3d_fullres",
+            "batch_size": 2,
+            "patch_size": [40, 112, 112],
+            "median_image_size_in_voxels": [34.0, 112.0, 112.0],
+            "spacing": [7.37, 3.27, 3.27],
+            "architecture": {
+                "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+                "arch_kwargs": {
+                    "n_stages": 5,
+                    "features_per_stage": [32, 64, 128, 256, 320],
+                    "conv_op": "torch.nn.modules.conv.Conv3d",
+                    "kernel_sizes": [[1, 3, 3], *[[3, 3, 3]] * 4],
+                    "strides": [[1, 1, 1], [1, 2, 2], *[[2, 2, 2]] * 3],
+                    "n_conv_per_stage": [2] * 5,
+                    "n_conv_per_stage_decoder": [2] * 4,
+                    "conv_bias": True,
+                    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+                    "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+                    "dropout_op": None,
+                    "dropout_op_kwargs": None,
+                    "nonlin": "torch.nn.LeakyReLU",
+                    "nonlin_kwargs": {"inplace": True},
+                },
+                "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+            },
+        },
+    },
+}
+"""What nnU-Net 2.8 plans for the synthetic data set."""
+
+
+def test_small_plans(demo):
+    import torch
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    before = copy.deepcopy(PLANS)
+    small = demo.shrink_plans(PLANS)
+    assert before == PLANS
+    assert small["plans_name"] == demo.SMALL_PLANS
+    assert list(small["configurations"]) == ["3d_fullres"]
+    config = small["configurations"]["3d_fullres"]
+    kwargs = config["architecture"]["arch_kwargs"]
+    stages = kwargs["n_stages"]
+    assert (
+        kwargs["strides"] == before["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["strides"][:stages]
+    )
+    for axis, extent_mm in enumerate((34 * 7.37, 112 * 3.27, 112 * 3.27)):
+        seen_mm = config["patch_size"][axis] * config["spacing"][axis]
+        assert seen_mm >= 0.99 * extent_mm  # one patch holds the median image
+        assert config["spacing"][axis] >= before["configurations"]["3d_fullres"]["spacing"][axis]
+
+    manager = PlansManager(small)
+    assert manager.plans_name == demo.SMALL_PLANS
+    configuration = manager.get_configuration("3d_fullres")
+    assert configuration.data_identifier == f"{demo.SMALL_PLANS}_3d_fullres"
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    network = get_network_from_plans(
+        configuration.network_arch_class_name,
+        configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import,
+        1,
+        14,
+        deep_supervision=False,
+    )
+    with torch.no_grad():
+        out = network(torch.zeros(1, 1, *configuration.patch_size))
+    assert out.shape == (1, 14, *configuration.patch_size)
+
+
+def test_small_plans_of_a_residual_encoder(demo):
+    plans = copy.deepcopy(PLANS)
+    kwargs = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    del kwargs["n_conv_per_stage"]
+    kwargs["n_blocks_per_stage"] = [1, 3, 4, 6, 6]
+    small = demo.shrink_plans(plans)["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    assert len(small["n_blocks_per_stage"]) == small["n_stages"]
+    assert "n_conv_per_stage" not in small
+
+
+def test_plans_that_cannot_be_made_small(demo):
+    with pytest.raises(ValueError, match=r"must have the configuration '3d_fullres', got \['2d'\]"):
+        demo.shrink_plans({"configurations": {"2d": {}}})
+    with pytest.raises(ValueError, match="features_per_stage and strides, got"):
+        demo.shrink_plans({"configurations": {"3d_fullres": {}}})
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# What is done.
+
+
+def checkpoint(file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", b"weights" * 100)
+    return file
+
+
+def test_training_states(demo, tmp_path):
+    fold = tmp_path / "fold_0"
+    assert demo.training_state(fold) == "new"
+    checkpoint(fold / "checkpoint_best.pth")
+    assert demo.training_state(fold) == "interrupted"
+    checkpoint(fold / "checkpoint_final.pth")
+    assert demo.training_state(fold) == "interrupted"  # the validation is missing
+    (fold / "validation").mkdir()
+    assert demo.training_state(fold) == "interrupted"
+    (fold / "validation" / "summary.json").write_text("{}", encoding="utf-8")
+    assert demo.training_state(fold) == "done"
+
+
+def test_checkpoints_cut_off_while_written(demo, tmp_path):
+    whole, cut = checkpoint(tmp_path / "checkpoint_best.pth"), checkpoint(tmp_path / "checkpoint_latest.pth")
+    cut.write_bytes(cut.read_bytes()[:-40])
+    assert demo.drop_broken_checkpoints(tmp_path) == [cut.name]
+    assert whole.is_file()
+    assert not cut.exists()
+    assert demo.drop_broken_checkpoints(tmp_path / "not there") == []
+
+
+def test_preprocessed_cases(demo, tmp_path):
+    for name in ("a.b2nd", "a_seg.b2nd", "a.pkl", "b.b2nd"):  # b was interrupted
+        (tmp_path / name).touch()
+    assert demo.preprocessed_cases(tmp_path) == 1
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Commands and numbers.
+
+
+def test_a_failing_command(demo, tmp_path):
+    steps = sys.modules["steps"]
+    console = Console(file=io.StringIO(), width=200)
+    command = ["python", "-c", "print('it broke here'); raise SystemExit(3)"]
+    with pytest.raises(steps.StepFailedError, match="exit code 3") as error:
+        steps.run_step(console, "A step", command, {"X": "1"}, tmp_path / "logs" / "step.txt")
+    assert "it broke here" in error.value.tail()
+    assert "$ python -c" in console.file.getvalue()
+    with pytest.raises(FileNotFoundError, match="is nnU-Net installed"):
+        steps.run_step(console, "A step", ["nnUNetv2_no_such"], {}, tmp_path / "logs" / "step.txt")
+
+
+def test_a_step_gets_the_exports_and_tells_epochs(demo, tmp_path):
+    steps = sys.modules["steps"]
+    console = Console(file=io.StringIO(), width=200)
+    lines = "import os; print(os.environ['DEMO_X']); print('2026-01-01 10:00:00.000000: Epoch 1')"
+    steps.run_step(console, "T", ["python", "-c", lines], {"DEMO_X": "seen"}, tmp_path / "t.txt", epochs=2)
+    assert "seen" in (tmp_path / "t.txt").read_text(encoding="utf-8")
+    assert "epoch 2 of 2" in console.file.getvalue()
+
+
+def test_dice(demo):
+    nan = float("nan")
+
+    def summary(liver: float, spleen: float) -> dict:
+        metrics = {"1": {"Dice": liver}, "2": {"Dice": spleen}}
+        return {
+            "mean": metrics,
+            "metric_per_case": [{"prediction_file": "/x/case_1.nii.gz", "metrics": metrics}],
+        }
+
+    summaries = {"A": summary(0.9, nan), "B": summary(0.8, 0.6)}
+    rows = demo.dice_rows(summaries, {"background": 0, "liver": 1, "spleen": 2})
+    assert rows == [
+        {"organ": "liver", "A": 0.9, "B": 0.8},
+        {"organ": "spleen", "A": None, "B": 0.6},
+        {"organ": "mean", "A": 0.9, "B": pytest.approx(0.7)},
+    ]
+    assert demo.case_dice(summaries["B"], ".nii.gz") == {"case_1": pytest.approx(0.7)}
+    console = Console(file=io.StringIO(), width=100)
+    console.print(demo.dice_table(rows, {"A": "A_2epochs", "B": "B_2epochs"}, "Dice"))
+    assert "-0.100" in console.file.getvalue()

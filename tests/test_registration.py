@@ -1,0 +1,241 @@
+"""nnU-Net's own finder, in fresh processes from another folder, with a copy of nnU-Net that the tests may change."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import nnunetv2
+import pytest
+
+from nnunet_dtc.plugin import registration
+from nnunet_dtc.plugin.registration import RegistrationError
+
+OURS = [
+    "nnUNetTrainerDTC",
+    "nnUNetTrainerDTC_RF10",
+    "nnUNetTrainerDTC_RF2.5",
+    "nnUNetTrainerDTC_RFinf",
+    "nnUNetTrainerDTC_RF10_250epochs",
+    "nnUNetTrainer_7epochs",
+]
+NNUNETS = ["nnUNetTrainer", "nnUNetTrainer_5epochs", "nnUNetTrainerDA5"]
+
+FIND = """
+import json, sys
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
+answers = {}
+for name in sys.argv[1:]:
+    try:
+        found = find(name)
+        answers[name] = [found.__module__, found.__name__, find(name) is found]
+    except Exception as error:
+        answers[name] = [type(error).__name__, str(error)]
+print("ANSWERS", json.dumps(answers))
+"""
+
+MYLAB = """
+from nnunet_dtc.trainers import nnUNetTrainerDTC_RF10
+
+class nnUNetTrainerDTC_mylab(nnUNetTrainerDTC_RF10):
+    pass
+"""
+
+FOREIGN = """
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+class nnUNetTrainerDTC_RF4(nnUNetTrainer):
+    pass
+
+class nnUNetTrainerDTC_RFnet(nnUNetTrainer):
+    pass
+"""
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A folder with a copy of nnU-Net, for PYTHONPATH."""
+    site = tmp_path / "site"
+    source = Path(nnunetv2.__path__[0])
+    shutil.copytree(source, site / "nnunetv2", ignore=shutil.ignore_patterns("__pycache__", registration.FILE_NAME))
+    return site
+
+
+@pytest.fixture
+def python(site, tmp_path):
+    """Run Python in a fresh process from another folder, with the copy of nnU-Net."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def run(*arguments, ext_trainer="", before=()):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("nnUNet_")}
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, [*before, site]))
+        if ext_trainer:
+            environment[registration.EXT_VARIABLE] = str(ext_trainer)
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=elsewhere, env=environment, capture_output=True, text=True, check=False
+        )
+
+    return run
+
+
+def find(python, *names, **options):
+    done = python("-c", FIND, *names, **options)
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("ANSWERS "))
+    return json.loads(line.removeprefix("ANSWERS ")), done
+
+
+def files(folder):
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*"))
+
+
+def assert_ours(answers, names=OURS):
+    for name in names:
+        module, found, same = answers[name]
+        assert module.startswith("nnunet_dtc.trainers")
+        assert found == name
+        assert same is True
+
+
+def assert_nnunets(answers):
+    for name in NNUNETS:
+        module, found, same = answers[name]
+        assert module.startswith("nnunetv2.training.nnUNetTrainer.")
+        assert found == name
+        assert same is True
+
+
+def test_register_find_unregister(site, python, tmp_path):
+    folder = site / "nnunetv2" / "training" / "nnUNetTrainer"
+    users = tmp_path / "users"
+    users.mkdir()
+    (users / "mylab.py").write_text(MYLAB)
+
+    python("-c", "import nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
+    before = [file for file in files(folder) if "__pycache__" not in file]
+    done = python("-m", "nnunet_dtc", "register")
+    assert done.returncode == 0, done.stderr
+    assert str(folder / registration.FILE_NAME) in done.stdout
+    assert python("-m", "nnunet_dtc", "register").returncode == 0  # safe to repeat
+
+    answers, done = find(python, *OURS, *NNUNETS, "nnUNetTrainerDTC_mylab", ext_trainer=users)
+    assert_ours(answers)
+    assert_nnunets(answers)
+    assert answers["nnUNetTrainerDTC_mylab"][:2] == ["mylab", "nnUNetTrainerDTC_mylab"]
+    assert "Hint" not in done.stderr  # somebody defines it
+
+    answers, done = find(
+        python, "nnUNetTrainerDTC_typo", "nnUNetTrainerDTC_RFx", "nnUNetTrainerDTC_RF02", "nnUNetTrainerX"
+    )
+    assert answers["nnUNetTrainerDTC_typo"][0] == "RuntimeError"  # nnU-Net's own "Could not find"
+    assert done.stderr.count("Hint: nnUNetTrainerDTC_typo: _typo is no suffix") == 1
+    assert answers["nnUNetTrainerDTC_RFx"][0] == "TrainerNameError"
+    assert "use nnUNetTrainerDTC" in answers["nnUNetTrainerDTC_RF02"][1]
+    assert answers["nnUNetTrainerX"][0] == "RuntimeError"
+
+    done = python("-m", "nnunet_dtc", "unregister")
+    assert done.returncode == 0, done.stderr
+    assert [file for file in files(folder) if "__pycache__" not in file] == before
+    assert not [file for file in files(folder) if "nnunet_dtc" in file]
+    answers, _ = find(python, *OURS, *NNUNETS)
+    assert_nnunets(answers)
+    assert {answers[name][0] for name in OURS} == {"RuntimeError"}
+
+
+def test_by_the_environment_variable_alone(site, python, tmp_path):
+    before = [file for file in files(site) if "__pycache__" not in file]
+    line = python("-m", "nnunet_dtc", "env", ext_trainer=tmp_path).stdout.strip()
+    assert line.startswith(f"export nnUNet_extTrainer={tmp_path}{os.pathsep}")  # what it held is kept
+    value = line.partition("=")[2]
+    assert python("-m", "nnunet_dtc", "env", ext_trainer=value).stdout.strip() == line
+    answers, _ = find(python, *OURS, *NNUNETS, ext_trainer=value)
+    assert_ours(answers)
+    assert_nnunets(answers)
+    assert [file for file in files(site) if "__pycache__" not in file] == before
+
+
+def test_what_others_define_stays_theirs(site, python):
+    """Flat files are searched before packages: the foreign file is passed after ours."""
+    folder = site / "nnunetv2" / "training" / "nnUNetTrainer"
+    (folder / "variants" / "foreign.py").write_text(FOREIGN)
+    assert python("-m", "nnunet_dtc", "register").returncode == 0
+    answers, _ = find(python, "nnUNetTrainerDTC_RF4", "nnUNetTrainerDTC_RFnet", "nnUNetTrainerDTC_RF10")
+    assert answers["nnUNetTrainerDTC_RF4"][0].endswith("variants.foreign")
+    assert answers["nnUNetTrainerDTC_RFnet"][0].endswith("variants.foreign")
+    assert_ours(answers, ["nnUNetTrainerDTC_RF10"])
+
+
+@pytest.mark.parametrize("how", ["raise ImportError('broken on purpose')", "import utilities_that_are_not_there"])
+def test_a_broken_installation_of_ours_does_no_harm(python, tmp_path, how):
+    assert python("-m", "nnunet_dtc", "register").returncode == 0
+    broken = tmp_path / "broken"
+    (broken / "nnunet_dtc").mkdir(parents=True)
+    (broken / "nnunet_dtc" / "__init__.py").write_text(how)
+    answers, done = find(python, *NNUNETS, "nnUNetTrainerDTC", before=[broken])
+    assert_nnunets(answers)
+    assert answers["nnUNetTrainerDTC"][0] == "RuntimeError"
+    assert "nnunet-dtc is registered with nnU-Net, but cannot be imported" in done.stderr
+
+
+def test_the_file_that_nnunet_sees_imports_only_the_standard_library():
+    text = (registration.ext_trainer_folder() / registration.FILE_NAME).read_text()
+    top = [line for line in text.splitlines() if line.startswith(("import ", "from "))]
+    assert {line.split()[1] for line in top} <= sys.stdlib_module_names
+    assert [file.name for file in registration.ext_trainer_folder().glob("*.py")] == [registration.FILE_NAME]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    folder = tmp_path / "nnUNetTrainer"
+    folder.mkdir()
+    monkeypatch.setattr(registration, "nnunet_trainer_folder", lambda: folder)
+    return folder
+
+
+def test_a_file_of_that_name_that_is_not_ours_is_left_alone(folder):
+    file = folder / registration.FILE_NAME
+    file.write_text("class nnUNetTrainerSomething: pass\n")
+    for action in (registration.register, registration.unregister):
+        with pytest.raises(RegistrationError, match="is not a file of nnunet-dtc"):
+            action()
+    assert file.read_text() == "class nnUNetTrainerSomething: pass\n"
+    assert registration.registered_file() is None
+
+
+def test_an_older_file_of_ours_is_brought_up_to_date(folder):
+    file = folder / registration.FILE_NAME
+    file.write_text(registration.MARK + " of an older version\n")
+    assert registration.register() == file
+    assert file.read_bytes() == (registration.ext_trainer_folder() / registration.FILE_NAME).read_bytes()
+    assert registration.unregister() == file
+    assert registration.unregister() is None
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o000])
+def test_an_unwritable_nnunet(monkeypatch, mode):
+    with tempfile.TemporaryDirectory() as parent:  # everybody may look into it, unlike tmp_path
+        Path(parent).chmod(0o755)
+        folder = Path(parent) / "nnUNetTrainer"
+        folder.mkdir(mode=mode)
+        monkeypatch.setattr(registration, "nnunet_trainer_folder", lambda: folder)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)  # root may write everywhere
+        try:
+            with pytest.raises(RegistrationError, match=r"cannot write into .*\(Permission denied\).*nnunet-dtc env"):
+                registration.register()
+        finally:
+            if root:
+                os.seteuid(0)
+        folder.chmod(0o755)
+        assert list(folder.iterdir()) == []
+
+
+def test_without_nnunet(monkeypatch):
+    monkeypatch.setattr(registration.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RegistrationError, match="nnU-Net is not installed"):
+        registration.register()

@@ -1,0 +1,257 @@
+import json
+import pickle
+
+import pytest
+import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from plans import DATASET, small_plans
+from typer.testing import CliRunner
+
+from nnunet_dtc.checkpoints import CheckpointError, open_checkpoint
+from nnunet_dtc.cli import app
+from nnunet_dtc.dtc import is_dtc
+from nnunet_dtc.trainers import nnUNetTrainerDTC, nnUNetTrainerDTC_RF10
+from nnunet_dtc.warm_start import warm_start
+
+CONFIGURATIONS = ["2d", "3d_fullres", "3d_residual"]
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A checkpoint as nnU-Net's own trainer saves it, after two real steps of its own optimizer and loss of logs."""
+
+    def trained(configuration="3d_fullres", fold=0, cls=nnUNetTrainer):
+        monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+        torch.manual_seed(0)
+        trainer = cls(small_plans() | {"continue_training": False}, configuration, fold, DATASET, torch.device("cpu"))
+        trainer.network = trainer.build_network_architecture(
+            trainer.plans_manager, trainer.configuration_manager, 1, 3, True
+        )
+        trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
+        x = torch.randn(2, 1, *trainer.configuration_manager.patch_size)
+        for _ in range(2):
+            trainer.optimizer.zero_grad()
+            trainer.network(x)[0].square().mean().backward()
+            trainer.optimizer.step()
+        trainer._best_ema = trainer.network(x)[0].mean().detach().numpy().astype("float64")[()]
+        for key in ("mean_fg_dice", "train_losses", "val_losses"):
+            trainer.logger.log(key, trainer._best_ema, 0)
+        trainer.inference_allowed_mirroring_axes = (0, 1)
+        file = f"{trainer.output_folder}/checkpoint_final.pth"
+        trainer.save_checkpoint(file)
+        return file, trainer
+
+    return trained
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, ["warm-start", *map(str, arguments)])
+
+
+def logits(network, configuration_manager):
+    x = torch.randn(1, 1, *configuration_manager.patch_size, generator=torch.Generator().manual_seed(2))
+    network.eval()
+    with torch.no_grad():
+        return network(x)
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_the_logits_are_bit_identical_and_gradients_reach_the_blocks(configuration, trained):
+    file, trainer = trained(configuration)
+    start = warm_start(file, "nnUNetTrainerDTC_RF10")
+    theirs, ours = (logits(network, trainer.configuration_manager) for network in (trainer.network, start.network))
+    for one, other in zip(theirs, ours, strict=True):
+        assert torch.equal(one, other)
+    found = [module for module in start.network.modules() if is_dtc(module)]
+    assert found
+    assert all(block.receptive_field == 10 and block.coords.weight.any() for block in found)
+    x = torch.randn(1, 1, *trainer.configuration_manager.patch_size)
+    start.network(x)[0].square().mean().backward()
+    assert all(block.value.weight.grad.any() for block in found)
+
+
+def test_the_same_checkpoint_gives_the_same_weights(trained):
+    file, _ = trained()
+    first, second = (warm_start(file, "nnUNetTrainerDTC").network.state_dict() for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_pretrained_weights_file(trained, tmp_path):
+    file, trainer = trained()
+    output = tmp_path / "out.pth"
+    done = command(file, "-tr", "nnUNetTrainerDTC", "-o", output)
+    assert done.exit_code == 0, done.output
+    assert "-tr nnUNetTrainerDTC -p nnUNetPlans -pretrained_weights" in done.output
+    assert "leaves the segmentation layers random" in done.output
+
+    network = nnUNetTrainerDTC.build_network_architecture(
+        trainer.plans_manager, trainer.configuration_manager, 1, 3, True
+    )
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    load_pretrained_weights(network, str(output), verbose=False)  # nnU-Net's own, with all that it insists on
+    for key, value in network.state_dict().items():
+        if ".seg_layers." in key:
+            assert torch.equal(value, before[key])
+        elif ".base." in key:
+            assert torch.equal(value, trainer.network.state_dict()[key.replace(".base.", ".")])
+        elif ".value." in key:
+            assert not value.any()
+
+    assert "is there already and is not overwritten" in command(file, "-tr", "nnUNetTrainerDTC", "-o", output).output
+
+
+def test_into_a_fold_for_continuing(trained, tmp_path):
+    file, trainer = trained()
+    fold = tmp_path / "results" / "Dataset998_Test" / "nnUNetTrainerDTC_RF10__nnUNetPlans__3d_fullres" / "fold_0"
+    done = command(file, "-tr", "nnUNetTrainerDTC_RF10", "--into", fold)
+    assert done.exit_code == 0, done.output
+    assert "--c" in done.output
+    assert [entry.name for entry in fold.iterdir()] == ["checkpoint_latest.pth"]
+
+    plans = small_plans() | {"continue_training": True}
+    resumed = nnUNetTrainerDTC_RF10(plans, "3d_fullres", 0, DATASET, torch.device("cpu"))
+    resumed.network = resumed.build_network_architecture(
+        resumed.plans_manager, resumed.configuration_manager, 1, 3, True
+    )
+    resumed.optimizer, resumed.lr_scheduler = resumed.configure_optimizers()
+    resumed.was_initialized = True  # its data are not there, which initialize() looks at
+    resumed.load_checkpoint(str(fold / "checkpoint_latest.pth"))
+    assert resumed.current_epoch == 0
+    assert resumed.inference_allowed_mirroring_axes == (0, 1)
+    assert resumed.logger.get_value("train_losses", step=None) == []
+    assert resumed.my_init_kwargs["configuration"] == "3d_fullres"
+    assert not resumed.optimizer.state_dict()["state"]
+    theirs, ours = (logits(t.network, trainer.configuration_manager) for t in (trainer, resumed))
+    for one, other in zip(theirs, ours, strict=True):
+        assert torch.equal(one, other)
+
+    again = command(file, "-tr", "nnUNetTrainerDTC_RF10", "--into", fold)
+    assert again.exit_code == 1
+    assert "has a training already (checkpoint_latest.pth)" in again.output
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "Dataset998_Test/nnUNetTrainerDTC__nnUNetPlans__3d_fullres/fold_1",
+        "Dataset998_Test/nnUNetTrainerDTC_RF4__nnUNetPlans__3d_fullres/fold_0",
+        "Dataset998_Test/nnUNetTrainerDTC__nnUNetPlans__2d/fold_0",
+        "Dataset998_Test/nnUNetTrainerDTC__otherPlans__3d_fullres/fold_0",
+        "Dataset999_Test/nnUNetTrainerDTC__nnUNetPlans__3d_fullres/fold_0",
+        "fold_0",
+    ],
+)
+def test_into_another_trainings_folder_is_refused(wrong, trained, tmp_path):
+    file, _ = trained()
+    done = command(file, "-tr", "nnUNetTrainerDTC", "--into", tmp_path / wrong)
+    assert done.exit_code == 1
+    assert "Dataset998_Test/nnUNetTrainerDTC__nnUNetPlans__3d_fullres/fold_0" in done.output
+    assert not (tmp_path / wrong).exists()
+
+
+def test_into_a_model_with_other_plans_is_refused(trained, tmp_path):
+    file, _ = trained()
+    model = tmp_path / "Dataset998_Test" / "nnUNetTrainerDTC__nnUNetPlans__3d_fullres"
+    model.mkdir(parents=True)
+    plans = small_plans()
+    plans["configurations"]["3d_fullres"]["patch_size"] = [12, 16, 24]
+    (model / "plans.json").write_text(json.dumps(plans))
+    done = command(file, "-tr", "nnUNetTrainerDTC", "--into", model / "fold_0")
+    assert done.exit_code == 1
+    assert "differs from the plans of the checkpoint in patch_size" in done.output
+    assert [entry.name for entry in model.iterdir()] == ["plans.json"]
+
+
+class Malicious:
+    """Unpickling it touches a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        import os
+
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("place", ["network_weights", "logging", "somewhere"])
+def test_a_malicious_checkpoint_runs_nothing(place, trained, tmp_path):
+    file, _ = trained()
+    touched = tmp_path / "touched"
+    content = torch.load(file, weights_only=False)
+    content[place] = Malicious(touched)
+    torch.save(content, tmp_path / "evil.pth")
+    output = tmp_path / "out.pth"
+    done = command(tmp_path / "evil.pth", "-tr", "nnUNetTrainerDTC", "-o", output)
+    assert done.exit_code == 1
+    assert "refused" in done.output
+    assert "system" in done.output
+    assert not touched.exists()
+    assert not output.exists()
+    torch.load(tmp_path / "evil.pth", weights_only=False)  # it would have
+    assert touched.exists()
+
+
+def test_a_malicious_bare_pickle_runs_nothing(tmp_path):
+    touched = tmp_path / "touched"
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Malicious(touched), protocol=2))
+    with pytest.raises(CheckpointError, match="refused"):
+        open_checkpoint(tmp_path / "evil.pth")
+    assert not touched.exists()
+
+
+def test_a_file_of_something_else(tmp_path):
+    (tmp_path / "page.pth").write_text("<html>404 not found</html>")
+    with pytest.raises(CheckpointError, match="cannot be read; it is cut off or no checkpoint"):
+        open_checkpoint(tmp_path / "page.pth")
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
+def test_a_checkpoint_that_is_cut_off(share, trained, tmp_path):
+    file, _ = trained()
+    with open(file, "rb") as opened:
+        content = opened.read()
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes(content[: int(len(content) * share)])
+    before = sorted(tmp_path.iterdir())
+    done = command(cut, "-tr", "nnUNetTrainerDTC", "-o", tmp_path / "out.pth")
+    assert done.exit_code == 1
+    assert f"{cut} cannot be read; it is cut off" in done.output
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_with_what_differs(trained, tmp_path):
+    file, _ = trained()
+    content = torch.load(file, weights_only=False)
+    weights = content["network_weights"]
+    del weights["encoder.stages.1.0.convs.0.conv.weight"]
+    weights["attention.0.weight"] = torch.zeros(3)
+    weights["decoder.seg_layers.0.weight"] = torch.zeros(7, 12, 1, 1, 1)
+    torch.save(content, tmp_path / "other.pth")
+    done = command(tmp_path / "other.pth", "-tr", "nnUNetTrainerDTC", "-o", tmp_path / "out.pth")
+    assert done.exit_code == 1
+    assert "missing in the checkpoint: encoder.stages.1.0.convs.0.conv\n" in done.output
+    assert "not in nnU-Net's network: attention.0\n" in done.output
+    assert "decoder.seg_layers.0.weight is (7, 12, 1, 1, 1) in the checkpoint, (3, 12, 1, 1, 1) in" in done.output
+    assert "decoder.encoder" not in done.output
+    assert not (tmp_path / "out.pth").exists()
+
+
+def test_other_refusals(trained, tmp_path):
+    file, _ = trained()
+    output = tmp_path / "out.pth"
+    assert "takes a DTC trainer" in command(file, "-tr", "nnUNetTrainer_rep2", "-o", output).output
+    assert "takes a DTC trainer" in command(file, "-tr", "nnUNetTrainerDA5", "-o", output).output
+    assert "use nnUNetTrainerDTC" in command(file, "-tr", "nnUNetTrainerDTC_RF2", "-o", output).output
+    assert "give either -o" in command(file, "-tr", "nnUNetTrainerDTC").output
+    assert "give either -o" in command(file, "-tr", "nnUNetTrainerDTC", "-o", output, "--into", tmp_path).output
+    assert "there is no checkpoint" in command(tmp_path / "none.pth", "-tr", "nnUNetTrainerDTC", "-o", output).output
+    missing = tmp_path / "missing" / "out.pth"
+    assert "there is no folder" in command(file, "-tr", "nnUNetTrainerDTC", "-o", missing).output
+    torch.save({"state_dict": {}}, tmp_path / "lightning.pth")
+    refused = command(tmp_path / "lightning.pth", "-tr", "nnUNetTrainerDTC", "-o", output)
+    assert "it has no network_weights, init_args, trainer_name" in refused.output
+    ours, _ = trained(cls=nnUNetTrainerDTC)
+    assert "is of a DTC network already" in command(ours, "-tr", "nnUNetTrainerDTC", "-o", output).output
+    assert not output.exists()
