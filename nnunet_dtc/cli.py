@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 app = typer.Typer(
     name="nnunet-dtc",
@@ -113,10 +112,13 @@ def trainers() -> None:
     from nnunet_dtc.trainers import names
 
     out.print(f"[bold]{escape(names.GRAMMAR)}[/]\n", highlight=False, soft_wrap=True)
-    table = Table("part", "what it says", "for example", show_lines=True)
+    widths = [max(len(part[column]) for part in names.PARTS) for column in range(2)]
     for part, meaning, example in names.PARTS:
-        table.add_row(escape(part), escape(meaning), escape(example.replace(", ", "\n")))
-    out.print(table, highlight=False)
+        line = (
+            f"[bold]{escape(part.ljust(widths[0]))}[/]  {escape(meaning.ljust(widths[1]))}  [dim]{escape(example)}[/]"
+        )
+        out.print(line, highlight=False, soft_wrap=True)
+    out.print("\n" + "\n".join(names.NOTES), highlight=False, soft_wrap=True)
 
 
 @app.command("warm-start")
@@ -162,3 +164,37 @@ def warm_start(
         )
     else:
         out.print(f"wrote {written}. Now: {command} --c", highlight=False, soft_wrap=True)
+
+
+@prepare.command("phantom")
+def prepare_phantom(
+    dataset_id: Annotated[int, typer.Option("-d", help="The data set's number, 1 to 999.")] = 917,
+    cases: Annotated[int, typer.Option("--cases", help="Training cases, at least 5.")] = 12,
+    test_cases: Annotated[int, typer.Option("--test-cases", help="Held-out cases, at least 1.")] = 4,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same bytes.")] = 917,
+    raw: Annotated[
+        Path | None, typer.Option("--raw", envvar="nnUNet_raw", help="nnU-Net's folder of raw data sets.")
+    ] = None,
+) -> None:
+    """Write synthetic abdominal CTs with BTCV's 13 organs: for demonstrations and tests, without a download."""
+    if raw is None:
+        raise fail("nnUNet_raw is not set: export nnUNet_raw=/a/folder, or give --raw")
+    from rich.progress import Progress
+
+    from nnunet_dtc.datasets.phantom import write_phantom
+
+    with Progress(console=err) as progress:
+        task = progress.add_task("drawing cases", total=None)
+        try:
+            folder = write_phantom(
+                raw,
+                dataset_id,
+                cases,
+                test_cases,
+                seed,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        except (ValueError, OSError) as error:
+            raise fail(error) from error
+    out.print(f"wrote {folder} ({cases} training and {test_cases} held-out cases)", highlight=False, soft_wrap=True)
+    out.print(f"Now: nnUNetv2_plan_and_preprocess -d {dataset_id} --verify_dataset_integrity", highlight=False)

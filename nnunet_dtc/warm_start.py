@@ -10,13 +10,14 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -119,7 +120,7 @@ def save_pretrained(start: WarmStart, output: Path) -> None:
         "inference_allowed_mirroring_axes": start.source.get("inference_allowed_mirroring_axes"),
         "current_epoch": 0,
     }
-    _save(content, output)
+    _write(output, lambda file: torch.save(content, file))
 
 
 def save_latest(start: WarmStart, fold_folder: Path) -> Path:
@@ -147,11 +148,9 @@ def save_latest(start: WarmStart, fold_folder: Path) -> Path:
         trainer.my_init_kwargs = init_args
         trainer.inference_allowed_mirroring_axes = start.source.get("inference_allowed_mirroring_axes")
         trainer.current_epoch = -1  # save_checkpoint writes the epoch to go on with
-        finished = Path(scratch) / "checkpoint_latest.pth"
-        trainer.save_checkpoint(str(finished))
         fold_folder.mkdir(parents=True, exist_ok=True)
-        target = fold_folder / finished.name
-        _save(torch.load(finished, weights_only=False), target)  # our own file of a moment ago
+        target = fold_folder / "checkpoint_latest.pth"
+        _write(target, lambda file: trainer.save_checkpoint(str(file)))
     return target
 
 
@@ -183,8 +182,6 @@ def check_fold_folder(start: WarmStart, fold_folder: Path) -> None:
         raise FileExistsError(f"{fold_folder} has a training already ({', '.join(there)}), nothing is overwritten")
     plans_file = fold_folder.parent / "plans.json"
     if plans_file.is_file():
-        from batchgenerators.utilities.file_and_folder_operations import load_json
-
         configuration = init_args["configuration"]
         theirs = PlansManager(load_json(str(plans_file))).get_configuration(configuration)
         ours = PlansManager(deepcopy(plans)).get_configuration(configuration)
@@ -228,18 +225,15 @@ def _is_second_name(key: str) -> bool:
     return key.startswith("decoder.encoder.") or re.search(r"\.all_modules\.\d+\.", key) is not None
 
 
-def _save(content: dict[str, Any], target: Path) -> None:
-    """All or nothing: a file of another name first."""
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".warm_start_", delete=False) as opened:
-        temporary = Path(opened.name)
-        try:
-            torch.save(content, opened)
-            opened.close()
-            temporary.chmod(0o644)
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+def _write(target: Path, write: Callable[[Path], None]) -> None:
+    """All or nothing: in a folder of its own first.
+
+    Under the same name, since torch writes the name of the file into it, and refuses one that is all suffix (".x").
+    """
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".warm_start_") as folder:
+        unfinished = Path(folder) / target.name
+        write(unfinished)
+        unfinished.replace(target)
 
 
 @contextlib.contextmanager

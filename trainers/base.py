@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_dtc._version import __version__
 from nnunet_dtc.trainers.names import DEFAULT_EPOCHS, TrainerName
 
 
@@ -33,3 +34,4 @@ class NamedTrainer(nnUNetTrainer):
         if self.spec.epochs != DEFAULT_EPOCHS:
             self.num_epochs = self.spec.epochs
             self.save_every = min(self.save_every, max(1, self.num_epochs // 20))
+        self.print_to_log_file(f"nnunet-dtc {__version__}: {type(self).__name__} is {self.spec!r}")

@@ -15,29 +15,19 @@ GRAMMAR = "nnUNetTrainer[DTC][_RF<r>][_noweight|_nosigmoid][_notanh][_<n>epochs]
 DEFAULT_RECEPTIVE_FIELD = 2.0
 DEFAULT_EPOCHS = 1000  # nnU-Net's
 
-# suffix, what it means, an example; what `nnunet-dtc trainers` prints
+# part of the name, what it says, examples; a line each of what `nnunet-dtc trainers` prints
 PARTS = (
-    ("DTC", "transposed convolution + DTC in the planned U-Net, receptive field 2", "nnUNetTrainerDTC"),
-    (
-        "_RF<r>",
-        "receptive field: any number >= 0 or inf; no shift is longer than r/4 voxels; RF 2 is the default and has no "
-        "suffix, RF 0 is the control without shift",
-        "nnUNetTrainerDTC_RF10, nnUNetTrainerDTC_RF2.5, nnUNetTrainerDTC_RFinf",
-    ),
-    ("_noweight", "table 4: offsets without weights", "nnUNetTrainerDTC_noweight"),
+    ("DTC", "DTC beside every transposed convolution of the planned U-Net, receptive field 2", "nnUNetTrainerDTC"),
+    ("_RF<r>", "another receptive field, any number >= 0 or inf: shifts of up to r/4 voxels", "nnUNetTrainerDTC_RF2.5"),
+    ("_noweight", "table 4: offsets without weights", "nnUNetTrainerDTC_RF10_noweight"),
     ("_nosigmoid", "table 4: weights without sigmoid", "nnUNetTrainerDTC_nosigmoid"),
     ("_notanh", "table 4: offsets without tanh", "nnUNetTrainerDTC_noweight_notanh"),
-    (
-        "_<n>epochs",
-        "n epochs instead of nnU-Net's 1000, saved often enough to be resumed; for nnUNetTrainer too",
-        "nnUNetTrainerDTC_RF10_250epochs, nnUNetTrainer_7epochs",
-    ),
-    (
-        "_rep<k>",
-        "the same training once more (k = 2, 3, ...) under a name of its own: how large is the noise? For "
-        "nnUNetTrainer too",
-        "nnUNetTrainerDTC_rep2, nnUNetTrainer_rep2",
-    ),
+    ("_<n>epochs", "n epochs instead of 1000, saved often; with or without DTC", "nnUNetTrainer_7epochs"),
+    ("_rep<k>", "the same training again, k = 2, 3, ...; with or without DTC", "nnUNetTrainerDTC_RF10_rep2"),
+)
+NOTES = (
+    "RF 2 has no suffix, RF 0 never shifts (the control with the same parameters), RF inf shifts up to half the map.",
+    "One model has one name: the suffixes in this order, numbers without needless digits.",
 )
 
 
