@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from nnunet_dtc.checkpoints import CheckpointError, open_checkpoint
 from nnunet_dtc.dtc import is_dtc
 from nnunet_dtc.trainers import trainer_class
-from nnunet_dtc.trainers.names import UnknownSuffixError
+from nnunet_dtc.trainers.names import TrainerNameError, UnknownSuffixError
 
 COORDS_SEED = 0  # the same checkpoint gives the same file
 
@@ -61,7 +61,7 @@ def warm_start(checkpoint: Path | str, trainer_name: str) -> WarmStart:
         trainer = trainer_class(trainer_name)
     except UnknownSuffixError:
         trainer = recursive_find_trainer_class_by_name(trainer_name)  # a subclass of ours in a folder of the user's
-    except AttributeError as error:
+    except (AttributeError, TrainerNameError) as error:
         raise ValueError(f"-tr takes a DTC trainer such as nnUNetTrainerDTC, got {trainer_name} ({error})") from error
     if not getattr(getattr(trainer, "spec", None), "dtc", False):
         raise ValueError(f"-tr takes a DTC trainer such as nnUNetTrainerDTC, got {trainer_name}")

@@ -130,9 +130,8 @@ def test_the_right_way_round(files):
         for upper, lower in (("right_adrenal_gland", "right_kidney"), ("esophagus", "pancreas")):
             assert at[upper][2] > at[lower][2], (label_file.name, upper, lower)
         hu = sitk.GetArrayFromImage(sitk.ReadImage(str(image_file)))
-        pieces, _ = ndimage.label(ndimage.binary_erosion((hu > -930) & (hu < -650)))
-        lung = np.argwhere(pieces == 1 + np.bincount(pieces.ravel())[1:].argmax())  # the largest
-        assert lung[:, 0].mean() > organs.shape[0] / 2, image_file.name  # index 0 is the lowest slice
+        lung = ndimage.binary_erosion((hu > -930) & (hu < -650), np.ones((1, 3, 3)))
+        assert lung[-3:].sum() > 2 * lung[:3].sum(), image_file.name  # index 0 is the lowest slice; gas is in the bowel
 
 
 @pytest.mark.parametrize(
@@ -196,10 +195,10 @@ def test_place_and_density_do_not_tell_the_organ():
     rng = np.random.default_rng(0)
     training = [voxels(case) for case in drawn(917, 0, 12)]
     x, y = np.concatenate([a for a, _ in training]), np.concatenate([b for _, b in training])
-    some = rng.permutation(len(y))[:250_000]
-    rare = np.concatenate([rng.permutation(np.flatnonzero(y == n))[:8000] for n in range(1, 14)])
+    some = rng.permutation(len(y))[:150_000]
+    rare = np.concatenate([rng.permutation(np.flatnonzero(y == n))[:5000] for n in range(1, 14)])
     use = np.union1d(some, rare)
-    forest = RandomForestClassifier(20, min_samples_leaf=5, n_jobs=2, random_state=0).fit(x[use], y[use])
+    forest = RandomForestClassifier(15, min_samples_leaf=5, n_jobs=1, random_state=0).fit(x[use], y[use])
     dice = []
     for features, truth in (voxels(case) for case in drawn(917, 1, 4)):
         guess = forest.predict(features)

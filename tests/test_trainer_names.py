@@ -27,6 +27,11 @@ GOOD = {
     "nnUNetTrainerDTC_RF10_noweight_notanh_7epochs_rep12": TrainerName(
         dtc=True, receptive_field=10, weight="none", offset="linear", epochs=7, repetition=12
     ),
+    "nnUNetTrainerDTC_NoMirroring": TrainerName(dtc=True, mirroring=False),
+    "nnUNetTrainerDTC_RF4_20epochs_NoMirroring_rep2": TrainerName(
+        dtc=True, receptive_field=4, epochs=20, mirroring=False, repetition=2
+    ),
+    "nnUNetTrainer_7epochs_NoMirroring": TrainerName(epochs=7, mirroring=False),
     "nnUNetTrainer_7epochs": TrainerName(epochs=7),
     "nnUNetTrainer_rep2": TrainerName(repetition=2),
     "nnUNetTrainer_250epochs_rep3": TrainerName(epochs=250, repetition=3),
@@ -49,6 +54,9 @@ ONE_NAME = {  # another spelling, and the name to use
     "nnUNetTrainerDTC_rep1": "nnUNetTrainerDTC",
     "nnUNetTrainer_rep1": "nnUNetTrainer",
     "nnUNetTrainer_rep02": "nnUNetTrainer_rep2",
+    "nnUNetTrainer_NoMirroring": "nnUNetTrainerNoMirroring",
+    "nnUNetTrainerDTC_nomirroring": "nnUNetTrainerDTC_NoMirroring",
+    "nnUNetTrainerDTC_NoMirroring_5epochs": "nnUNetTrainerDTC_5epochs_NoMirroring",
 }
 
 MALFORMED = {

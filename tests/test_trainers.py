@@ -3,12 +3,16 @@ import inspect
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
+    nnUNetTrainerNoMirroring,
+)
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from plans import DATASET, small_plans
 
 from nnunet_dtc import trainers
 from nnunet_dtc.dtc import is_dtc
 
+NO_MIRRORING = "nnUNetTrainerDTC_7epochs_NoMirroring"
 NAMES = ["nnUNetTrainerDTC", "nnUNetTrainerDTC_RF10", "nnUNetTrainerDTC_RF2.5_7epochs", "nnUNetTrainer_rep2"]
 OURS = {"__init__", "build_network_architecture", "spec"}
 
@@ -46,6 +50,21 @@ def test_hooks_that_we_do_not_touch_are_the_base_classs_own_objects(name):
 def test_a_vanilla_repetition_has_nnunets_own_network():
     hook = inspect.getattr_static(trainers.nnUNetTrainer_rep2, "build_network_architecture")
     assert hook is vars(nnUNetTrainer)["build_network_architecture"]
+
+
+def test_no_mirroring_is_nnunets_own(make):
+    found = getattr(trainers, NO_MIRRORING)
+    hook = "configure_rotation_dummyDA_mirroring_and_inital_patch_size"
+    assert inspect.getattr_static(found, hook) is vars(nnUNetTrainerNoMirroring)[hook]
+    for attribute, theirs in vars(nnUNetTrainer).items():
+        if attribute not in {*OURS, hook} and callable(theirs) and not attribute.startswith("__"):
+            assert inspect.getattr_static(found, attribute) is theirs
+    trainer = make(NO_MIRRORING)
+    assert trainer.num_epochs == 7
+    assert getattr(trainer, hook)()[-1] is None
+    assert trainer.inference_allowed_mirroring_axes is None
+    network = found.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 3)
+    assert any(is_dtc(module) for module in network.modules())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 
 PREFIX = "nnUNetTrainer"
-GRAMMAR = "nnUNetTrainer[DTC][_RF<r>][_noweight|_nosigmoid][_notanh][_<n>epochs][_rep<k>]"
+GRAMMAR = "nnUNetTrainer[DTC][_RF<r>][_noweight|_nosigmoid][_notanh][_<n>epochs][_NoMirroring][_rep<k>]"
 DEFAULT_RECEPTIVE_FIELD = 2.0
 DEFAULT_EPOCHS = 1000  # nnU-Net's
+NNUNETS_NO_MIRRORING = "nnUNetTrainerNoMirroring"  # of its own trainer; others would be a second name of it
 
 # part of the name, what it says, examples; a line each of what `nnunet-dtc trainers` prints
 PARTS = (
@@ -23,6 +24,11 @@ PARTS = (
     ("_nosigmoid", "table 4: weights without sigmoid", "nnUNetTrainerDTC_nosigmoid"),
     ("_notanh", "table 4: offsets without tanh", "nnUNetTrainerDTC_noweight_notanh"),
     ("_<n>epochs", "n epochs instead of 1000, saved often; with or without DTC", "nnUNetTrainer_7epochs"),
+    (
+        "_NoMirroring",
+        "no mirroring, as nnU-Net's NoMirroring trainers; with or without DTC",
+        "nnUNetTrainerDTC_NoMirroring",
+    ),
     ("_rep<k>", "the same training again, k = 2, 3, ...; with or without DTC", "nnUNetTrainerDTC_RF10_rep2"),
 )
 NOTES = (
@@ -48,6 +54,7 @@ class TrainerName:
         receptive_field: RF of section 3.2 (with DTC).
         offset, weight: table 4's variants, see :func:`nnunet_dtc.deformable_upsample`.
         epochs: the number of epochs.
+        mirroring: whether training and prediction mirror the images; nnU-Net does.
         repetition: 1 for the first training of a model, 2 for its repetition, ...
     """
 
@@ -56,6 +63,7 @@ class TrainerName:
     offset: str = "tanh"
     weight: str = "sigmoid"
     epochs: int = DEFAULT_EPOCHS
+    mirroring: bool = True
     repetition: int = 1
 
     def __str__(self) -> str:
@@ -65,6 +73,7 @@ class TrainerName:
         name += {"sigmoid": "", "none": "_noweight", "linear": "_nosigmoid"}[self.weight]
         name += "_notanh" * (self.offset == "linear")
         name += f"_{self.epochs}epochs" * (self.epochs != DEFAULT_EPOCHS)
+        name += "_NoMirroring" * (not self.mirroring)
         name += f"_rep{self.repetition}" * (self.repetition != 1)
         return name
 
@@ -100,12 +109,13 @@ def parse(name: str) -> TrainerName | None:
             )
         if kind in seen:
             raise TrainerNameError(f"{name}: only one of the suffixes for the {kind} may be given; {GRAMMAR}")
-        if not spec.dtc and kind not in ("epochs", "repetition"):
+        if not spec.dtc and kind not in ("epochs", "mirroring", "repetition"):
             raise TrainerNameError(f"{name}: _{suffix} belongs to DTC, use {PREFIX}DTC{name.removeprefix(PREFIX)}")
         seen.add(kind)
         spec = replace(spec, **change)
-    if str(spec) != name:
-        raise TrainerNameError(f"one model has one name: instead of {name} use {spec}")
+    one_name = NNUNETS_NO_MIRRORING if spec == TrainerName(mirroring=False) else str(spec)
+    if one_name != name:
+        raise TrainerNameError(f"one model has one name: instead of {name} use {one_name}")
     return spec
 
 
@@ -117,6 +127,8 @@ def _read_suffix(name: str, suffix: str) -> tuple[str | None, dict]:
         return "weight", {"weight": {"noweight": "none", "nosigmoid": "linear"}[suffix]}
     if suffix == "notanh":
         return "offset", {"offset": "linear"}
+    if suffix.lower() == "nomirroring":  # nnU-Net writes nnUNetTrainer_250epochs_NoMirroring
+        return "mirroring", {"mirroring": False}
     if epochs := re.fullmatch(r"([-+.\d]*)epochs?", suffix):
         return "epochs", {"epochs": _read_count(name, epochs[1], 1, "_<n>epochs takes a whole number of epochs")}
     if repetition := re.fullmatch(r"rep([-+.\d]*)", suffix):

@@ -1,0 +1,45 @@
+"""The command line ``nnunet-dtc``. Each command imports what it needs: torch and nnU-Net take seconds to load."""
+
+from typing import Annotated
+
+import typer
+
+from nnunet_dtc.cli import evaluate, plugin, prepare, warm_start
+from nnunet_dtc.cli.console import say
+
+app = typer.Typer(
+    name="nnunet-dtc",
+    help="Deformable Transposed Convolution (DTC) for nnU-Net v2.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (plugin.register, plugin.unregister, plugin.env, plugin.doctor, plugin.trainers):
+    app.command()(command)
+app.add_typer(prepare.app, name="prepare")
+app.command("warm-start")(warm_start.warm_start)
+app.command()(evaluate.evaluate)
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from nnunet_dtc._version import __version__
+
+        say(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass

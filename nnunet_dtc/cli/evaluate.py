@@ -1,0 +1,67 @@
+"""``nnunet-dtc evaluate``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nnunet_dtc.cli.console import fail, out, progress_bars, say
+
+
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of predicted segmentations.")],
+    labels: Annotated[Path, typer.Argument(help="Folder of the true ones, files of the same names.")],
+    dataset_json: Annotated[
+        Path | None, typer.Option("-djfile", help="dataset.json; by default the one that nnU-Net left nearby.")
+    ] = None,
+    given_labels: Annotated[
+        str | None, typer.Option("--labels", help="Instead of it: 1,2,3 or spleen=1,kidneys=2+3,ignore=4.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", help="Write OUT.json and OUT.csv; by default PREDICTIONS/metrics.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace them where they are there.")] = False,
+    tolerance: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tolerance",
+            help="Of NSD, may be repeated; default: 1 and 2 (mm). 0.5voxel takes the spacing as 1; "
+            "2,liver=5,spleen=3 or FILE.json goes organ by organ.",
+        ),
+    ] = None,
+    absent: Annotated[
+        str, typer.Option("--absent", help="Organs that neither has: skip does not count them, flare counts 1.")
+    ] = "skip",
+    subset: Annotated[
+        bool, typer.Option("--subset", help="Leave out labels without a prediction, as for one fold's validation.")
+    ] = False,
+    processes: Annotated[
+        int | None, typer.Option("-np", help="Cases at a time; default: one a CPU, at most 8.")
+    ] = None,
+) -> None:
+    """Score segmentations: Dice, surface Dice (NSD) and HD95 per case and organ, and their means."""
+    from nnunet_dtc import evaluation
+    from nnunet_dtc.evaluation.labels import find_dataset_json
+    from nnunet_dtc.evaluation.report import output_files, rich_table
+
+    try:
+        tolerances = [evaluation.parse_tolerance(text) for text in tolerance or ("1", "2")]
+        if dataset_json is not None and given_labels is not None:
+            raise ValueError("give either -djfile or --labels")
+        if given_labels is not None:
+            label_set, ending = evaluation.parse_labels(given_labels), None
+        else:
+            dataset_json = dataset_json or find_dataset_json(predictions, labels)
+            if dataset_json is None:
+                raise ValueError("there is no dataset.json beside these folders: give it by -djfile, or --labels")
+            label_set, ending = evaluation.labels_from_dataset_json(dataset_json)
+        pairs = evaluation.find_pairs(predictions, labels, ending, subset)
+        output = output or predictions / "metrics"
+        output_files(output, overwrite)
+        with progress_bars() as progress:
+            result = evaluation.evaluate_pairs(pairs, label_set, tolerances, absent, processes, progress)
+        written = evaluation.write_report(result, output, overwrite)
+    except (ValueError, OSError) as error:
+        raise fail(error) from error
+    out.print(rich_table(result))
+    say(f"wrote {written[0]} and {written[1]}")

@@ -1,0 +1,146 @@
+"""``nnunet-dtc prepare``: data sets in nnU-Net's raw layout."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nnunet_dtc.cli.console import fail, note, progress_bars, say
+
+app = typer.Typer(help="Write a data set in nnU-Net's raw layout.", no_args_is_help=True)
+
+RawFolder = Annotated[
+    Path | None, typer.Option("--raw", envvar="nnUNet_raw", help="nnU-Net's folder of raw data sets.")
+]
+DatasetId = Annotated[int, typer.Option("-d", help="The data set's number, 1 to 999.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a data set of this number and name, once the new one is complete.")
+]
+Size = Annotated[str, typer.Option("--size", help="Pixels a side of all images, or none: each keeps its own.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of the draw of training and test cases.")]
+
+
+@contextmanager
+def _preparing(raw: Path | None) -> Iterator[Callable[[str, int, int], None]]:
+    """Progress bars, one a step; what is wrong becomes one message."""
+    if raw is None:
+        raise fail("nnUNet_raw is not set: export nnUNet_raw=/a/folder, or give --raw")
+    with progress_bars() as progress:
+        try:
+            yield progress
+        except (ValueError, OSError) as error:
+            raise fail(error) from error
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    parts = text.replace(",", " ").split()
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise ValueError(f"{option} must be numbers with commas between them, got {text!r}")
+    return [int(part) for part in parts]
+
+
+def _size(text: str) -> int | None:
+    if text.lower() != "none" and not text.isdecimal():
+        raise ValueError(f"--size must be a number of pixels or none, got {text!r}")
+    return None if text.lower() == "none" else int(text)
+
+
+@app.command("phantom")
+def prepare_phantom(
+    dataset_id: DatasetId = 917,
+    cases: Annotated[int, typer.Option("--cases", help="Training cases, at least 5.")] = 12,
+    test_cases: Annotated[int, typer.Option("--test-cases", help="Held-out cases, at least 1.")] = 4,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same bytes.")] = 917,
+    raw: RawFolder = None,
+) -> None:
+    """Write synthetic abdominal CTs with BTCV's 13 organs: for demonstrations and tests, without a download."""
+    with _preparing(raw) as progress:
+        from nnunet_dtc.datasets.phantom import write_phantom
+
+        folder = write_phantom(
+            raw, dataset_id, cases, test_cases, seed, lambda done, total: progress("drawing cases", done, total)
+        )
+    say(
+        f"wrote {folder} ({cases} training and {test_cases} held-out cases)",
+        f"Now: nnUNetv2_plan_and_preprocess -d {dataset_id} --verify_dataset_integrity",
+    )
+
+
+@app.command("btcv")
+def prepare_btcv(
+    source: Annotated[
+        Path, typer.Argument(help="RawData.zip of Synapse syn3193805 (Abdomen), or its unpacked folder.")
+    ],
+    dataset_id: DatasetId = 17,
+    test_cases: Annotated[
+        str, typer.Option("--test-cases", help="Numbers of the test cases, e.g. 1,2,3; else TransUNet's twelve.")
+    ] = "",
+    overwrite: Overwrite = False,
+    raw: RawFolder = None,
+    preprocessed: Annotated[
+        Path | None,
+        typer.Option("--preprocessed", envvar="nnUNet_preprocessed", help="Where nnU-Net reads the five folds."),
+    ] = None,
+) -> None:
+    """BTCV: 30 abdominal CTs with 13 organs, 18 for training and validation in five folds, 12 for testing."""
+    with _preparing(raw) as progress:
+        if preprocessed is None:
+            raise ValueError("nnUNet_preprocessed is not set: export nnUNet_preprocessed=/a/folder, or --preprocessed")
+        from nnunet_dtc.datasets.btcv import TEST_CASES, write_btcv
+
+        chosen = _numbers(test_cases, "--test-cases") if test_cases else TEST_CASES
+        done = write_btcv(source, raw, preprocessed, dataset_id, chosen, overwrite, progress)
+    for line in done.notes:
+        note(line)
+    say(
+        f"wrote {done.folder} ({len(done.training)} training and {len(done.test)} test cases)",
+        f"test cases: {', '.join(name.removeprefix('BTCV_') for name in done.test)}"
+        + ("" if test_cases else " (those of TransUNet and Swin-Unet; the DTC paper uses 18/12 and names no cases)"),
+        f"five folds, for every trainer: {done.splits}",
+        f"Now: nnUNetv2_plan_and_preprocess -d {dataset_id} --verify_dataset_integrity",
+    )
+
+
+@app.command("isic2018")
+def prepare_isic2018(
+    source: Annotated[Path, typer.Argument(help="The folder with the six folders or archives of ISIC 2018, task 1.")],
+    dataset_id: DatasetId = 18,
+    size: Size = "256",
+    seed: Seed = 12345,
+    overwrite: Overwrite = False,
+    raw: RawFolder = None,
+) -> None:
+    """ISIC 2018, task 1: 3694 dermoscopic images with a lesion, 2600 for training and 1094 for testing."""
+    with _preparing(raw) as progress:
+        from nnunet_dtc.datasets.isic2018 import write_isic2018
+
+        done = write_isic2018(source, raw, dataset_id, _size(size), seed, overwrite, progress)
+    say(
+        f"wrote {done.folder} ({len(done.training)} training and {len(done.test)} test cases)",
+        f"drawn with seed {seed} (the DTC paper does not publish its draw)",
+        f"Now: nnUNetv2_plan_and_preprocess -d {dataset_id} --verify_dataset_integrity -c 2d",
+    )
+
+
+@app.command("busi")
+def prepare_busi(
+    source: Annotated[Path, typer.Argument(help="The folder or archive of Dataset_BUSI_with_GT.")],
+    dataset_id: DatasetId = 19,
+    size: Size = "256",
+    seed: Seed = 12345,
+    overwrite: Overwrite = False,
+    raw: RawFolder = None,
+) -> None:
+    """BUSI: 647 breast ultrasound images with a lesion, 520 for training, 87 for testing, 40 left out."""
+    with _preparing(raw) as progress:
+        from nnunet_dtc.datasets.busi import write_busi
+
+        done = write_busi(source, raw, dataset_id, _size(size), seed, overwrite, progress)
+    say(
+        f"wrote {done.folder} ({len(done.training)} training and {len(done.test)} test cases)",
+        f"drawn with seed {seed} (the DTC paper does not publish its draw)",
+        f"left out ({len(done.left_out)}, listed in left_out.txt): {', '.join(done.left_out)}",
+        f"Now: nnUNetv2_plan_and_preprocess -d {dataset_id} --verify_dataset_integrity -c 2d",
+    )

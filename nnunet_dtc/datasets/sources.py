@@ -1,0 +1,161 @@
+"""Where a data set comes from: an unpacked folder or the zip archive as it was downloaded, as one flat list of files.
+
+An archive is read in place: its members are found by their names but never written under them, and one whose name or
+kind points out of the archive (absolute, "..", a link) makes the whole archive refused.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["SourceError", "SourceFile", "open_source", "single"]
+
+
+class SourceError(ValueError):
+    """What is wrong with a source; `problems` are all of them, a line with a path each."""
+
+    def __init__(self, source: Path, problems: list[str]) -> None:
+        count = f"{len(problems)} problem" + "s" * (len(problems) > 1)
+        super().__init__("\n  ".join([f"{count} in {source}, nothing was written:", *problems]))
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a source: `name` is its path within the source, `shown` the one for messages, both with "/"."""
+
+    name: str
+    shown: str
+    path: Path | None = None
+    archive: zipfile.ZipFile | None = None
+    member: zipfile.ZipInfo | None = None
+
+    def open(self) -> BinaryIO:
+        """Its content; the end of a damaged archive member raises `zipfile.BadZipFile`."""
+        return self.path.open("rb") if self.archive is None else self.archive.open(self.member)
+
+    def read(self) -> bytes:
+        with self.open() as stream:
+            return stream.read()
+
+    def copy_to(self, file: Path) -> None:
+        """Its bytes into a new file.
+
+        Raises:
+            FileExistsError: if there is one.
+        """
+        with self.open() as stream, file.open("xb") as to:
+            shutil.copyfileobj(stream, to, 1 << 20)
+
+    @contextmanager
+    def on_disk(self, beside: Path) -> Iterator[Path]:
+        """A path to read it from; a member of an archive lies in a temporary folder in `beside` meanwhile."""
+        if self.path is not None:
+            yield self.path
+            return
+        missing = [folder for folder in (beside, *beside.parents) if not folder.exists()]
+        beside.mkdir(parents=True, exist_ok=True)
+        try:
+            with tempfile.TemporaryDirectory(prefix=".nnunet_dtc.", dir=beside) as scratch:
+                file = Path(scratch) / self.name.rpartition("/")[2]
+                self.copy_to(file)
+                yield file
+        finally:
+            for folder in missing:  # the innermost first; only what was made here and is empty
+                with suppress(OSError):
+                    folder.rmdir()
+
+
+@contextmanager
+def open_source(source: Path, zips: Collection[str] = ()) -> Iterator[list[SourceFile]]:
+    """All files of a folder or of a zip archive, sorted; hidden ones and macOS's `__MACOSX` left out.
+
+    Args:
+        source: the folder or the archive. Links in a folder are followed.
+        zips: of a folder, archives `<name>.zip` directly in it are looked into where no folder `<name>` is beside
+            them; their files count as lying in `<name>/`.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or file.
+        SourceError: if an archive cannot be read, is encrypted, or has members that point outside.
+    """
+    with ExitStack() as opened:
+        if not source.exists():
+            raise FileNotFoundError(f"the source must be a folder or a zip archive, there is no {source}")
+        if source.is_dir():
+            files = list(_folder(source))
+            for name in zips:
+                archive = source / f"{name}.zip"
+                if archive.is_file() and not (source / name).exists():
+                    files += _archive(archive, opened, f"{name}/")
+        else:
+            files = _archive(source, opened)
+        yield sorted((file for file in files if not _hidden(file.name)), key=lambda file: file.name)
+
+
+def single(what: str, files: list[SourceFile], problems: list[str]) -> SourceFile | None:
+    """The only file of `files`; else None, and a problem is added that names `what` as missing or all of them."""
+    if len(files) == 1:
+        return files[0]
+    problems.append(
+        f"{what} is missing"
+        if not files
+        else f"{what} is there {len(files)} times: {', '.join(f.shown for f in files)}"
+    )
+    return None
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def _folder(folder: Path) -> Iterator[SourceFile]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen = set()  # a link may lead back
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        real = os.path.realpath(root)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in names:
+            path = Path(root) / name
+            if path.is_file():
+                yield SourceFile(path.relative_to(folder).as_posix(), str(path), path)
+
+
+def _archive(file: Path, opened: ExitStack, prefix: str = "") -> list[SourceFile]:
+    try:
+        archive = opened.enter_context(zipfile.ZipFile(file))
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise SourceError(file, [f"{file}: must be a folder or a zip archive ({error})"]) from error
+    problems = [f"{file}/{member.filename}: {why}" for member in archive.infolist() if (why := _refusal(member))]
+    if problems:
+        raise SourceError(file, problems)
+    return [
+        SourceFile(prefix + member.filename, f"{file}/{member.filename}", archive=archive, member=member)
+        for member in archive.infolist()
+        if not member.is_dir()
+    ]
+
+
+def _refusal(member: zipfile.ZipInfo) -> str | None:
+    """Why a member of an archive is not acceptable."""
+    for name in (member.filename, member.orig_filename):
+        if re.match(r"[/\\]|[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
+            return "points outside of the archive"
+    if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "is a link or a special file"
+    return "is encrypted" if member.flag_bits & 1 else None

@@ -1,0 +1,260 @@
+"""Evaluate all cases of two folders: pair the files, check every one of them, then score in parallel processes.
+
+Nothing is computed before all files have been found fit: that predictions and labels are complete, on the same grids,
+and have known values only. Processes are started fresh (`spawn`), so a script of yours that calls this with more than
+one needs Python's `if __name__ == "__main__":`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_dtc.evaluation.images import (
+    ENDINGS,
+    EvaluationError,
+    check_complete,
+    grid_difference,
+    read_grid,
+    read_labels,
+    unknown_values,
+)
+from nnunet_dtc.evaluation.labels import LabelSet
+from nnunet_dtc.evaluation.metrics import ElementTable, element_table
+from nnunet_dtc.evaluation.report import Evaluation
+from nnunet_dtc.evaluation.scoring import ABSENT_RULES, Absent, OrganScores, score_case
+from nnunet_dtc.evaluation.tolerances import DEFAULT_TOLERANCES, Tolerance, check_tolerances
+
+__all__ = ["Pair", "Progress", "default_processes", "evaluate_folders", "evaluate_pairs", "find_pairs"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many of it are done, and how many there are."""
+
+NAMED_PROBLEMS = 10
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A case: its name, its prediction and its reference label."""
+
+    case: str
+    prediction: Path
+    reference: Path
+
+
+@dataclass(frozen=True)
+class _Job:
+    pair: Pair
+    spacing_mm: tuple[float, ...]
+    labels: LabelSet
+    tolerances: tuple[Tolerance, ...]
+    absent: Absent
+    tables: Mapping[tuple[float, ...], ElementTable]  # made once here: MONAI is slow to import
+
+
+def default_processes() -> int:
+    """As many as this process may use CPUs, at most 8."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, 8)
+
+
+def find_pairs(predictions: Path, labels: Path, ending: str | None = None, subset: bool = False) -> list[Pair]:
+    """The cases of two folders, by name. Files of other endings (dataset.json, .npz, ...) and hidden ones do not count.
+
+    Args:
+        ending: such as `.nii.gz`; by default the one that the labels have.
+        subset: leave out labels without a prediction, as for the validation folder of one fold.
+
+    Raises:
+        EvaluationError: for a folder that is not there, a label without a prediction (unless `subset`) or a prediction
+            without a label, no case at all, or labels of several endings.
+    """
+    predictions, labels = Path(predictions), Path(labels)
+    for folder in (predictions, labels):
+        if not folder.is_dir():
+            raise EvaluationError(f"there is no folder {folder}")
+    if ending is None:
+        endings = [ending for ending in ENDINGS if _files(labels, ending)]
+        if len(endings) != 1:
+            found = ", ".join(endings) or f"none of {', '.join(ENDINGS)}"
+            raise EvaluationError(f"all labels must have the same file ending, found {found} in {labels}")
+        ending = endings[0]
+    predicted, labelled = _files(predictions, ending), _files(labels, ending)
+    if not labelled:
+        raise EvaluationError(f"there is no label (*{ending}) in {labels}")
+    if not predicted:
+        raise EvaluationError(f"there is no prediction (*{ending}) in {predictions}")
+    problems = [f"prediction without a label: {predicted[case]}" for case in sorted(predicted.keys() - labelled.keys())]
+    if not subset:
+        missing = sorted(labelled.keys() - predicted.keys())
+        problems += [f"label without a prediction: {labelled[case]}" for case in missing]
+    _refuse(problems)
+    return [Pair(case, predicted[case], labelled[case]) for case in sorted(predicted)]
+
+
+def evaluate_folders(
+    predictions: Path,
+    labels: Path,
+    label_set: LabelSet,
+    ending: str | None = None,
+    subset: bool = False,
+    **options: Any,
+) -> Evaluation:
+    """`evaluate_pairs` for the files that `find_pairs` finds."""
+    return evaluate_pairs(find_pairs(predictions, labels, ending, subset), label_set, **options)
+
+
+def evaluate_pairs(
+    pairs: Sequence[Pair],
+    labels: LabelSet,
+    tolerances: Sequence[Tolerance] = DEFAULT_TOLERANCES,
+    absent: Absent = "skip",
+    processes: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score all organs of all cases.
+
+    Args:
+        pairs: the cases, each name once; they may come from several folders, such as all folds' validation.
+        absent: what organs count that neither has, see `scoring`.
+        processes: how many cases at a time, 1 stays in this process; by default `default_processes`. A case takes
+            at most about 20 bytes of memory a voxel, besides the 0.5 GB of Python with torch.
+
+    Raises:
+        EvaluationError: for files that cannot be evaluated (unreadable, cut off, on different grids, with unknown
+            values), all of them checked before anything is computed; or if a process is killed.
+        ValueError: for tolerances that do not fit the organs, or options that cannot be.
+    """
+    tolerances = tuple(tolerances)
+    check_tolerances(tolerances, labels.names)
+    if absent not in ABSENT_RULES:
+        raise ValueError(f"absent must be one of {', '.join(ABSENT_RULES)}, got {absent!r}")
+    if processes is not None and processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes}")
+    if not pairs:
+        raise EvaluationError("there is no case to evaluate")
+    if len({pair.case for pair in pairs}) < len(pairs):
+        raise EvaluationError("every case must be there once")
+
+    spacings, problems = [], []
+    for pair in pairs:
+        try:
+            prediction, reference = read_grid(pair.prediction), read_grid(pair.reference)
+            spacings.append(reference.array_spacing_mm)
+            if difference := grid_difference(prediction, reference):
+                problems.append(f"{pair.prediction} is not on the grid of {pair.reference}: {difference}")
+        except EvaluationError as error:
+            problems.append(str(error))
+    _refuse(problems)
+
+    count = min(processes or default_processes(), len(pairs))
+    with _Workers(count) as workers:
+        checks = [(file, labels) for pair in pairs for file in ((pair.prediction, False), (pair.reference, True))]
+        _refuse([problem for problem in workers.map("checking files", _check_content, checks, progress) if problem])
+        distances = [tolerance.of(organ) for tolerance in tolerances for organ in labels.names]
+        in_voxels = any(distance.unit == "voxel" for distance in distances)
+        jobs = []
+        for pair, spacing in zip(pairs, spacings, strict=True):
+            wanted = {spacing, (1.0,) * len(spacing)} if in_voxels else {spacing}
+            jobs.append(_Job(pair, spacing, labels, tolerances, absent, {each: element_table(each) for each in wanted}))
+        scores = workers.map("scoring cases", _score, jobs, progress)
+    return Evaluation(
+        cases={pair.case: organs for pair, organs in zip(pairs, scores, strict=True)},
+        files={pair.case: (str(pair.prediction), str(pair.reference)) for pair in pairs},
+        labels=labels,
+        tolerances=tuple(tolerance.name for tolerance in tolerances),
+        absent=absent,
+    )
+
+
+def _files(folder: Path, ending: str) -> dict[str, Path]:
+    """Case to file."""
+    return {
+        file.name.removesuffix(ending): file
+        for file in sorted(folder.iterdir())
+        if file.name.endswith(ending) and not file.name.startswith(".") and file.is_file()
+    }
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        more = len(problems) - NAMED_PROBLEMS
+        raise EvaluationError("\n".join([*problems[:NAMED_PROBLEMS], *([f"... and {more} more"] if more > 0 else [])]))
+
+
+def _check_content(check: tuple[tuple[Path, bool], LabelSet]) -> str | None:
+    """What is wrong with what is in a file, if anything."""
+    (file, is_reference), labels = check
+    known = set(labels.values)
+    if is_reference and labels.ignore is not None:
+        known.add(labels.ignore)
+    try:
+        check_complete(file)
+        strange = unknown_values(read_labels(file), known)
+    except EvaluationError as error:
+        return str(error)
+    if not strange:
+        return None
+    shown = ", ".join(f"{value:g}" for value in strange[:5]) + (", ..." if len(strange) > 5 else "")
+    return f"unknown label values {shown} (known: {', '.join(map(str, sorted(known)))}) in {file}"
+
+
+def _score(job: _Job) -> dict[str, OrganScores]:
+    most = max(max(job.labels.values), job.labels.ignore or 0)
+    kind = np.min_scalar_type(most)
+    prediction, reference = (
+        read_labels(file).astype(kind, copy=False) for file in (job.pair.prediction, job.pair.reference)
+    )
+    return score_case(prediction, reference, job.spacing_mm, job.labels, job.tolerances, job.absent, job.tables)
+
+
+class _Workers:
+    """Fresh processes, or for one: this process."""
+
+    def __init__(self, count: int) -> None:
+        # Ctrl-C is for the parent, which then stops handing out work
+        ignore_interrupt = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+        self.pool = ProcessPoolExecutor(count, get_context("spawn"), **ignore_interrupt) if count > 1 else None
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+    def map(
+        self, what: str, function: Callable[[Any], Any], items: Sequence[Any], progress: Progress | None
+    ) -> list[Any]:
+        """The results in the order of the items."""
+        report = progress or (lambda what, done, total: None)
+        report(what, 0, len(items))
+        results: dict[int, Any] = {}
+        for index, result in self._results(function, items):
+            results[index] = result
+            report(what, len(results), len(items))
+        return [results[index] for index in range(len(items))]
+
+    def _results(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        if self.pool is None:
+            for index, item in enumerate(items):
+                yield index, function(item)
+            return
+        try:
+            futures = {self.pool.submit(function, item): index for index, item in enumerate(items)}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise EvaluationError(
+                "a process was killed, most likely for want of memory: try fewer (-np 1). In a script, call this under "
+                'if __name__ == "__main__":'
+            ) from error

@@ -1,0 +1,179 @@
+"""Reading label images with SimpleITK, and whether two of them are on the same grid."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import math
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+__all__ = [
+    "ENDINGS",
+    "EvaluationError",
+    "Grid",
+    "check_complete",
+    "grid_difference",
+    "label_values",
+    "read_grid",
+    "read_labels",
+    "unknown_values",
+]
+
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl", ".png", ".bmp")
+"""Label files that are looked for where no dataset.json says the ending."""
+
+NO_GEOMETRY = (".png", ".bmp")
+"""Images of these kinds have pixels, not mm: their spacing is 1, as in nnU-Net (NaturalImage2DIO)."""
+
+CORNER_TOLERANCE = 0.1
+"""How far apart the corners of two equal grids may be, in voxels (of the shorter side). Headers round: NIfTI keeps
+single precision, and its quaternions can lose half of it."""
+
+
+class EvaluationError(ValueError):
+    """Files that cannot be evaluated; the message names them."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the voxels of an image are, in ITK's order of axes (x, y, z) and its LPS coordinates in mm."""
+
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+
+    @property
+    def kept_axes(self) -> tuple[int, ...]:
+        """Axes of the array (z, y, x) that are evaluated: those of size 1 are dropped while more than 2 remain. nnU-Net
+        stores 2D images as volumes of one slice; as volumes, all of them would be surface."""
+        axes = list(range(len(self.size)))
+        for axis in tuple(axes):
+            if self.size[::-1][axis] == 1 and len(axes) > 2:
+                axes.remove(axis)
+        return tuple(axes)
+
+    @property
+    def array_spacing_mm(self) -> tuple[float, ...]:
+        """Spacing in mm of the array that `read_labels` returns."""
+        return tuple(self.spacing[::-1][axis] for axis in self.kept_axes)
+
+    def corners(self) -> np.ndarray:
+        """The centres of the corner voxels in mm, float64[2^g, g]."""
+        indices = np.array(list(itertools.product(*((0, size - 1) for size in self.size))), dtype=float)
+        direction = np.array(self.direction).reshape(len(self.size), len(self.size))
+        return np.array(self.origin) + (indices * self.spacing) @ direction.T
+
+
+def read_grid(file: Path) -> Grid:
+    """The grid of a label image, from its header alone.
+
+    Raises:
+        EvaluationError: if there is no such image, or it is not one of 2 or 3 axes and one number a voxel.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise EvaluationError(f"cannot read {file}: {_last_line(error)}") from error
+    dimension = reader.GetDimension()
+    if dimension not in (2, 3) or reader.GetNumberOfComponents() != 1:
+        raise EvaluationError(
+            f"a label image must have 2 or 3 axes and one number a voxel, got {dimension} axes and "
+            f"{reader.GetNumberOfComponents()} numbers a voxel in {file}"
+        )
+    if str(file).lower().endswith(NO_GEOMETRY):
+        identity = tuple(np.eye(dimension).ravel().tolist())
+        return Grid(reader.GetSize(), (1.0,) * dimension, (0.0,) * dimension, identity)
+    return Grid(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+
+
+def grid_difference(a: Grid, b: Grid) -> str | None:
+    """What differs between two grids, with both values, or None if they are the same.
+
+    Sizes must be equal; of origin, spacing and direction it matters where they put the corners (`CORNER_TOLERANCE`).
+    """
+    if a.size != b.size:
+        return f"sizes {a.size} and {b.size}"
+    distance = np.linalg.norm(a.corners() - b.corners(), axis=1).max()
+    if distance <= CORNER_TOLERANCE * min(*a.spacing, *b.spacing):
+        return None
+    names = ("spacing", "origin", "direction")
+    parts = [
+        f"{name} {_numbers(getattr(a, name))} and {_numbers(getattr(b, name))}"
+        for name in names
+        if not np.allclose(getattr(a, name), getattr(b, name), rtol=1e-5, atol=1e-5)
+    ]
+    return f"{'; '.join(parts)} (voxels are up to {distance:.3g} mm apart)"
+
+
+def read_labels(file: Path) -> np.ndarray:
+    """The numbers of a label image as they are stored, array[z, y, x] or [y, x] without axes of size 1, see `Grid`.
+
+    Raises:
+        EvaluationError: if it cannot be read.
+    """
+    grid = read_grid(file)
+    try:
+        array = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+    except RuntimeError as error:
+        raise EvaluationError(f"cannot read {file}: {_last_line(error)}") from error
+    return array.squeeze(axis=tuple(set(range(array.ndim)) - set(grid.kept_axes)))
+
+
+def check_complete(file: Path) -> None:
+    """Whether all of a NIfTI file is there: SimpleITK reads one that was cut off (a full disk, an interrupted copy) as
+    if the rest were background. Of other kinds it says so itself.
+
+    Raises:
+        EvaluationError: if it is cut off or its compressed data is damaged.
+    """
+    name = str(file).lower()
+    if not name.endswith((".nii", ".nii.gz")):
+        return
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    try:
+        reader.ReadImageInformation()
+        needed = float(reader.GetMetaData("vox_offset"))
+        needed += math.prod(reader.GetSize()) * int(reader.GetMetaData("bitpix")) / 8
+        if name.endswith(".gz"):
+            there = 0
+            with gzip.open(file) as stream:  # to the end, where the checksum is
+                while part := stream.read(1 << 20):
+                    there += len(part)
+        else:
+            there = Path(file).stat().st_size
+    except (RuntimeError, OSError, EOFError, zlib.error) as error:
+        raise EvaluationError(f"cannot read {file}: {_last_line(error)}") from error
+    if there < needed:
+        raise EvaluationError(f"{file} is cut off: {needed:.0f} bytes are needed, {there} are there")
+
+
+def label_values(array: np.ndarray) -> set[float]:
+    """The different numbers in an array. Slice by slice: sorting a whole volume would copy it."""
+    values: set[float] = set()
+    for part in array:
+        values.update(np.unique(part).tolist())
+    return values
+
+
+def unknown_values(array: np.ndarray, known: Iterable[int]) -> list[float]:
+    """The numbers in an array that are not among the known ones, in ascending order, NaN last."""
+    strange = label_values(array) - set(known)
+    return sorted(strange, key=lambda value: (math.isnan(value), value))
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

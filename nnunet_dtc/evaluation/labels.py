@@ -1,0 +1,107 @@
+"""What the numbers in a segmentation mean, as nnU-Net's dataset.json says (its documentation/dataset_format.md)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["LabelSet", "Organ", "find_dataset_json", "labels_from_dataset_json", "parse_labels"]
+
+
+@dataclass(frozen=True)
+class Organ:
+    """What is scored: the voxels that have one of these values (several for one of nnU-Net's regions)."""
+
+    name: str
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """All organs, in the order of the table; values above 0; and the value of voxels to leave out, if there is one.
+
+    Raises:
+        ValueError: for no organ, two of one name, or values that cannot be.
+    """
+
+    organs: tuple[Organ, ...]
+    ignore: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.organs:
+            raise ValueError("there must be at least one label besides the background")
+        if len(set(self.names)) < len(self.organs):
+            raise ValueError(f"every label needs a name of its own, got {', '.join(self.names)}")
+        for organ in self.organs:
+            if not organ.values or any(_not_a_value(value) for value in organ.values):
+                raise ValueError(f"label values must be integers above 0, got {organ.name}: {list(organ.values)}")
+            if self.ignore in organ.values:
+                raise ValueError(f"{organ.name} has the value {self.ignore} of the ignore label")
+        if self.ignore is not None and _not_a_value(self.ignore):
+            raise ValueError(f"the ignore label must be an integer above 0, got {self.ignore!r}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(organ.name for organ in self.organs)
+
+    @property
+    def values(self) -> frozenset[int]:
+        """Every value that a prediction may have; a reference may have `ignore`, too."""
+        return frozenset({0}.union(*(organ.values for organ in self.organs)))
+
+
+def labels_from_dataset_json(file: Path) -> tuple[LabelSet, str | None]:
+    """The labels of a data set, and the ending of its files. Regions are unions of their labels.
+
+    Raises:
+        ValueError: if the file is no dataset.json, naming it.
+    """
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {file}: {error}") from error
+    labels = content.get("labels") if isinstance(content, dict) else None
+    if not isinstance(labels, dict):
+        raise ValueError(f'{file} has no "labels" as nnU-Net v2 writes them (name to number)')
+    try:
+        organs = []
+        for name, value in labels.items():
+            values = tuple(value) if isinstance(value, list) else (value,)
+            if name != "ignore" and set(values) != {0}:  # 0 is the background
+                organs.append(Organ(name, values))
+        return LabelSet(tuple(organs), labels.get("ignore")), content.get("file_ending")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the labels in {file} cannot be used: {error}") from error
+
+
+def parse_labels(text: str) -> LabelSet:
+    """Labels as a user writes them: `1,2,3`, or with names `spleen=1,kidneys=2+3,ignore=4`.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    organs, ignore = [], None
+    for part in text.split(","):
+        name, _, values = (piece.strip() for piece in part.rpartition("="))
+        try:
+            numbers = tuple(int(number) for number in values.split("+"))
+        except ValueError:
+            raise ValueError(f"labels are 1,2,3 or spleen=1,kidneys=2+3,ignore=4; got {text!r}") from None
+        if name == "ignore" and len(numbers) == 1:
+            ignore = numbers[0]
+        elif numbers != (0,):
+            organs.append(Organ(name or values, numbers))
+    return LabelSet(tuple(organs), ignore)
+
+
+def find_dataset_json(predictions: Path, labels: Path) -> Path | None:
+    """The dataset.json that nnU-Net left nearby: beside its predictions, in the model's folder (for a fold's validation
+    folder), or beside labelsTr, labelsTs or gt_segmentations."""
+    predictions, labels = Path(predictions).resolve(), Path(labels).resolve()
+    folders = (predictions, *predictions.parents[:2], labels, labels.parent)
+    return next((folder / "dataset.json" for folder in folders if (folder / "dataset.json").is_file()), None)
+
+
+def _not_a_value(value: object) -> bool:
+    return isinstance(value, bool) or not isinstance(value, int) or value < 1

@@ -1,0 +1,601 @@
+"""From nothing to a comparison: train nnU-Net's own network and the same with DTC, see both on cases new to them.
+
+    python scripts/demo.py                                    synthetic CTs; minutes, on a CPU too
+    python scripts/demo.py --dataset /data/Dataset017_BTCV    your data, in nnU-Net's raw layout
+
+Every step is one of nnU-Net's own commands, shown as it is run. All files are in one folder; run the same line again
+after an interruption and it goes on where it was. Results: table.json, table.csv and comparison.png in that folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import re
+import shutil
+import signal
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+from small_plans import PLANS_NAME as SMALL_PLANS
+from small_plans import shrink_plans
+from steps import StepFailedError, run_step
+
+CONFIGURATION, FOLD = "3d_fullres", 0
+PHANTOM_ID, PHANTOM_CASES, PHANTOM_TEST_CASES = 917, 16, 4
+CPU_EPOCHS, GPU_EPOCHS = 3, 20
+DEFAULT_TRAINERS = ("nnUNetTrainer", "nnUNetTrainerDTC")
+DATASET_NAME = re.compile(r"Dataset(\d{3})_[^/]+")
+OPTIONS_FILE, SECONDS_FILE = "demo.json", "seconds.json"
+
+
+class DemoError(Exception):
+    """Something the user can put right; the message says what."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a demo folder is made with; a folder keeps to one set."""
+
+    dataset: str  # "phantom" or the absolute path of a data set
+    trainers: tuple[str, ...]  # without _<n>epochs
+    epochs: int
+    device: str  # cuda, cpu or mps
+
+    @property
+    def small(self) -> bool:
+        return self.device != "cuda"
+
+    @property
+    def plans(self) -> str:
+        return SMALL_PLANS if self.small else "nnUNetPlans"
+
+    def trainer(self, name: str) -> str:
+        return f"{name}_{self.epochs}epochs"
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Options.
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="demo.py",
+        description="Train nnU-Net with and without DTC on synthetic or your own CTs, compare them on held-out cases.",
+        epilog="Interrupted? Run the same line again.",
+    )
+    default_folder = Path(__file__).resolve().parent.parent / "demo"
+    parser.add_argument("--folder", type=Path, default=default_folder, help="where everything goes (%(default)s)")
+    parser.add_argument(
+        "--dataset",
+        type=Path,
+        help="a data set in nnU-Net's raw layout, .../Dataset<ID>_<Name>, instead of the synthetic one",
+    )
+    parser.add_argument(
+        "--trainers",
+        nargs="+",
+        default=list(DEFAULT_TRAINERS),
+        metavar="NAME",
+        help="trainer names without _<n>epochs (%(default)s)",
+    )
+    parser.add_argument(
+        "--epochs", type=int, help=f"epochs of 250 iterations; {GPU_EPOCHS} on a GPU, else {CPU_EPOCHS}"
+    )
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu", "mps"), default="auto")
+    return parser.parse_args(arguments)
+
+
+def check_dataset(path: Path) -> Path:
+    """The absolute path of a data set in nnU-Net's raw layout.
+
+    Raises:
+        DemoError: when it is not one.
+    """
+    path = path.expanduser().resolve()
+    if not path.is_dir():
+        raise DemoError(f"--dataset must be a folder, got {path}")
+    if not DATASET_NAME.fullmatch(path.name):
+        raise DemoError(f"--dataset must be named Dataset<three digits>_<Name>, as nnU-Net wants it, got {path.name}")
+    missing = [name for name in ("dataset.json", "imagesTr", "labelsTr") if not (path / name).exists()]
+    if missing:
+        raise DemoError(f"--dataset must hold dataset.json, imagesTr and labelsTr; {path} lacks {', '.join(missing)}")
+    try:
+        described = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
+        ending, cases = described["file_ending"], int(described["numTraining"])
+        described["labels"]["background"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DemoError(f"{path / 'dataset.json'} is not nnU-Net's: {error!r}") from error
+    if cases < 5:
+        raise DemoError(f"nnU-Net needs at least 5 training cases for its 5 folds, {path.name} has {cases}")
+    if not list((path / "labelsTr").glob(f"*{ending}")):
+        raise DemoError(f"no *{ending} file in {path / 'labelsTr'}")
+    return path
+
+
+def check_options(args: argparse.Namespace, cuda: Callable[[], bool]) -> Options:
+    """What was asked for, checked.
+
+    Args:
+        cuda: says whether there is a GPU; asked only when that matters.
+
+    Raises:
+        DemoError: for what cannot be done.
+    """
+    if args.epochs is not None and args.epochs < 1:
+        raise DemoError(f"--epochs must be at least 1, got {args.epochs}")
+    if len(set(args.trainers)) != len(args.trainers):
+        raise DemoError(f"--trainers must differ from each other, got {' '.join(args.trainers)}")
+    for name in args.trainers:
+        if not re.fullmatch(r"nnUNetTrainer\w*", name) or "__" in name:
+            raise DemoError(f"a trainer's name begins with nnUNetTrainer and has no '__', got {name!r}")
+        if re.search(r"_\d+epochs?", name):
+            raise DemoError(f"give trainers without their number of epochs, which is --epochs; got {name}")
+    dataset = "phantom" if args.dataset is None else str(check_dataset(args.dataset))
+    device = args.device
+    if device == "auto":
+        device = "cuda" if cuda() else "cpu"
+    elif device == "cuda" and not cuda():
+        raise DemoError("--device cuda was asked for, but PyTorch sees no CUDA GPU; try --device cpu")
+    epochs = args.epochs or (GPU_EPOCHS if device == "cuda" else CPU_EPOCHS)
+    return Options(dataset, tuple(args.trainers), epochs, device)
+
+
+def claim_folder(folder: Path, options: Options) -> None:
+    """Make the demo's folder, or recognise it from an earlier run with the same options.
+
+    Raises:
+        DemoError: when the folder holds something else, or a demo with other options.
+    """
+    file = folder / OPTIONS_FILE
+    if folder.exists() and not folder.is_dir():
+        raise DemoError(f"--folder must be a folder, got the file {folder}")
+    if not file.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise DemoError(f"{folder} is not empty and was not made by this demo: choose another --folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(asdict(options), indent=4) + "\n", encoding="utf-8")
+        unfinished.replace(file)
+        return
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DemoError(f"{file} cannot be read ({error}): delete {folder} or choose another --folder") from error
+    wanted = json.loads(json.dumps(asdict(options)))
+    differing = [
+        f"{key} is {found.get(key)!r} there and {wanted[key]!r} now" for key in wanted if found.get(key) != wanted[key]
+    ]
+    if differing:
+        raise DemoError(
+            f"{folder} was begun with other options ({'; '.join(differing)}): use those again, choose another "
+            "--folder, or delete that one"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# What is done already? Every step is recognised by its own results.
+
+
+def preprocessed_cases(folder: Path) -> int:
+    """Cases that nnU-Net has preprocessed completely: it writes the .pkl of a case last."""
+    return len(list(folder.glob("*.pkl")))
+
+
+def training_state(fold: Path) -> str:
+    """ "done", "interrupted" (there is a whole checkpoint to go on from) or "new"."""
+    if (fold / "checkpoint_final.pth").is_file() and (fold / "validation" / "summary.json").is_file():
+        return "done"
+    names = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+    return "interrupted" if any(zipfile.is_zipfile(fold / name) for name in names) else "new"
+
+
+def drop_broken_checkpoints(fold: Path) -> list[str]:
+    """Remove checkpoints whose writing was cut off (they are zip files with the directory at the end); their names."""
+    broken = [f for f in fold.glob("checkpoint_*.pth") if not zipfile.is_zipfile(f)]
+    for file in broken:
+        file.unlink()
+    return [file.name for file in broken]
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# The demo.
+
+
+class Demo:
+    """One demo folder and the steps that fill it."""
+
+    def __init__(self, folder: Path, options: Options, console: Console) -> None:
+        self.folder, self.options, self.console = folder, options, console
+        self.raw, self.preprocessed = folder / "nnUNet_raw", folder / "nnUNet_preprocessed"
+        self.results, self.logs = folder / "nnUNet_results", folder / "logs"
+        self.seconds: dict[str, float] = {}  # of every finished step, those of earlier runs in this folder too
+        if (folder / SECONDS_FILE).is_file():
+            self.seconds = json.loads((folder / SECONDS_FILE).read_text(encoding="utf-8"))
+
+    @property
+    def exports(self) -> dict[str, str]:
+        """The environment of every command."""
+        from nnunet_dtc.plugin.registration import environment_value
+
+        variables = {
+            "nnUNet_raw": str(self.raw),
+            "nnUNet_preprocessed": str(self.preprocessed),
+            "nnUNet_results": str(self.results),
+            "nnUNet_extTrainer": environment_value(),
+        }
+        if self.options.small:
+            # A process more costs seconds of importing, and every worker takes a core from the network.
+            variables |= {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1"}
+        return variables
+
+    @property
+    def dataset(self) -> Path:
+        """The data set inside the demo's nnUNet_raw."""
+        if self.options.dataset == "phantom":
+            return self.raw / f"Dataset{PHANTOM_ID:03d}_Phantom"
+        return self.raw / Path(self.options.dataset).name
+
+    @property
+    def dataset_id(self) -> str:
+        return str(int(DATASET_NAME.fullmatch(self.dataset.name)[1]))
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return json.loads((self.dataset / "dataset.json").read_text(encoding="utf-8"))
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the data set has test cases with labels; otherwise the fold's validation cases take their place."""
+        ending = self.description["file_ending"]
+        truths = {f.name for f in (self.dataset / "labelsTs").glob(f"*{ending}")}
+        images = {f.name for f in (self.dataset / "imagesTs").glob(f"*_0000{ending}")}
+        return bool(truths) and truths == {name.replace(f"_0000{ending}", ending) for name in images}
+
+    def model(self, trainer: str) -> Path:
+        name = f"{self.options.trainer(trainer)}__{self.options.plans}__{CONFIGURATION}"
+        return self.results / self.dataset.name / name
+
+    def predictions(self, trainer: str) -> Path:
+        if self.held_out:
+            return self.folder / "predictions" / self.options.trainer(trainer)
+        return self.model(trainer) / f"fold_{FOLD}" / "validation"
+
+    def command(self, title: str, log: str, *command: str, epochs: int | None = None) -> None:
+        self.took(log, run_step(self.console, title, command, self.exports, self.logs / f"{log}.txt", epochs=epochs))
+
+    def took(self, step: str, seconds: float) -> None:
+        self.seconds[step] = round(seconds, 1)
+        (self.folder / SECONDS_FILE).write_text(json.dumps(self.seconds, indent=4) + "\n", encoding="utf-8")
+
+    def say(self, text: str) -> None:
+        self.console.print(f"[dim]{escape(text)}[/dim]")
+
+    def run(self) -> None:
+        self.console.print("For these commands in a shell of your own:")
+        for name, value in self.exports.items():
+            self.console.print(f"[cyan]export {name}={escape(_quoted(value))}[/cyan]", soft_wrap=True)
+        self.make_dataset()
+        self.prepare()
+        for trainer in self.options.trainers:
+            self.train(trainer)
+        for trainer in self.options.trainers:
+            self.predict(trainer)
+        self.report()
+
+    def make_dataset(self) -> None:
+        if self.dataset.exists():
+            self.say(f"\nThe data set is there already: {self.dataset}")
+            return
+        self.raw.mkdir(parents=True, exist_ok=True)
+        if self.options.dataset != "phantom":
+            bring_dataset(Path(self.options.dataset), self.dataset)
+            self.console.print(f"\n[bold]Data set[/bold] {escape(self.options.dataset)}")
+            return
+        from nnunet_dtc.datasets.phantom import write_phantom
+
+        self.console.print("\n[bold]Drawing synthetic abdominal CTs[/bold] with the 13 organs of BTCV")
+        started = time.monotonic()
+        with Progress(console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+            bar = progress.add_task("  cases", total=None)
+            write_phantom(
+                self.raw,
+                PHANTOM_ID,
+                PHANTOM_CASES,
+                PHANTOM_TEST_CASES,
+                progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            )
+        self.took("0_phantom", time.monotonic() - started)
+        self.console.print(
+            f"  {PHANTOM_CASES} to train with, {PHANTOM_TEST_CASES} held out: {escape(str(self.dataset))}\n"
+            f"[green]done[/green] in {self.seconds['0_phantom']:.0f} s"
+        )
+
+    def prepare(self) -> None:
+        """Plan and preprocess; on a CPU with small plans."""
+        folder = self.preprocessed / self.dataset.name
+        plans = folder / "nnUNetPlans.json"
+        data = folder / f"{self.options.plans}_{CONFIGURATION}"
+        cases = int(self.description["numTraining"])
+        ready = (folder / f"{self.options.plans}.json").is_file() and (folder / "gt_segmentations").is_dir()
+        if ready and preprocessed_cases(data) == cases:
+            self.say("\nPlanned and preprocessed already.")
+            return
+        plan = ["nnUNetv2_plan_and_preprocess", "-d", self.dataset_id, "-c", CONFIGURATION]
+        if not self.options.small:
+            self.command("Planning and preprocessing", "1_prepare", *plan, "--verify_dataset_integrity")
+        else:
+            if not plans.is_file():
+                self.command("Planning", "1_plan", *plan, "--verify_dataset_integrity", "--no_pp", "-npfp", "1")
+            self.shrink(plans)
+            prepare = ["nnUNetv2_preprocess", "-d", self.dataset_id, "-c", CONFIGURATION]
+            self.command("Preprocessing", "2_preprocess", *prepare, "-plans_name", SMALL_PLANS, "-np", "1")
+        if not data.is_dir():
+            raise DemoError(f"nnU-Net planned no {CONFIGURATION} for {self.dataset.name}; see the log in {self.logs}")
+
+    def shrink(self, plans: Path) -> None:
+        full = json.loads(plans.read_text(encoding="utf-8"))
+        try:
+            small = shrink_plans(full, CONFIGURATION)
+        except ValueError as error:
+            raise DemoError(f"nnU-Net's plans for {self.dataset.name} cannot be made small: {error}") from error
+        before, after = full["configurations"][CONFIGURATION], small["configurations"][CONFIGURATION]
+        target = plans.with_name(f"{SMALL_PLANS}.json")
+        target.write_text(json.dumps(small, indent=4) + "\n", encoding="utf-8")
+        table = Table(box=None, pad_edge=False)
+        for heading in ("", "nnU-Net's plans", SMALL_PLANS):
+            table.add_column(heading)
+        for key, what in (("patch_size", "patch (z, y, x)"), ("spacing", "voxel (mm)"), ("batch_size", "batch")):
+            table.add_row(what, _short(before[key]), _short(after[key]))
+        for key, what in (("features_per_stage", "channels"), ("strides", "strides")):
+            table.add_row(what, *(_short(plan["architecture"]["arch_kwargs"][key]) for plan in (before, after)))
+        self.console.print(
+            f"\n[bold]No GPU: training with small plans.[/bold] nnU-Net's own plans would take days on a CPU. "
+            f"{SMALL_PLANS} is a copy of them with coarser voxels and a smaller network, the same for all "
+            f"trainers: -p {SMALL_PLANS} below. The numbers compare the trainers; they are not what nnU-Net can do.",
+        )
+        self.console.print(table)
+
+    def train(self, trainer: str) -> None:
+        name = self.options.trainer(trainer)
+        fold = self.model(trainer) / f"fold_{FOLD}"
+        for broken in drop_broken_checkpoints(fold):
+            self.say(f"\n{broken} was cut off while it was written; it is removed.")
+        state = training_state(fold)
+        if state == "done":
+            self.say(f"\n{name} is trained already.")
+            return
+        command = ["nnUNetv2_train", self.dataset_id, CONFIGURATION, str(FOLD), "-tr", name, "-p", self.options.plans]
+        command += ["-device", self.options.device]
+        if state == "interrupted":
+            self.say("\nThis training was interrupted; it goes on from its last checkpoint.")
+            command.append("--c")
+        self.command(f"Training {name}", f"3_train_{name}", *command, epochs=self.options.epochs)
+
+    def predict(self, trainer: str) -> None:
+        """Predict and evaluate the held-out cases, if there are any."""
+        if not self.held_out:
+            return
+        name, output = self.options.trainer(trainer), self.predictions(trainer)
+        truths, ending = self.dataset / "labelsTs", self.description["file_ending"]
+        wanted = {f.name for f in truths.glob(f"*{ending}")}
+        if not wanted <= {f.name for f in output.glob(f"*{ending}")}:
+            unfinished = output.with_name(f"{output.name}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.rmtree(output, ignore_errors=True)
+            command = ["nnUNetv2_predict", "-d", self.dataset_id, "-c", CONFIGURATION, "-f", str(FOLD), "-tr", name]
+            command += ["-p", self.options.plans, "-i", str(self.dataset / "imagesTs"), "-o", str(unfinished)]
+            command += ["-device", self.options.device]
+            if self.options.small:
+                command += ["--disable_tta", "-npp", "0", "-nps", "0"]
+            self.command(f"Predicting with {name}", f"4_predict_{name}", *command)
+            unfinished.rename(output)
+        else:
+            self.say(f"\n{name} has predicted already.")
+        if not (output / "summary.json").is_file():
+            command = ["nnUNetv2_evaluate_folder", str(truths), str(output), "-np", "1"]
+            command += ["-djfile", str(self.dataset / "dataset.json")]
+            command += ["-pfile", str(self.preprocessed / self.dataset.name / f"{self.options.plans}.json")]
+            self.command(f"Evaluating {name}", f"5_evaluate_{name}", *command)
+
+    def report(self) -> None:
+        """The table in the terminal, as JSON and as CSV, and the picture."""
+        summaries = {
+            t: json.loads((self.predictions(t) / "summary.json").read_text(encoding="utf-8"))
+            for t in self.options.trainers
+        }
+        rows = dice_rows(summaries, self.description["labels"])
+        names = {t: self.options.trainer(t) for t in self.options.trainers}
+        cases = len(next(iter(summaries.values()))["metric_per_case"])
+        what = "held-out" if self.held_out else f"validation (fold {FOLD})"
+        self.console.print()
+        self.console.print(dice_table(rows, names, f"Dice, mean of {cases} {what} cases"))
+        content = {
+            "options": asdict(self.options),
+            "cases": what,
+            "number_of_cases": cases,
+            "dice": {names[t]: {row["organ"]: row[t] for row in rows} for t in names},
+            "seconds": self.seconds,
+        }
+        (self.folder / "table.json").write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+        with (self.folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["organ", *names.values()])
+            writer.writerows([row["organ"], *(_number(row[t], 4) for t in names)] for row in rows)
+        picture = self.draw(summaries)
+        for file in (self.folder / "table.json", self.folder / "table.csv", picture):
+            self.console.print(f"  {escape(str(file))}", soft_wrap=True)
+        if self.options.epochs < 100:
+            self.say("One short training each: differences of a few hundredths are chance.")
+
+    def draw(self, summaries: dict[str, Any]) -> Path:
+        """The case whose Dice is nearest to the average of all, with every prediction of it."""
+        import SimpleITK as sitk
+
+        from nnunet_dtc.figures.predictions import segmentation_panel
+
+        ending = self.description["file_ending"]
+        dice = {t: case_dice(s, ending) for t, s in summaries.items()}
+        means = {case: _mean([dice[t].get(case, math.nan) for t in dice]) for case in next(iter(dice.values()))}
+        overall = _mean(list(means.values()))
+        case = min(means, key=lambda c: (abs(means[c] - overall), c))
+        part = "Ts" if self.held_out else "Tr"
+
+        def read(file: Path) -> Any:
+            return sitk.DICOMOrient(sitk.ReadImage(str(file)), "LPS")
+
+        image = read(self.dataset / f"images{part}" / f"{case}_0000{ending}")
+        segmentations = {"truth": read(self.dataset / f"labels{part}" / f"{case}{ending}")}
+        notes = {}
+        for t in dice:
+            name = self.options.trainer(t)
+            segmentations[name] = read(self.predictions(t) / f"{case}{ending}")
+            notes[name] = f"mean Dice {dice[t][case]:.2f}"
+        is_ct = "ct" in str(next(iter(self.description["channel_names"].values()))).lower()
+        labels = {n: v for n, v in self.description["labels"].items() if isinstance(v, int)}
+        figure = segmentation_panel(
+            sitk.GetArrayFromImage(image),
+            {name: sitk.GetArrayFromImage(s) for name, s in segmentations.items()},
+            labels,
+            image.GetSpacing()[::-1],
+            notes=notes,
+            window=(-160, 240) if is_ct else None,
+            title=f"{self.dataset.name}, {'held-out' if self.held_out else 'validation'} case {case}",
+        )
+        file = self.folder / "comparison.png"
+        figure.savefig(file, dpi=150)
+        return file
+
+
+def bring_dataset(source: Path, target: Path) -> None:
+    """Link the data set into the demo, or copy it where links are not allowed."""
+    try:
+        target.symlink_to(source, target_is_directory=True)
+    except OSError:
+        unfinished = target.with_name(f".{target.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(source, unfinished)
+        unfinished.rename(target)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Numbers. All Dice are nnU-Net's own, from its summary.json; an organ that is nowhere has none (NaN).
+
+
+def dice_rows(summaries: dict[str, Any], labels: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per organ, `{"organ": name, trainer: Dice, ...}`, and a last one with the means; NaN becomes None."""
+    organs = {str(tuple(v) if isinstance(v, list) else v): n for n, v in labels.items() if v != 0 and n != "ignore"}
+    rows = []
+    for key, organ in organs.items():
+        found = {t: s["mean"][key]["Dice"] for t, s in summaries.items() if key in s["mean"]}
+        if found:
+            rows.append({"organ": organ, **{t: _finite(found.get(t)) for t in summaries}})
+    rows.append({"organ": "mean", **{t: _finite(_mean([row[t] for row in rows])) for t in summaries}})
+    return rows
+
+
+def case_dice(summary: dict[str, Any], ending: str) -> dict[str, float]:
+    """Mean Dice over the organs of each case, by the case's name."""
+    return {
+        Path(entry["prediction_file"]).name.removesuffix(ending): _mean(
+            [m["Dice"] for label, m in entry["metrics"].items() if str(label) != "0"]
+        )
+        for entry in summary["metric_per_case"]
+    }
+
+
+def dice_table(rows: list[dict[str, Any]], names: dict[str, str], title: str) -> Table:
+    """Organs by trainers; with two trainers the difference too."""
+    table = Table(title=title, title_style="bold")
+    table.add_column("organ")
+    for name in names.values():
+        table.add_column(name, justify="right", overflow="fold")
+    two = len(names) == 2
+    if two:
+        table.add_column("difference", justify="right")
+    for row in rows:
+        values = [row[t] for t in names]
+        best = max((v for v in values if v is not None), default=None)
+        cells = [
+            f"[bold]{_number(v)}[/bold]" if v is not None and v == best and len(values) > 1 else _number(v)
+            for v in values
+        ]
+        if two:
+            cells.append("-" if None in values else f"{values[1] - values[0]:+.3f}")
+        if row["organ"] == "mean":
+            table.add_section()
+        table.add_row(row["organ"].replace("_", " "), *cells)
+    return table
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _mean(values: list[float | None]) -> float:
+    finite = [v for v in values if v is not None and math.isfinite(v)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(_short(v) if not isinstance(v, list) else "x".join(map(str, v)) for v in value)
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def _quoted(text: str) -> str:
+    return text if re.fullmatch(r"[\w./:\\+-]+", text) else "'" + text.replace("'", "'\\''") + "'"
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
+    console = console or Console(highlight=False)
+    folder = None
+    started = time.monotonic()
+    try:
+        args = parse(arguments)
+        folder = args.folder.expanduser().resolve()
+        options = check_options(args, _cuda)
+        claim_folder(folder, options)
+        signal.signal(signal.SIGTERM, _interrupt)
+        Demo(folder, options, console).run()
+    except DemoError as error:
+        console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        return 2
+    except StepFailedError as error:
+        console.print(f"\n[red]{escape(str(error))}[/red]; the end of its log:\n")
+        console.print(escape(error.tail()), soft_wrap=True)
+        console.print(f"\nThe whole log: {escape(str(error.log))}\nRun the same line again to go on from here.")
+        return 1
+    except KeyboardInterrupt:
+        console.print("\nInterrupted. Run the same line again to go on from here.")
+        return 130
+    console.print(f"[green]All done[/green] in {(time.monotonic() - started) / 60:.1f} minutes.")
+    return 0
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

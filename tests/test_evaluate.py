@@ -1,0 +1,528 @@
+"""Folders of predictions and labels: what is refused, what is counted, what is written."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy import ndimage
+from typer.testing import CliRunner
+
+from nnunet_dtc import evaluation as ev
+from nnunet_dtc.cli import app
+from nnunet_dtc.evaluation.labels import find_dataset_json
+from nnunet_dtc.evaluation.metrics import dice, surface_distances
+from nnunet_dtc.evaluation.scoring import score_case
+
+SHAPE, SPACING = (7, 13, 16), (3.0, 0.8, 0.9)  # of the array: z, y, x
+TURNED = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0)
+DATASET = {
+    "channel_names": {"0": "CT"},
+    "labels": {"background": 0, "spleen": 1, "liver": 2, "gallbladder": 3},
+    "numTraining": 3,
+    "file_ending": ".nii.gz",
+}
+LABELS = ev.LabelSet((ev.Organ("spleen", (1,)), ev.Organ("liver", (2,)), ev.Organ("gallbladder", (3,))))
+CASES = ("case_a", "case_b", "case_c")
+
+
+def write_image(file, array, spacing=SPACING, origin=(-12.5, 30.0, 7.25), direction=TURNED):
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing[::-1])
+    image.SetOrigin(origin)
+    image.SetDirection(direction)
+    sitk.WriteImage(image, str(file))
+
+
+def draw(seed, shape=SHAPE):
+    """Three organs that touch each other and the image's border, and a prediction with errors at the borders."""
+    rng = np.random.default_rng(seed)
+    noise = ndimage.gaussian_filter(rng.standard_normal(shape), 1.5)
+    label = np.searchsorted(np.quantile(noise, (0.4, 0.6, 0.8)), noise).astype(np.uint8)
+    prediction = np.where(rng.random(shape) < 0.05, rng.integers(0, 4, shape), label).astype(np.uint8)
+    return prediction, label
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """predictions/ and raw/labelsTs of three cases; the gallbladder is absent in the label of b, in both of c."""
+    predictions, labels = tmp_path / "predictions", tmp_path / "raw" / "labelsTs"
+    predictions.mkdir()
+    labels.mkdir(parents=True)
+    for seed, case in enumerate(CASES):
+        prediction, label = draw(seed)
+        if case != "case_a":
+            label[label == 3] = 0
+        if case == "case_c":
+            prediction[prediction == 3] = 0
+        write_image(predictions / f"{case}.nii.gz", prediction)
+        write_image(labels / f"{case}.nii.gz", label)
+    for folder in (predictions, labels.parent):
+        (folder / "dataset.json").write_text(json.dumps(DATASET))
+    (predictions / "case_a.npz").touch()  # what nnU-Net leaves there, too
+    return predictions, labels
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)], env={"COLUMNS": "400"})
+
+
+def arrays(folder, case):
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{case}.nii.gz")))
+
+
+# ---- what is counted ---------------------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_whole_uncropped_masks(folders):
+    result = ev.evaluate_folders(*folders, LABELS, processes=1)
+    assert list(result.cases) == list(CASES)
+    for case in CASES:
+        prediction, label = (arrays(folder, case) for folder in folders)
+        for organ in LABELS.organs[:2]:
+            masks = [array == organ.values[0] for array in (prediction, label)]
+            padded = [np.pad(mask, ((3, 4), (5, 1), (2, 6))) for mask in masks]
+            surfaces = surface_distances(*padded, SPACING)
+            assert result.cases[case][organ.name].scores == pytest.approx(
+                {
+                    "dice": dice(*masks),
+                    "nsd_1mm": surfaces.nsd(1),
+                    "nsd_2mm": surfaces.nsd(2),
+                    "hd95_mm": surfaces.hausdorff(95),
+                }
+            )
+
+
+def test_cropping_of_small_organs_with_a_voxel_to_ignore_beside():
+    """One organ of two far parts, of which one touches, only at a corner, a voxel to ignore."""
+    prediction, label = np.zeros((2, 9, 10, 11), np.uint8)
+    label[1:3, 2:4, 2:5] = prediction[1:3, 2:5, 2:5] = 1
+    label[6, 7, 8] = prediction[6, 7, 8] = 1
+    label[7, 8, 9] = 2
+    labels = ev.LabelSet((ev.Organ("spleen", (1,)),), ignore=2)
+    scores = score_case(prediction, label, SPACING, labels, ev.DEFAULT_TOLERANCES)["spleen"]
+    surfaces = surface_distances(prediction == 1, label == 1, SPACING, ignored=label == 2)
+    assert scores.scores["nsd_1mm"] == pytest.approx(surfaces.nsd(1))
+    assert scores.scores["hd95_mm"] == pytest.approx(surfaces.hausdorff())
+    assert (
+        len(surface_distances(prediction == 1, label == 1, SPACING).prediction_areas)
+        == len(surfaces.prediction_areas) + 1
+    )
+
+
+def test_absent_organs(folders):
+    skip = ev.evaluate_folders(*folders, LABELS, processes=1)
+    flare = ev.evaluate_folders(*folders, LABELS, processes=1, absent="flare")
+    for result in (skip, flare):
+        scores = result.cases["case_b"]["gallbladder"]
+        assert scores.absent == "reference"
+        assert scores.scores == {"dice": 0, "nsd_1mm": 0, "nsd_2mm": 0, "hd95_mm": math.inf}
+        assert result.infinite_hd95() == result.infinite_hd95("gallbladder") == 1
+        assert result.cases["case_c"]["gallbladder"].absent == "both"
+        assert math.isfinite(result.mean("hd95_mm"))
+    assert all(math.isnan(value) for value in skip.cases["case_c"]["gallbladder"].scores.values())
+    both = flare.cases["case_c"]["gallbladder"].scores
+    assert (both["dice"], both["nsd_1mm"], both["nsd_2mm"]) == (1, 1, 1)
+    assert math.isnan(both["hd95_mm"])
+
+    values = {case: {organ: scores.scores["dice"] for organ, scores in skip.cases[case].items()} for case in CASES}
+    a, b, c = (list(values[case].values()) for case in CASES)
+    assert skip.case_mean("case_c", "dice") == pytest.approx((c[0] + c[1]) / 2)
+    assert skip.mean("dice") == pytest.approx((sum(a) / 3 + (b[0] + b[1]) / 3 + (c[0] + c[1]) / 2) / 3)
+    assert flare.mean("dice") == pytest.approx((sum(a) / 3 + (b[0] + b[1]) / 3 + (c[0] + c[1] + 1) / 3) / 3)
+    assert skip.organ_mean("gallbladder", "dice") == pytest.approx(a[2] / 2)
+    first = [(a[0] + b[0] + c[0]) / 3, (a[1] + b[1] + c[1]) / 3, a[2] / 2]
+    assert skip.mean_cases_first("dice") == pytest.approx(sum(first) / 3)
+    assert skip.mean_cases_first("dice") != pytest.approx(skip.mean("dice"))
+
+
+def test_nothing_anywhere_is_no_number():
+    empty = np.zeros(SHAPE, np.uint8)
+    scores = score_case(empty, empty, SPACING, LABELS, ev.DEFAULT_TOLERANCES)
+    assert all(math.isnan(value) for organ in scores.values() for value in organ.scores.values())
+
+
+def test_tolerances_per_organ_and_in_voxels(folders):
+    texts = ("0.5voxel", "1,liver=2", "1voxel,liver=1mm", "2")
+    result = ev.evaluate_folders(*folders, LABELS, tolerances=[ev.parse_tolerance(text) for text in texts], processes=1)
+    assert result.metrics == [
+        "dice",
+        "nsd_0.5voxel",
+        "nsd_1mm,liver=2mm",
+        "nsd_1voxel,liver=1mm",
+        "nsd_2mm",
+        "hd95_mm",
+    ]
+    prediction, label = (arrays(folder, "case_a") for folder in folders)
+    for organ in LABELS.organs:
+        masks = [array == organ.values[0] for array in (prediction, label)]
+        mm, voxel = surface_distances(*masks, SPACING), surface_distances(*masks, (1, 1, 1))
+        scores = result.cases["case_a"][organ.name].scores
+        liver = organ.name == "liver"
+        assert scores["nsd_0.5voxel"] == pytest.approx(voxel.nsd(0.5)) == pytest.approx(voxel.nsd(0))
+        assert scores["nsd_1mm,liver=2mm"] == pytest.approx(mm.nsd(2 if liver else 1))
+        assert scores["nsd_1voxel,liver=1mm"] == pytest.approx(mm.nsd(1) if liver else voxel.nsd(1))
+        assert scores["hd95_mm"] == pytest.approx(mm.hausdorff())
+
+
+def test_dice_regions_and_ignore_label_as_nnunet(tmp_path):
+    from nnunetv2.evaluation.evaluate_predictions import compute_metrics
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    prediction, label = draw(7)
+    label[2:5, 3:8, 4:9] = 4
+    files = [tmp_path / "prediction.nii.gz", tmp_path / "label.nii.gz"]
+    write_image(files[0], prediction)
+    write_image(files[1], label)
+    dataset = tmp_path / "dataset.json"
+    names = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}
+    dataset.write_text(json.dumps(DATASET | {"labels": names, "regions_class_order": [1, 2, 3]}))
+    labels, ending = ev.labels_from_dataset_json(dataset)
+    assert labels.organs == (ev.Organ("whole", (1, 2, 3)), ev.Organ("core", (2, 3)), ev.Organ("enhancing", (3,)))
+    assert (labels.ignore, ending) == (4, ".nii.gz")
+
+    scores = ev.evaluate_pairs([ev.Pair("case", *files)], labels, processes=1).cases["case"]
+    theirs = compute_metrics(str(files[1]), str(files[0]), SimpleITKIO(), [(1, 2, 3), (2, 3), 3], 4)["metrics"]
+    for organ, values in zip(labels.organs, ((1, 2, 3), (2, 3), 3), strict=True):
+        assert scores[organ.name].scores["dice"] == pytest.approx(theirs[values]["Dice"])
+        assert scores[organ.name].prediction_voxels == theirs[values]["n_pred"]
+        assert scores[organ.name].reference_voxels == theirs[values]["n_ref"]
+        masks = [np.isin(array, organ.values) for array in (prediction, label)]
+        surfaces = surface_distances(*masks, SPACING, ignored=label == 4)
+        assert scores[organ.name].scores["nsd_1mm"] == pytest.approx(surfaces.nsd(1))
+        assert scores[organ.name].scores["hd95_mm"] == pytest.approx(surfaces.hausdorff())
+
+
+def test_processes_give_the_same_in_the_same_order(folders):
+    seen = []
+    alone = ev.evaluate_folders(*folders, LABELS, processes=1)
+    together = ev.evaluate_folders(
+        *folders, LABELS, processes=2, progress=lambda what, done, total: seen.append((what, done, total))
+    )
+    assert repr(together) == repr(alone)
+    expected = [("checking files", done, 6) for done in range(7)] + [("scoring cases", done, 3) for done in range(4)]
+    assert seen == expected
+
+
+def test_png_and_single_slices_are_2d(tmp_path):
+    """A pixel counts as 1 mm, and a volume of one slice is no volume that is all surface."""
+    prediction, label = (np.ascontiguousarray(array[3]) for array in draw(3))
+    results = []
+    for name, ending in (("png", ".png"), ("slice", ".nii.gz")):
+        pair = []
+        for kind, array in (("p", prediction), ("l", label)):
+            folder = tmp_path / name / kind
+            folder.mkdir(parents=True)
+            if ending == ".png":
+                sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / "x.png"))
+            else:
+                write_image(folder / "x.nii.gz", array[None], (999.0, 1.0, 1.0))
+            pair.append(folder)
+        results.append(ev.evaluate_folders(*pair, LABELS, processes=1).cases["x"])
+    for organ in LABELS.organs:
+        masks = [array == organ.values[0] for array in (prediction, label)]
+        surfaces = surface_distances(*masks, (1, 1))
+        for result in results:
+            assert result[organ.name].scores["dice"] == pytest.approx(dice(*masks))
+            assert result[organ.name].scores["nsd_1mm"] == pytest.approx(surfaces.nsd(1))
+            assert result[organ.name].scores["hd95_mm"] == pytest.approx(surfaces.hausdorff())
+
+
+def test_labels_stored_as_floats(folders):
+    expected = ev.evaluate_folders(*folders, LABELS, processes=1)
+    for folder in folders:
+        for case in CASES:
+            write_image(folder / f"{case}.nii.gz", arrays(folder, case).astype(np.float64))
+    assert repr(ev.evaluate_folders(*folders, LABELS, processes=1)) == repr(expected)
+
+
+# ---- what is refused, before anything is computed ----------------------------------------------------------------
+
+
+@pytest.fixture
+def no_scoring(monkeypatch):
+    def refuse(job):
+        raise AssertionError("nothing may be computed before all files are checked")
+
+    monkeypatch.setattr("nnunet_dtc.evaluation.folders._score", refuse)
+
+
+def refused(folders, *parts, **options):
+    with pytest.raises(ev.EvaluationError) as error:
+        ev.evaluate_folders(*folders, LABELS, processes=1, **options)
+    for part in parts:
+        assert str(part) in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.usefixtures("no_scoring")
+class TestRefused:
+    def test_missing_and_surplus(self, folders):
+        predictions, labels = folders
+        (predictions / "case_c.nii.gz").rename(predictions / "case_d.nii.gz")
+        refused(
+            folders,
+            f"prediction without a label: {predictions / 'case_d.nii.gz'}",
+            f"label without a prediction: {labels / 'case_c.nii.gz'}",
+        )
+        message = refused(folders, predictions / "case_d.nii.gz", subset=True)
+        assert "case_c" not in message
+
+    def test_no_files(self, folders, tmp_path):
+        predictions, labels = folders
+        refused((tmp_path / "nowhere", labels), tmp_path / "nowhere")
+        refused((tmp_path, labels), "no prediction", tmp_path)
+        refused((predictions, tmp_path), "the same file ending", tmp_path)
+        refused(folders, "no label", labels, ending=".mha")
+        (labels / "case_x.png").touch()
+        refused(folders, ".nii.gz, .png", labels)
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"spacing": (3.0, 0.8, 0.95)}, ("spacing (0.95, 0.8, 3) and (0.9, 0.8, 3)", "apart")),
+            ({"origin": (-12.5, 30.0, 8.25)}, ("origin (-12.5, 30, 8.25) and (-12.5, 30, 7.25)", "1 mm apart")),
+            ({"direction": (1.0, 0, 0, 0, 1, 0, 0, 0, 1)}, ("direction",)),
+        ],
+    )
+    def test_other_geometry(self, folders, change, words):
+        file = folders[0] / "case_b.nii.gz"
+        write_image(file, arrays(folders[0], "case_b"), **change)
+        message = refused(folders, file, *words)
+        assert "case_a" not in message
+
+    def test_other_size(self, folders):
+        file = folders[0] / "case_b.nii.gz"
+        write_image(file, arrays(folders[0], "case_b")[:-1])
+        refused(folders, file, "(16, 13, 6)", "(16, 13, 7)")
+
+    def test_not_an_image(self, folders):
+        (folders[1] / "case_b.nii.gz").write_bytes(b"no image")
+        refused(folders, folders[1] / "case_b.nii.gz", "cannot read")
+
+    @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd"])
+    @pytest.mark.parametrize("cut", [1, 400])
+    def test_cut_off_image(self, tmp_path, ending, cut):
+        """SimpleITK itself reads a NIfTI file that is cut off without a word."""
+        folder = tmp_path / "images"
+        folder.mkdir()
+        for case in ("a", "b"):
+            write_image(folder / f"{case}{ending}", draw(1)[0])
+        content = (folder / f"b{ending}").read_bytes()
+        (folder / f"b{ending}").write_bytes(content[:-cut])
+        refused((folder, folder), folder / f"b{ending}")
+
+    def test_colours(self, tmp_path):
+        folder = tmp_path / "images"
+        folder.mkdir()
+        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5, 3), np.uint8), isVector=True), str(folder / "a.png"))
+        refused((folder, folder), folder / "a.png", "one number a voxel", "3 numbers")
+
+    @pytest.mark.parametrize("side", [0, 1])
+    @pytest.mark.parametrize(("value", "kind"), [(9, np.uint8), (-1, np.int16), (0.5, np.float32)])
+    def test_unknown_values(self, folders, side, value, kind):
+        array = arrays(folders[side], "case_b").astype(kind)
+        array[6, 12, 15] = value
+        write_image(folders[side] / "case_b.nii.gz", array)
+        refused(folders, f"unknown label values {value:g} (known: 0, 1, 2, 3)", folders[side] / "case_b.nii.gz")
+
+    def test_ignore_label_in_a_prediction(self, folders):
+        labels = ev.LabelSet(LABELS.organs[:2], ignore=3)
+        with pytest.raises(ev.EvaluationError, match=r"values 3 .*predictions.case_a"):
+            ev.evaluate_folders(*folders, labels, processes=1)
+
+    def test_many_problems_are_counted(self, folders):
+        for number in range(25):
+            (folders[0] / f"more_{number:02}.nii.gz").touch()
+        assert refused(folders, "more_00", "... and 15 more").count("\n") == 10
+
+    def test_options(self, folders):
+        for options, words in (
+            ({"absent": "no"}, "skip, flare"),
+            ({"processes": 0}, "at least 1"),
+            ({"tolerances": []}, "at least one"),
+            ({"tolerances": [ev.parse_tolerance("1"), ev.parse_tolerance("1mm")]}, "different"),
+            ({"tolerances": [ev.parse_tolerance("1,lung=2")]}, "names lung"),
+            ({"tolerances": [ev.parse_tolerance("liver=2")]}, "nothing about spleen, gallbladder"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                ev.evaluate_folders(*folders, LABELS, **{"processes": 1} | options)
+
+
+def test_geometry_may_differ_by_rounding(folders):
+    file = folders[0] / "case_b.nii.gz"
+    write_image(file, arrays(folders[0], "case_b"), spacing=(3.00001, 0.8, 0.90001), origin=(-12.5001, 30.0, 7.25))
+    ev.evaluate_folders(*folders, LABELS, processes=1)
+
+
+def test_a_killed_process_is_said(folders, monkeypatch):
+    from concurrent.futures.process import BrokenProcessPool
+
+    from nnunet_dtc.evaluation import folders as module
+
+    class Killed:
+        def __init__(self, *arguments, **more): ...
+        def shutdown(self, **more): ...
+        def submit(self, *arguments):
+            raise BrokenProcessPool
+
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Killed)
+    with pytest.raises(ev.EvaluationError, match="-np 1"):
+        ev.evaluate_folders(*folders, LABELS, processes=2)
+
+
+# ---- tolerances and labels as users write them -------------------------------------------------------------------
+
+
+def test_parse_tolerance(tmp_path):
+    names = {"1": "1mm", "1.50mm": "1.5mm", "0.5voxel": "0.5voxel", "2 voxels": "2voxel", ".5": "0.5mm", "0": "0mm"}
+    for text, name in names.items():
+        assert ev.parse_tolerance(text).name == name
+    mixed = ev.parse_tolerance("2, right kidney=3, liver=0.5voxel")
+    assert mixed.name == "2mm,right kidney=3mm,liver=0.5voxel"
+    assert [str(mixed.of(organ)) for organ in ("right kidney", "liver", "aorta")] == ["3mm", "0.5voxel", "2mm"]
+    file = tmp_path / "flare.json"
+    file.write_text('{"default": 2, "liver": 5, "spleen": "0.5voxel"}')
+    from_file = ev.parse_tolerance(str(file))
+    assert from_file.name == "flare"
+    assert [str(from_file.of(organ)) for organ in ("spleen", "liver", "aorta")] == ["0.5voxel", "5mm", "2mm"]
+    for text in ("", "x", "-1", "1cm", "nan", "inf", "1,liver", "1,liver=2,liver=3", "1,=2", "1,liver=x"):
+        with pytest.raises(ValueError, match="a tolerance is a distance"):
+            ev.parse_tolerance(text)
+    file.write_text("[]")
+    for name in (file, tmp_path / "none.json"):
+        with pytest.raises(ValueError, match=name.name):
+            ev.parse_tolerance(str(name))
+
+
+def test_parse_labels():
+    assert ev.parse_labels("1, 2") == ev.LabelSet((ev.Organ("1", (1,)), ev.Organ("2", (2,))))
+    named = ev.parse_labels("background=0,right kidney=2,kidneys=2+3,ignore=4")
+    assert named == ev.LabelSet((ev.Organ("right kidney", (2,)), ev.Organ("kidneys", (2, 3))), ignore=4)
+    assert named.values == {0, 2, 3}
+    for text in ("", "a", "a=b", "1,1", "-1", "0", "a=1,ignore=1", "a=0+1"):
+        with pytest.raises(ValueError, match="label"):
+            ev.parse_labels(text)
+
+
+def test_dataset_json_that_cannot_be(tmp_path):
+    file = tmp_path / "dataset.json"
+    for content in (
+        None,
+        "{",
+        "[]",
+        '{"labels": {"0": "background"}}',
+        '{"labels": {"background": 0}}',
+        '{"labels": 3}',
+    ):
+        if content is not None:
+            file.write_text(content)
+        with pytest.raises(ValueError, match=r"dataset\.json"):
+            ev.labels_from_dataset_json(file)
+
+
+def test_dataset_json_is_found_where_nnunet_leaves_it(folders, tmp_path):
+    predictions, labels = folders
+    assert find_dataset_json(*folders) == predictions / "dataset.json"
+    (predictions / "dataset.json").unlink()
+    assert find_dataset_json(*folders) == labels.parent / "dataset.json"
+    model = tmp_path / "model"
+    (model / "fold_0" / "validation").mkdir(parents=True)
+    (model / "dataset.json").touch()
+    assert find_dataset_json(model / "fold_0" / "validation", labels) == model / "dataset.json"
+    (labels.parent / "dataset.json").unlink()
+    assert find_dataset_json(*folders) is None
+
+
+# ---- the command -------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_and_prints(folders, tmp_path):
+    done = run(*folders, "-o", tmp_path / "out.v1", "-np", 1)
+    assert done.exit_code == 0, done.output
+    result = ev.evaluate_folders(*folders, LABELS, processes=1)
+
+    content = json.loads((tmp_path / "out.v1.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert content["mean"]["dice"] == pytest.approx(result.mean("dice"))
+    assert content["mean"]["hd95_infinite"] == content["organs"]["gallbladder"]["hd95_infinite"] == 1
+    assert content["organs"]["liver"]["nsd_2mm"] == pytest.approx(result.organ_mean("liver", "nsd_2mm"))
+    assert content["cases"]["case_c"]["organs"]["gallbladder"]["dice"] is None
+    assert content["mean_order"].startswith("over the organs of each case, then over cases")
+    assert repr(ev.read_json(tmp_path / "out.v1.json")) == repr(result)
+
+    with (tmp_path / "out.v1.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["case"], row["organ"]) for row in rows] == [(c, o) for c in CASES for o in LABELS.names]
+    assert float(rows[1]["nsd_1mm"]) == result.cases["case_a"]["liver"].scores["nsd_1mm"]
+    assert (rows[5]["absent"], rows[5]["hd95_mm"], rows[5]["dice"]) == ("reference", "inf", "0.0")
+    assert (rows[8]["absent"], rows[8]["hd95_mm"], rows[8]["dice"]) == ("both", "", "")
+
+    lines = [line for line in done.output.splitlines() if "│" in line]
+    assert [line.split("│")[1].strip() for line in lines] == [*LABELS.names, "mean"]
+    cells = [cell.strip() for cell in lines[-1].split("│")[2:-1]]
+    assert cells[:3] == [f"{100 * result.mean(metric):.2f}" for metric in ("dice", "nsd_1mm", "nsd_2mm")]
+    assert cells[3] == f"{result.mean('hd95_mm'):.2f} (1)"
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_the_command_does_not_overwrite(folders, monkeypatch):
+    predictions, labels = folders
+    assert run(predictions, labels, "-np", 1).exit_code == 0
+    before = (predictions / "metrics.json").read_text()
+    with monkeypatch.context() as patched:
+        patched.setattr("nnunet_dtc.evaluation.folders._check_content", None)  # refused before anything is read
+        done = run(predictions, labels, "-np", 1, "--tolerance", "3")
+    assert done.exit_code == 1
+    assert "--overwrite" in done.output
+    assert (predictions / "metrics.json").read_text() == before
+    done = run(predictions, labels, "-np", 1, "--tolerance", "3", "--tolerance", "0.5voxel", "--overwrite")
+    assert done.exit_code == 0, done.output
+    assert json.loads((predictions / "metrics.json").read_text())["tolerances"] == ["3mm", "0.5voxel"]
+
+
+def test_the_command_with_given_labels_and_a_subset(folders, tmp_path):
+    predictions, labels = folders
+    (predictions / "case_c.nii.gz").unlink()
+    given = "s=1,rest=2+3"
+    arguments = (predictions, labels, "--labels", given, "--absent", "flare", "-o", tmp_path / "x.json", "-np", 1)
+    assert "case_c.nii.gz" in run(*arguments).output
+    assert not (tmp_path / "x.json").exists()
+    assert run(*arguments, "--subset").exit_code == 0
+    content = json.loads((tmp_path / "x.json").read_text())
+    assert (list(content["cases"]), content["labels"]) == (["case_a", "case_b"], {"s": [1], "rest": [2, 3]})
+    assert content["absent"] == "flare"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--tolerance", "1cm"), "'1cm'"),
+        (("-djfile", "nowhere.json"), "nowhere.json"),
+        (("-djfile", "x.json", "--labels", "1"), "either"),
+        (("--absent", "maybe"), "skip, flare"),
+        (("-o", "no/such/folder/x"), "no/such/folder"),
+    ],
+)
+def test_the_command_fails_with_one_message(folders, arguments, words):
+    done = run(*folders, "-np", 1, *arguments)
+    assert done.exit_code == 1
+    assert words in done.output
+    assert "Traceback" not in done.output
+    assert not (folders[0] / "metrics.json").exists()
+
+
+def test_without_dataset_json(folders):
+    for folder in (folders[0], folders[1].parent):
+        (folder / "dataset.json").unlink()
+    assert "--labels" in run(*folders).output
+
+
+def test_read_json_refuses_other_files(tmp_path):
+    file = Path(tmp_path / "x.json")
+    for content in ("{}", "[]", "{", '{"format": 99}'):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=r"x\.json is no evaluation"):
+            ev.read_json(file)
