@@ -34,7 +34,7 @@ from steps import StepFailedError, run_step
 
 CONFIGURATION, FOLD = "3d_fullres", 0
 PHANTOM_ID, PHANTOM_CASES, PHANTOM_TEST_CASES = 917, 16, 4
-CPU_EPOCHS, GPU_EPOCHS = 3, 20
+CPU_EPOCHS, GPU_EPOCHS = 12, 20
 DEFAULT_TRAINERS = ("nnUNetTrainer", "nnUNetTrainerDTC")
 DATASET_NAME = re.compile(r"Dataset(\d{3})_[^/]+")
 OPTIONS_FILE, SECONDS_FILE = "demo.json", "seconds.json"
@@ -49,7 +49,7 @@ class Options:
     """What a demo folder is made with; a folder keeps to one set."""
 
     dataset: str  # "phantom" or the absolute path of a data set
-    trainers: tuple[str, ...]  # without _<n>epochs
+    trainers: tuple[str, ...]  # without _<n>epochs and _NoMirroring
     epochs: int
     device: str  # cuda, cpu or mps
 
@@ -62,7 +62,7 @@ class Options:
         return SMALL_PLANS if self.small else "nnUNetPlans"
 
     def trainer(self, name: str) -> str:
-        return f"{name}_{self.epochs}epochs"
+        return f"{name}_{self.epochs}epochs_NoMirroring"  # organs have sides, and a short training no time for it
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -397,7 +397,7 @@ class Demo:
             command += ["-p", self.options.plans, "-i", str(self.dataset / "imagesTs"), "-o", str(unfinished)]
             command += ["-device", self.options.device]
             if self.options.small:
-                command += ["--disable_tta", "-npp", "0", "-nps", "0"]
+                command += ["-npp", "0", "-nps", "0"]
             self.command(f"Predicting with {name}", f"4_predict_{name}", *command)
             unfinished.rename(output)
         else:

@@ -1,8 +1,13 @@
 """A small copy of nnU-Net's plans, for training on a CPU in minutes.
 
-The same preprocessing, architecture class and strides as nnU-Net planned, but coarser voxels, so that one patch holds
-a whole scan, and fewer stages, channels and convolutions. It compares two networks under equal conditions; it does not
-show what nnU-Net reaches on this data.
+The same preprocessing, architecture class and strides as nnU-Net planned, but coarser voxels, small patches, and fewer
+stages, channels and convolutions. It compares two networks under equal conditions; it does not show what nnU-Net
+reaches on this data.
+
+What makes a short training learn (measured on the phantom): many cheap iterations on small patches. nnU-Net centres a
+third of the patches on an organ drawn at random, and in a small patch that organ is a large share of the voxels, so
+small organs start to be learned after hundreds of iterations instead of thousands. Patches that hold the whole body
+learned the liver alone in the same time.
 """
 
 from __future__ import annotations
@@ -12,8 +17,10 @@ import math
 from typing import Any
 
 PLANS_NAME = "nnUNetPlansSmall"
-PATCH_VOXELS = 16 * 48 * 48
+IMAGE_VOXELS = 20 * 36 * 46  # of the median image with the coarser voxels
+PATCH_VOXELS = 12 * 18 * 24
 FEATURES = (16, 32, 64, 128)
+FLAT_STAGES = 2  # stages, from the finest on, whose convolutions do not look beyond the slice
 BATCH_SIZE = 2  # with 1, PyTorch takes its slow 3D convolution on a CPU, not oneDNN's: several times the time
 
 
@@ -22,12 +29,15 @@ def shrink_plans(
     configuration: str = "3d_fullres",
     name: str = PLANS_NAME,
     features: tuple[int, ...] = FEATURES,
+    image_voxels: int = IMAGE_VOXELS,
     patch_voxels: int = PATCH_VOXELS,
 ) -> dict[str, Any]:
     """A copy of nnU-Net `plans` with `configuration` made small, and no other configuration; the input stays as it is.
 
-    The patch covers the median image: there are at most `len(features)` stages, and the voxels (mm) grow by about the
-    same factor on every axis until the image fits into `patch_voxels`, rounded so that the strides divide it.
+    The voxels (mm) grow until the median image has `image_voxels`, the small sides more than the long ones (to the
+    geometric mean of what they are and one common length), and never shrink. The patch has the proportions of the
+    image and about `patch_voxels`, rounded so that the strides divide it. There are at most `len(features)` stages.
+    Dice is taken over the batch, as nnU-Net itself plans it where a patch is a small part of an image.
 
     Raises:
         ValueError: if the plans have no such configuration or its architecture has no `features_per_stage`.
@@ -52,20 +62,21 @@ def shrink_plans(
             kwargs[key] = [1] * stages
     kwargs["n_conv_per_stage_decoder"] = [1] * (stages - 1)
 
+    for stage in range(min(FLAT_STAGES, stages)):
+        kwargs["kernel_sizes"][stage] = [1, *kwargs["kernel_sizes"][stage][1:]]
+
     median = [float(n) for n in config["median_image_size_in_voxels"]]
-    factor = max(1.0, (math.prod(median) / patch_voxels) ** (1 / len(median)))
-    divisors = [math.prod(stride[axis] for stride in kwargs["strides"]) for axis in range(len(median))]
-    patch = [max(1, round(n / factor / d)) * d for n, d in zip(median, divisors, strict=True)]
-    config["spacing"] = [
-        max(s, s * n / p) for s, n, p in zip(config["spacing"], median, patch, strict=True)
-    ]  # never finer than nnU-Net planned
-    config["patch_size"] = patch
-    config["median_image_size_in_voxels"] = [
-        n * old / new
-        for n, old, new in zip(
-            median, plans["configurations"][configuration]["spacing"], config["spacing"], strict=True
-        )
-    ]
+    axes = len(median)
+    lengths = [n * s for n, s in zip(median, config["spacing"], strict=True)]  # mm
+    product = math.prod(length / math.sqrt(s) for length, s in zip(lengths, config["spacing"], strict=True))
+    common = (product / image_voxels) ** (2 / axes)  # mm; sqrt(spacing * common) gives image_voxels
+    config["spacing"] = [max(s, math.sqrt(s * common)) for s in config["spacing"]]
+    image = [length / s for length, s in zip(lengths, config["spacing"], strict=True)]
+    share = min(1.0, (patch_voxels / math.prod(image)) ** (1 / axes))
+    divisors = [math.prod(stride[axis] for stride in kwargs["strides"]) for axis in range(axes)]
+    config["patch_size"] = [max(1, round(n * share / d)) * d for n, d in zip(image, divisors, strict=True)]
+    config["median_image_size_in_voxels"] = image
+    config["batch_dice"] = True
     config["batch_size"] = BATCH_SIZE
     config["data_identifier"] = f"{name}_{configuration}"
     small["plans_name"] = name

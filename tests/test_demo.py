@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import io
 import json
+import math
 import sys
 import zipfile
 from pathlib import Path
@@ -107,7 +108,8 @@ def test_device_and_epochs(demo):
     assert (gpu.device, gpu.epochs, gpu.plans) == ("cuda", demo.GPU_EPOCHS, "nnUNetPlans")
     assert (cpu.device, cpu.epochs, cpu.plans) == ("cpu", demo.CPU_EPOCHS, "nnUNetPlansSmall")
     assert (
-        options("--device", "cpu", "--epochs", "7", cuda=True).trainer("nnUNetTrainerDTC") == "nnUNetTrainerDTC_7epochs"
+        options("--device", "cpu", "--epochs", "7", cuda=True).trainer("nnUNetTrainerDTC")
+        == "nnUNetTrainerDTC_7epochs_NoMirroring"
     )
     with pytest.raises(demo.DemoError, match="sees no CUDA GPU"):
         options("--device", "cuda", cuda=False)
@@ -225,10 +227,17 @@ def test_small_plans(demo):
     assert (
         kwargs["strides"] == before["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["strides"][:stages]
     )
+    image = config["median_image_size_in_voxels"]
     for axis, extent_mm in enumerate((34 * 7.37, 112 * 3.27, 112 * 3.27)):
-        seen_mm = config["patch_size"][axis] * config["spacing"][axis]
-        assert seen_mm >= 0.99 * extent_mm  # one patch holds the median image
-        assert config["spacing"][axis] >= before["configurations"]["3d_fullres"]["spacing"][axis]
+        assert image[axis] * config["spacing"][axis] == pytest.approx(extent_mm, rel=0.01)  # nothing is cut off
+        assert config["patch_size"][axis] % math.prod(stride[axis] for stride in kwargs["strides"]) == 0
+        assert config["patch_size"][axis] < image[axis]
+    assert math.prod(image) == pytest.approx(20 * 36 * 46, rel=0.01)
+    assert config["spacing"][0] / config["spacing"][1] == pytest.approx(math.sqrt(7.37 / 3.27), rel=0.01)
+    assert config["batch_dice"] is True
+    assert [kernel[0] for kernel in kwargs["kernel_sizes"]] == [1, 1, 3, 3]
+    finer = before["configurations"]["3d_fullres"]["spacing"]
+    assert all(new >= old for new, old in zip(config["spacing"], finer, strict=True))
 
     manager = PlansManager(small)
     assert manager.plans_name == demo.SMALL_PLANS

@@ -452,7 +452,7 @@ def _draw_once(rng: np.random.Generator) -> PhantomCase:
     # Soft organs are bent more than the trunk is: slowly as a whole, and finely at their surfaces.
     bend = np.stack([_smooth_field(rng, shape, spacing_zyx, 75) for _ in range(3)])
     fine = np.stack([_smooth_field(rng, shape, spacing_zyx, 26) for _ in range(3)])
-    organs = _organ_distances(rng, _Points(p + 8.0 * bend + 1.8 * fine))
+    organs = _organ_distances(rng, _Points(p + 7.0 * bend + 1.6 * fine))
 
     # Organs stay inside the cavity, below the lungs and off the bones.
     inside = np.maximum(body["cavity"] + 3, -body["diaphragm"] + 1.5)
@@ -524,7 +524,7 @@ def _densities(rng, shape, spacing_zyx, body, organs, territory) -> np.ndarray:
 
     phase = np.exp(rng.normal(0, 0.18))  # how much contrast agent has arrived: the same for all organs of a case
     arterial = rng.uniform(0.85, 1.35)
-    contrast = rng.random() < 0.35  # some drink a contrast agent before the scan
+    contrast = rng.random() < 0.2  # some drink a contrast agent before the scan
     for n in ("bowel", "colon"):
         content = (rng.uniform(110, 190) if contrast else rng.uniform(15, 45)) + 14 * grain
         paint(territory[n], 70.0 * phase + 20)
@@ -549,7 +549,7 @@ def _densities(rng, shape, spacing_zyx, body, organs, territory) -> np.ndarray:
             value = value - rng.choice([0, 0, 0, 28])  # some livers are fatty
         paint(territory[n], value)
         if n.endswith("kidney"):
-            paint(np.maximum(territory[n], organs[n] + 9), value - 35 * phase * rng.uniform(0, 1))  # medulla
+            paint(np.maximum(territory[n], organs[n] + 9), value - 24 * phase * rng.uniform(0, 1))  # medulla
             paint(np.maximum(organs[n + "_sinus"], organs[n] - 8), FAT + 45)
         if n == "esophagus":
             paint(organs[n] + 8, rng.choice([-300.0, 30.0, 30.0]), edge_mm=3)
@@ -596,7 +596,7 @@ def write_phantom(
 
     Returns:
         The new folder, `folder_raw / Dataset<ID>_Phantom`. Images are int16 HU, labels uint8 0..13 (`LABELS`), both
-        .nii.gz, 32 to 37 slices of about 7.4 mm with 112 x 112 pixels of about 3.3 mm.
+        .nii.gz, 32 to 37 slices of about 7.4 mm with 88 x 112 pixels (y, x) of about 3.3 mm.
 
     Raises:
         ValueError: for arguments outside these limits; no file has been touched.
