@@ -8,6 +8,8 @@ Both make a virtual environment in .venv beside this file and install the packag
 command goes on to the demo (python3 run.py demo --help) or to pytest (python3 run.py test tests/test_dtc.py).
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 import subprocess
@@ -31,10 +33,10 @@ def main(arguments: list[str]) -> int:
     command, *options = arguments
     install(EXTRAS[command])
     if command == "demo":
-        return run(PYTHON, ROOT / "scripts" / "demo.py", *options)
+        hand_over(PYTHON, ROOT / "scripts" / "demo.py", *options)
     # files in their order: nnU-Net's long tests come first, so that the short ones fill what is left of the cores
     workers = str(min(4, os.cpu_count() or 1))
-    return run(PYTHON, "-m", "pytest", "-n", workers, "--dist", "loadfile", "--no-loadscope-reorder", *options)
+    hand_over(PYTHON, "-m", "pytest", "-n", workers, "--dist", "loadfile", "--no-loadscope-reorder", *options)
 
 
 def install(extra: str) -> None:
@@ -43,14 +45,12 @@ def install(extra: str) -> None:
     wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
     if stamp.is_file() and stamp.read_text() == wanted:
         return
-    if not PYTHON.is_file():
+    if not PYTHON.is_file() or run(PYTHON, "-m", "pip", "--version"):  # made in part, perhaps: begin anew
         print(f"making the environment {ENVIRONMENT}", flush=True)
         try:
-            venv.create(ENVIRONMENT, with_pip=True)
+            venv.create(ENVIRONMENT, with_pip=True, clear=True)
         except subprocess.CalledProcessError:
-            raise SystemExit(
-                "Python cannot make environments here; on Debian and Ubuntu: apt install python3-venv"
-            ) from None
+            raise SystemExit("Python cannot make environments here; on Debian: apt install python3-venv") from None
     print("installing nnunet-dtc with torch and nnU-Net (with CUDA about 6 GB, some minutes)", flush=True)
     if run(PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "-e", f"{ROOT}{extra}"):
         raise SystemExit("the installation failed, see above; the same command goes on where it stopped")
@@ -58,12 +58,25 @@ def install(extra: str) -> None:
 
 
 def run(*command: object) -> int:
+    """Run a command and return its exit status."""
     words = [str(word) for word in command]
     print("$", " ".join(words), flush=True)
-    try:
-        return subprocess.run(words, cwd=ROOT, check=False).returncode
-    except KeyboardInterrupt:
-        return 130
+    return subprocess.run(words, cwd=ROOT, check=False).returncode
+
+
+def hand_over(*command: object) -> None:
+    """Become that command: what interrupts or ends this process then reaches it, and it can end in order."""
+    words = [str(word) for word in command]
+    print("$", " ".join(words), flush=True)
+    os.chdir(ROOT)
+    if os.name != "nt":
+        os.execv(words[0], words)
+    process = subprocess.Popen(words)
+    while True:
+        try:
+            raise SystemExit(process.wait())
+        except KeyboardInterrupt:  # the other process has it, too
+            continue
 
 
 if __name__ == "__main__":

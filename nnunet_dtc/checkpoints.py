@@ -53,9 +53,13 @@ def open_checkpoint(path: Path | str) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, KeyError, AttributeError, IndexError, ValueError, TypeError) as error:
         raise CheckpointError(_UNREADABLE.format(path=path, error=error)) from error
 
-    missing = [key for key in _NEEDED if not isinstance(checkpoint, dict) or key not in checkpoint]
+    parts = checkpoint if isinstance(checkpoint, dict) else {}
+    missing = [key for key in _NEEDED if key not in parts]
+    init_args, weights = parts.get("init_args"), parts.get("network_weights")
+    if not missing and not (isinstance(init_args, dict) and isinstance(weights, dict)):
+        missing = ["dictionaries of init_args and network_weights"]
     if not missing:
-        missing = [f"init_args.{key}" for key in _NEEDED_INIT_ARGS if key not in checkpoint["init_args"]]
+        missing = [f"init_args.{key}" for key in _NEEDED_INIT_ARGS if key not in init_args]
     if missing:
         raise CheckpointError(f"{path} is no checkpoint of an nnU-Net v2 trainer: it has no {', '.join(missing)}")
     checkpoint["network_weights"] = {

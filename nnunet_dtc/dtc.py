@@ -57,7 +57,7 @@ class _DTC(nn.Module):
         self.stride = check_stride(stride, self.axes)
         self.receptive_field = check_receptive_field(receptive_field)
         check_variant(offset, weight)
-        self.offset, self.weight = offset, weight
+        self.offset_kind, self.weight_kind = offset, weight  # `.weight` means a tensor in torch
         if isinstance(base, _DTC):
             raise ValueError("base must be an upsampling without DTC, got a DTC block: it would be wrapped twice")
 
@@ -76,16 +76,28 @@ class _DTC(nn.Module):
         nn.init.normal_(self.coords.weight, std=COORDS_INIT_STD)
         nn.init.zeros_(self.coords.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, S_1, .., S_g) to (N, out_channels, S_1 * stride_1, ..), in the dtype of the base."""
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """(N, in_channels, S_1, .., S_g) to (N, out_channels, S_1 * stride_1, ..), in the dtype of the base.
+
+        ``output_size`` is what hosts may pass to a transposed convolution; it must be that size (or end in it).
+        """
         if x.ndim != self.axes + 2 or x.shape[1] != self.in_channels:
             shape = ", ".join(["N", str(self.in_channels), *"DHW"[-self.axes :]])
             raise ValueError(f"{type(self).__name__} takes ({shape}), got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise TypeError(f"{type(self).__name__} takes a floating tensor, got {x.dtype}")
         branch = deformable_upsample(
-            self.value(x), self.coords(x), self.stride, self.receptive_field, offset=self.offset, weight=self.weight
+            self.value(x),
+            self.coords(x),
+            self.stride,
+            self.receptive_field,
+            offset=self.offset_kind,
+            weight=self.weight_kind,
         )
+        if output_size is not None and tuple(output_size)[-self.axes :] != tuple(branch.shape[2:]):
+            raise ValueError(
+                f"output_size must be size * stride, {tuple(branch.shape[2:])}, got output_size={tuple(output_size)}"
+            )
         base = self.base(x)
         if base.shape != branch.shape:
             raise ValueError(
@@ -108,8 +120,8 @@ class _DTC(nn.Module):
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}", f"{self.out_channels}", f"stride={self.stride}"]
         parts.append(f"receptive_field={self.receptive_field:g}")
-        parts += [f"offset={self.offset!r}"] * (self.offset != "tanh")
-        parts += [f"weight={self.weight!r}"] * (self.weight != "sigmoid")
+        parts += [f"offset={self.offset_kind!r}"] * (self.offset_kind != "tanh")
+        parts += [f"weight={self.weight_kind!r}"] * (self.weight_kind != "sigmoid")
         return ", ".join(parts)
 
 

@@ -108,10 +108,10 @@ def coords_channels(axes: int, weight: Weight) -> int:
 
 def check_stride(stride: int | Sequence[int], axes: int) -> tuple[int, ...]:
     """The stride as a tuple, one per axis; ValueError where it is not, or a stride is not an integer >= 1."""
-    steps = (stride,) * axes if isinstance(stride, int) else tuple(stride)
+    steps = (stride,) * axes if hasattr(stride, "__index__") else tuple(stride)
     if len(steps) != axes:
         raise ValueError(f"stride must have one entry per spatial axis ({axes}), got {stride=}")
-    if not all(isinstance(step, int) or (hasattr(step, "__index__")) for step in steps):
+    if not all(hasattr(step, "__index__") for step in steps):
         raise ValueError(f"stride must be integers, got {stride=}")
     steps = tuple(int(step) for step in steps)
     if any(step < 1 for step in steps):

@@ -10,7 +10,7 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from nnunet_dtc.checkpoints import CheckpointError, open_checkpoint
 from nnunet_dtc.dtc import is_dtc
+from nnunet_dtc.plugin.ext_trainer.nnunet_dtc_trainers import defined_by
 from nnunet_dtc.trainers import trainer_class
-from nnunet_dtc.trainers.names import TrainerNameError, UnknownSuffixError
+from nnunet_dtc.trainers.names import TrainerNameError
 
 COORDS_SEED = 0  # the same checkpoint gives the same file
 
@@ -57,31 +58,28 @@ def warm_start(checkpoint: Path | str, trainer_name: str) -> WarmStart:
             its plans; the message lists what differs.
         ValueError: the trainer has no DTC.
     """
-    try:
-        trainer = trainer_class(trainer_name)
-    except UnknownSuffixError:
-        trainer = recursive_find_trainer_class_by_name(trainer_name)  # a subclass of ours in a folder of the user's
-    except (AttributeError, TrainerNameError) as error:
-        raise ValueError(f"-tr takes a DTC trainer such as nnUNetTrainerDTC, got {trainer_name} ({error})") from error
-    if not getattr(getattr(trainer, "spec", None), "dtc", False):
-        raise ValueError(f"-tr takes a DTC trainer such as nnUNetTrainerDTC, got {trainer_name}")
-
+    trainer = _find_trainer(trainer_name)
     source = open_checkpoint(checkpoint)
     weights = source["network_weights"]
     if any(key.endswith(".coords.weight") for key in weights):
         raise CheckpointError(
             f"{checkpoint} is of a DTC network already ({source['trainer_name']}): give it to nnUNetv2_train as it is"
         )
-    plans, dataset = PlansManager(deepcopy(source["init_args"]["plans"])), source["init_args"]["dataset_json"]
-    configuration = plans.get_configuration(source["init_args"]["configuration"])
-    arguments = (
-        plans,
-        configuration,
-        determine_num_input_channels(plans, configuration, dataset),
-        plans.get_label_manager(dataset).num_segmentation_heads,
-        True,
-    )
-    differences = describe_differences(nnUNetTrainer.build_network_architecture(*arguments).state_dict(), weights)
+    init_args = source["init_args"]
+    try:
+        plans, dataset = PlansManager(deepcopy(init_args["plans"])), init_args["dataset_json"]
+        configuration = plans.get_configuration(init_args["configuration"])
+        arguments = (
+            plans,
+            configuration,
+            determine_num_input_channels(plans, configuration, dataset),
+            plans.get_label_manager(dataset).num_segmentation_heads,
+            True,
+        )
+        vanilla = nnUNetTrainer.build_network_architecture(*arguments)
+    except (KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        raise CheckpointError(f"nnU-Net cannot build a network from the plans in {checkpoint}: {error!r}") from error
+    differences = describe_differences(vanilla.state_dict(), weights)
     if differences:
         raise CheckpointError(
             f"{checkpoint} (trainer {source['trainer_name']}) is not of the network that nnU-Net builds from its plans:"
@@ -92,17 +90,34 @@ def warm_start(checkpoint: Path | str, trainer_name: str) -> WarmStart:
         torch.manual_seed(COORDS_SEED)
         network = trainer.build_network_architecture(*arguments)
     blocks = [name for name, module in network.named_modules(remove_duplicate=False) if is_dtc(module)]
-    state = network.state_dict()
+    vanilla.load_state_dict(weights, strict=False)  # only second names of a module can be missing, see above
+    trained, state = vanilla.state_dict(), network.state_dict()
     for key in state:
         block = next((name for name in blocks if key.startswith(name + ".")), None)
         if block is None:
-            state[key] = weights[key]
+            state[key] = trained[key]
         elif key.startswith(f"{block}.base."):
-            state[key] = weights[f"{block}.{key.removeprefix(f'{block}.base.')}"]
+            state[key] = trained[f"{block}.{key.removeprefix(f'{block}.base.')}"]
         elif key.startswith(f"{block}.value."):
             state[key] = torch.zeros_like(state[key])
     network.load_state_dict(state)
     return WarmStart(network, trainer, source, Path(checkpoint))
+
+
+def _find_trainer(name: str) -> type[nnUNetTrainer]:
+    """The class that nnU-Net itself takes for this name; ours where nobody else has it, registered or not.
+
+    Raises:
+        ValueError: it is none with DTC.
+    """
+    needed = f"-tr takes a DTC trainer such as nnUNetTrainerDTC, got {name}"
+    try:
+        trainer = trainer_class(name) if defined_by(name) is None else recursive_find_trainer_class_by_name(name)
+    except (AttributeError, TrainerNameError, RuntimeError) as error:
+        raise ValueError(f"{needed} ({error})") from error
+    if not getattr(getattr(trainer, "spec", None), "dtc", False):
+        raise ValueError(needed)
+    return trainer
 
 
 def save_pretrained(start: WarmStart, output: Path) -> None:
@@ -138,7 +153,7 @@ def save_latest(start: WarmStart, fold_folder: Path) -> Path:
     """
     check_fold_folder(start, fold_folder)
     init_args = deepcopy(start.source["init_args"])
-    with tempfile.TemporaryDirectory() as scratch, _environment(nnUNet_results=scratch):
+    with tempfile.TemporaryDirectory() as scratch, _environment(nnUNet_results=scratch, nnUNet_wandb_enabled="0"):
         arguments = {key: init_args[key] for key in ("plans", "configuration", "fold", "dataset_json")}
         plans = deepcopy(arguments.pop("plans"))
         with contextlib.redirect_stdout(io.StringIO()):
@@ -180,18 +195,21 @@ def check_fold_folder(start: WarmStart, fold_folder: Path) -> None:
     there = sorted(file.name for file in fold_folder.glob("checkpoint_*.pth")) if fold_folder.is_dir() else []
     if there:
         raise FileExistsError(f"{fold_folder} has a training already ({', '.join(there)}), nothing is overwritten")
-    plans_file = fold_folder.parent / "plans.json"
-    if plans_file.is_file():
-        configuration = init_args["configuration"]
-        theirs = PlansManager(load_json(str(plans_file))).get_configuration(configuration)
-        ours = PlansManager(deepcopy(plans)).get_configuration(configuration)
-        changed = [
-            key
-            for key in ("architecture", "patch_size", "spacing", "batch_size")
-            if theirs.configuration.get(key) != ours.configuration.get(key)
-        ]
-        if changed:
-            raise ValueError(f"{plans_file} differs from the plans of the checkpoint in {', '.join(changed)}")
+    configuration = init_args["configuration"]
+    ours = PlansManager(deepcopy(plans)).get_configuration(configuration).configuration
+    for file in _plans_files(fold_folder, plans):
+        theirs = PlansManager(load_json(str(file))).get_configuration(configuration).configuration
+        compared = ("architecture", "patch_size", "spacing", "batch_size")
+        if changed := [key for key in compared if theirs.get(key) != ours.get(key)]:
+            raise ValueError(f"{file} differs from the plans of the checkpoint in {', '.join(changed)}")
+
+
+def _plans_files(fold_folder: Path, plans: dict[str, Any]) -> Iterator[Path]:
+    """The plans that nnU-Net would go on with: those beside the fold, and those that it trains with."""
+    files = [fold_folder.parent / "plans.json"]
+    if preprocessed := os.environ.get("nnUNet_preprocessed"):
+        files.append(Path(preprocessed) / plans["dataset_name"] / f"{plans['plans_name']}.json")
+    yield from (file for file in files if file.is_file())
 
 
 def describe_differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:

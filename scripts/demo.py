@@ -10,9 +10,9 @@ after an interruption and it goes on where it was. Results: table.json, table.cs
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -20,10 +20,11 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dice_table import case_dice, dice_csv, dice_rows, dice_table, mean
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
@@ -34,7 +35,7 @@ from steps import StepFailedError, run_step
 
 CONFIGURATION, FOLD = "3d_fullres", 0
 PHANTOM_ID, PHANTOM_CASES, PHANTOM_TEST_CASES = 917, 16, 4
-CPU_EPOCHS, GPU_EPOCHS = 12, 20
+CPU_EPOCHS, GPU_EPOCHS = 5, 20
 DEFAULT_TRAINERS = ("nnUNetTrainer", "nnUNetTrainerDTC")
 DATASET_NAME = re.compile(r"Dataset(\d{3})_[^/]+")
 OPTIONS_FILE, SECONDS_FILE = "demo.json", "seconds.json"
@@ -49,7 +50,7 @@ class Options:
     """What a demo folder is made with; a folder keeps to one set."""
 
     dataset: str  # "phantom" or the absolute path of a data set
-    trainers: tuple[str, ...]  # without _<n>epochs and _NoMirroring
+    trainers: tuple[str, ...]  # names without _<n>epochs and NoMirroring
     epochs: int
     device: str  # cuda, cpu or mps
 
@@ -62,7 +63,8 @@ class Options:
         return SMALL_PLANS if self.small else "nnUNetPlans"
 
     def trainer(self, name: str) -> str:
-        return f"{name}_{self.epochs}epochs_NoMirroring"  # organs have sides, and a short training no time for it
+        """The name of the trainer that trains this many epochs, without mirroring."""
+        return short_training(name, self.epochs)
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -87,7 +89,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=list(DEFAULT_TRAINERS),
         metavar="NAME",
-        help="trainer names without _<n>epochs (%(default)s)",
+        help="trainer names without _<n>epochs and NoMirroring (%(default)s)",
     )
     parser.add_argument(
         "--epochs", type=int, help=f"epochs of 250 iterations; {GPU_EPOCHS} on a GPU, else {CPU_EPOCHS}"
@@ -102,7 +104,7 @@ def check_dataset(path: Path) -> Path:
     Raises:
         DemoError: when it is not one.
     """
-    path = path.expanduser().resolve()
+    path = Path(os.path.abspath(path.expanduser()))  # not resolved: a link has the name that counts
     if not path.is_dir():
         raise DemoError(f"--dataset must be a folder, got {path}")
     if not DATASET_NAME.fullmatch(path.name):
@@ -123,6 +125,32 @@ def check_dataset(path: Path) -> Path:
     return path
 
 
+def short_training(name: str, epochs: int) -> str:
+    """The name of a trainer of nnunet-dtc with so many epochs, AdamW, and without mirroring.
+
+    With AdamW small organs start to be learned after hundreds of iterations, with nnU-Net's SGD after thousands
+    (measured on the phantom). Organs have sides, and a short training no time to learn them mirrored, too.
+
+    Raises:
+        DemoError: for names that say one of the two already, and that nnunet-dtc does not know.
+    """
+    from nnunet_dtc.trainers import names
+
+    if re.search(r"_[^_]*epochs?(_|$)|NoMirroring", name, re.IGNORECASE):
+        raise DemoError(
+            f"give trainers without _<n>epochs, which is --epochs, and without NoMirroring, which the demo adds; "
+            f"got {name}"
+        )
+    try:
+        spec = names.TrainerName() if name == names.PREFIX else names.parse(name)
+    except (names.TrainerNameError, names.UnknownSuffixError) as error:
+        raise DemoError(str(error)) from error
+    if spec is None:
+        raise DemoError(f"{name} is no trainer of nnunet-dtc, for which the demo is; its names are {names.GRAMMAR}")
+    optimizer = names.OPTIMIZERS[0] if spec.optimizer == names.TrainerName.optimizer else spec.optimizer
+    return str(replace(spec, optimizer=optimizer, epochs=epochs, mirroring=False))
+
+
 def check_options(args: argparse.Namespace, cuda: Callable[[], bool]) -> Options:
     """What was asked for, checked.
 
@@ -134,13 +162,9 @@ def check_options(args: argparse.Namespace, cuda: Callable[[], bool]) -> Options
     """
     if args.epochs is not None and args.epochs < 1:
         raise DemoError(f"--epochs must be at least 1, got {args.epochs}")
-    if len(set(args.trainers)) != len(args.trainers):
+    trained = {short_training(name, args.epochs or CPU_EPOCHS) for name in args.trainers}
+    if len(trained) != len(args.trainers):
         raise DemoError(f"--trainers must differ from each other, got {' '.join(args.trainers)}")
-    for name in args.trainers:
-        if not re.fullmatch(r"nnUNetTrainer\w*", name) or "__" in name:
-            raise DemoError(f"a trainer's name begins with nnUNetTrainer and has no '__', got {name!r}")
-        if re.search(r"_\d+epochs?", name):
-            raise DemoError(f"give trainers without their number of epochs, which is --epochs; got {name}")
     dataset = "phantom" if args.dataset is None else str(check_dataset(args.dataset))
     device = args.device
     if device == "auto":
@@ -161,17 +185,14 @@ def claim_folder(folder: Path, options: Options) -> None:
     if folder.exists() and not folder.is_dir():
         raise DemoError(f"--folder must be a folder, got the file {folder}")
     if not file.exists():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(entry.name != f"{file.name}.tmp" for entry in folder.iterdir()):
             raise DemoError(f"{folder} is not empty and was not made by this demo: choose another --folder")
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(asdict(options), indent=4) + "\n", encoding="utf-8")
-        unfinished.replace(file)
+        write_json(file, asdict(options))
         return
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DemoError(f"{file} cannot be read ({error}): delete {folder} or choose another --folder") from error
+    found = read_json(file)
+    if found is None:
+        raise DemoError(f"{file} cannot be read: delete {folder} or choose another --folder")
     wanted = json.loads(json.dumps(asdict(options)))
     differing = [
         f"{key} is {found.get(key)!r} there and {wanted[key]!r} now" for key in wanted if found.get(key) != wanted[key]
@@ -187,14 +208,46 @@ def claim_folder(folder: Path, options: Options) -> None:
 # What is done already? Every step is recognised by its own results.
 
 
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that later runs read: whole or not at all."""
+    unfinished = file.with_name(f"{file.name}.tmp")
+    unfinished.write_text(text, encoding="utf-8", newline="")
+    unfinished.replace(file)
+
+
+def write_json(file: Path, content: Any) -> None:
+    write_whole(file, json.dumps(content, indent=4) + "\n")
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """None where there is no such file, or none that is whole: nnU-Net may have been ended while it wrote."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def preprocessed_cases(folder: Path) -> int:
     """Cases that nnU-Net has preprocessed completely: it writes the .pkl of a case last."""
     return len(list(folder.glob("*.pkl")))
 
 
+def labels_copied(copies: Path, labels: Path, cases: int, ending: str) -> bool:
+    """Whether nnU-Net's copies of the labels, which it validates with, are all there.
+
+    Copies that were cut off are removed: being newer than the label they are of, nnU-Net would keep them.
+    """
+    found = list(copies.glob(f"*{ending}"))
+    cut_off = [f for f in found if (labels / f.name).is_file() and f.stat().st_size != (labels / f.name).stat().st_size]
+    for file in cut_off:
+        file.unlink()
+    return len(found) == cases and not cut_off
+
+
 def training_state(fold: Path) -> str:
     """ "done", "interrupted" (there is a whole checkpoint to go on from) or "new"."""
-    if (fold / "checkpoint_final.pth").is_file() and (fold / "validation" / "summary.json").is_file():
+    if (fold / "checkpoint_final.pth").is_file() and read_json(fold / "validation" / "summary.json") is not None:
         return "done"
     names = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
     return "interrupted" if any(zipfile.is_zipfile(fold / name) for name in names) else "new"
@@ -219,9 +272,8 @@ class Demo:
         self.folder, self.options, self.console = folder, options, console
         self.raw, self.preprocessed = folder / "nnUNet_raw", folder / "nnUNet_preprocessed"
         self.results, self.logs = folder / "nnUNet_results", folder / "logs"
-        self.seconds: dict[str, float] = {}  # of every finished step, those of earlier runs in this folder too
-        if (folder / SECONDS_FILE).is_file():
-            self.seconds = json.loads((folder / SECONDS_FILE).read_text(encoding="utf-8"))
+        # of every finished step, those of earlier runs in this folder too
+        self.seconds: dict[str, float] = read_json(folder / SECONDS_FILE) or {}
 
     @property
     def exports(self) -> dict[str, str]:
@@ -276,7 +328,7 @@ class Demo:
 
     def took(self, step: str, seconds: float) -> None:
         self.seconds[step] = round(seconds, 1)
-        (self.folder / SECONDS_FILE).write_text(json.dumps(self.seconds, indent=4) + "\n", encoding="utf-8")
+        write_json(self.folder / SECONDS_FILE, self.seconds)
 
     def say(self, text: str) -> None:
         self.console.print(f"[dim]{escape(text)}[/dim]")
@@ -326,16 +378,17 @@ class Demo:
         folder = self.preprocessed / self.dataset.name
         plans = folder / "nnUNetPlans.json"
         data = folder / f"{self.options.plans}_{CONFIGURATION}"
-        cases = int(self.description["numTraining"])
-        ready = (folder / f"{self.options.plans}.json").is_file() and (folder / "gt_segmentations").is_dir()
-        if ready and preprocessed_cases(data) == cases:
+        cases, ending = int(self.description["numTraining"]), self.description["file_ending"]
+        planned = read_json(folder / f"{self.options.plans}.json") is not None
+        labelled = labels_copied(folder / "gt_segmentations", self.dataset / "labelsTr", cases, ending)
+        if planned and labelled and preprocessed_cases(data) == cases:
             self.say("\nPlanned and preprocessed already.")
             return
         plan = ["nnUNetv2_plan_and_preprocess", "-d", self.dataset_id, "-c", CONFIGURATION]
         if not self.options.small:
             self.command("Planning and preprocessing", "1_prepare", *plan, "--verify_dataset_integrity")
         else:
-            if not plans.is_file():
+            if read_json(plans) is None:
                 self.command("Planning", "1_plan", *plan, "--verify_dataset_integrity", "--no_pp", "-npfp", "1")
             self.shrink(plans)
             prepare = ["nnUNetv2_preprocess", "-d", self.dataset_id, "-c", CONFIGURATION]
@@ -350,8 +403,7 @@ class Demo:
         except ValueError as error:
             raise DemoError(f"nnU-Net's plans for {self.dataset.name} cannot be made small: {error}") from error
         before, after = full["configurations"][CONFIGURATION], small["configurations"][CONFIGURATION]
-        target = plans.with_name(f"{SMALL_PLANS}.json")
-        target.write_text(json.dumps(small, indent=4) + "\n", encoding="utf-8")
+        write_json(plans.with_name(f"{SMALL_PLANS}.json"), small)
         table = Table(box=None, pad_edge=False)
         for heading in ("", "nnU-Net's plans", SMALL_PLANS):
             table.add_column(heading)
@@ -402,7 +454,7 @@ class Demo:
             unfinished.rename(output)
         else:
             self.say(f"\n{name} has predicted already.")
-        if not (output / "summary.json").is_file():
+        if read_json(output / "summary.json") is None:
             command = ["nnUNetv2_evaluate_folder", str(truths), str(output), "-np", "1"]
             command += ["-djfile", str(self.dataset / "dataset.json")]
             command += ["-pfile", str(self.preprocessed / self.dataset.name / f"{self.options.plans}.json")]
@@ -427,11 +479,8 @@ class Demo:
             "dice": {names[t]: {row["organ"]: row[t] for row in rows} for t in names},
             "seconds": self.seconds,
         }
-        (self.folder / "table.json").write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
-        with (self.folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["organ", *names.values()])
-            writer.writerows([row["organ"], *(_number(row[t], 4) for t in names)] for row in rows)
+        write_json(self.folder / "table.json", content)
+        write_whole(self.folder / "table.csv", dice_csv(rows, names))
         picture = self.draw(summaries)
         for file in (self.folder / "table.json", self.folder / "table.csv", picture):
             self.console.print(f"  {escape(str(file))}", soft_wrap=True)
@@ -446,8 +495,8 @@ class Demo:
 
         ending = self.description["file_ending"]
         dice = {t: case_dice(s, ending) for t, s in summaries.items()}
-        means = {case: _mean([dice[t].get(case, math.nan) for t in dice]) for case in next(iter(dice.values()))}
-        overall = _mean(list(means.values()))
+        means = {case: mean([dice[t].get(case, math.nan) for t in dice]) for case in next(iter(dice.values()))}
+        overall = mean(list(means.values()))
         case = min(means, key=lambda c: (abs(means[c] - overall), c))
         part = "Ts" if self.held_out else "Tr"
 
@@ -479,6 +528,7 @@ class Demo:
 
 def bring_dataset(source: Path, target: Path) -> None:
     """Link the data set into the demo, or copy it where links are not allowed."""
+    source = source.resolve()
     try:
         target.symlink_to(source, target_is_directory=True)
     except OSError:
@@ -486,69 +536,6 @@ def bring_dataset(source: Path, target: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.copytree(source, unfinished)
         unfinished.rename(target)
-
-
-# ------------------------------------------------------------------------------------------------------------------
-# Numbers. All Dice are nnU-Net's own, from its summary.json; an organ that is nowhere has none (NaN).
-
-
-def dice_rows(summaries: dict[str, Any], labels: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per organ, `{"organ": name, trainer: Dice, ...}`, and a last one with the means; NaN becomes None."""
-    organs = {str(tuple(v) if isinstance(v, list) else v): n for n, v in labels.items() if v != 0 and n != "ignore"}
-    rows = []
-    for key, organ in organs.items():
-        found = {t: s["mean"][key]["Dice"] for t, s in summaries.items() if key in s["mean"]}
-        if found:
-            rows.append({"organ": organ, **{t: _finite(found.get(t)) for t in summaries}})
-    rows.append({"organ": "mean", **{t: _finite(_mean([row[t] for row in rows])) for t in summaries}})
-    return rows
-
-
-def case_dice(summary: dict[str, Any], ending: str) -> dict[str, float]:
-    """Mean Dice over the organs of each case, by the case's name."""
-    return {
-        Path(entry["prediction_file"]).name.removesuffix(ending): _mean(
-            [m["Dice"] for label, m in entry["metrics"].items() if str(label) != "0"]
-        )
-        for entry in summary["metric_per_case"]
-    }
-
-
-def dice_table(rows: list[dict[str, Any]], names: dict[str, str], title: str) -> Table:
-    """Organs by trainers; with two trainers the difference too."""
-    table = Table(title=title, title_style="bold")
-    table.add_column("organ")
-    for name in names.values():
-        table.add_column(name, justify="right", overflow="fold")
-    two = len(names) == 2
-    if two:
-        table.add_column("difference", justify="right")
-    for row in rows:
-        values = [row[t] for t in names]
-        best = max((v for v in values if v is not None), default=None)
-        cells = [
-            f"[bold]{_number(v)}[/bold]" if v is not None and v == best and len(values) > 1 else _number(v)
-            for v in values
-        ]
-        if two:
-            cells.append("-" if None in values else f"{values[1] - values[0]:+.3f}")
-        if row["organ"] == "mean":
-            table.add_section()
-        table.add_row(row["organ"].replace("_", " "), *cells)
-    return table
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
-def _mean(values: list[float | None]) -> float:
-    finite = [v for v in values if v is not None and math.isfinite(v)]
-    return sum(finite) / len(finite) if finite else math.nan
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _short(value: Any) -> str:
@@ -580,6 +567,10 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
         Demo(folder, options, console).run()
     except DemoError as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        return 2
+    except OSError as error:  # no nnU-Net, no permission, no space
+        what = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
+        console.print(f"[red]error:[/red] {escape(what)}", soft_wrap=True)
         return 2
     except StepFailedError as error:
         console.print(f"\n[red]{escape(str(error))}[/red]; the end of its log:\n")

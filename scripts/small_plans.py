@@ -4,10 +4,8 @@ The same preprocessing, architecture class and strides as nnU-Net planned, but c
 stages, channels and convolutions. It compares two networks under equal conditions; it does not show what nnU-Net
 reaches on this data.
 
-What makes a short training learn (measured on the phantom): many cheap iterations on small patches. nnU-Net centres a
-third of the patches on an organ drawn at random, and in a small patch that organ is a large share of the voxels, so
-small organs start to be learned after hundreds of iterations instead of thousands. Patches that hold the whole body
-learned the liver alone in the same time.
+Patches are a part of the image: nnU-Net centres a third of them on an organ drawn at random, and in a part of the image
+that organ is a larger share of the voxels, so small organs start to be learned earlier (measured on the phantom).
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from typing import Any
 
 PLANS_NAME = "nnUNetPlansSmall"
 IMAGE_VOXELS = 20 * 36 * 46  # of the median image with the coarser voxels
-PATCH_VOXELS = 12 * 18 * 24
+PATCH_VOXELS = 16 * 24 * 32
 FEATURES = (16, 32, 64, 128)
 FLAT_STAGES = 2  # stages, from the finest on, whose convolutions do not look beyond the slice
 BATCH_SIZE = 2  # with 1, PyTorch takes its slow 3D convolution on a CPU, not oneDNN's: several times the time

@@ -22,7 +22,7 @@ def test_the_console_script_is_installed():
 
 def test_help_lists_the_commands():
     text = run("--help").output
-    for command in ("register", "unregister", "env", "doctor", "trainers", "warm-start", "prepare"):
+    for command in ("register", "unregister", "env", "doctor", "trainers", "warm-start", "prepare", "evaluate"):
         assert command in text
 
 
@@ -61,6 +61,37 @@ def test_doctor_names_a_version_that_does_not_fit(monkeypatch):
     assert "2.6.1, needed is" in findings["nnunetv2"].seen
     assert findings["nnunetv2"].advice.startswith("pip install 'nnunetv2")
     assert findings["dynamic-network-architectures"].state == "ok"
+
+
+def test_doctor_without_an_installed_package(monkeypatch):
+    def missing(name):
+        raise doctor.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "version", missing)
+    found = list(doctor._versions())[-1]
+    assert (found.subject, found.state) == ("nnunet-dtc", "wrong")
+    assert "pip install" in found.advice
+
+
+def test_doctor_with_a_file_that_cannot_be_read(monkeypatch, tmp_path):
+    from nnunet_dtc.plugin import registration
+
+    monkeypatch.setattr(registration, "nnunet_trainer_folder", lambda: tmp_path)
+    (tmp_path / registration.FILE_NAME).mkdir()
+    (found,) = doctor._registration()
+    assert (found.subject, found.state) == ("registered", "wrong")
+    assert found.seen.startswith(f"cannot read {tmp_path / registration.FILE_NAME}")
+    assert "nnunet-dtc env" in found.advice
+
+
+def test_prepare_says_what_simpleitk_cannot_do(monkeypatch, tmp_path):
+    def broken(*arguments):
+        raise RuntimeError("sitk::ERROR: cannot write")
+
+    monkeypatch.setattr("nnunet_dtc.datasets.phantom.write_phantom", broken)
+    done = run("prepare", "phantom", "--raw", str(tmp_path))
+    assert done.exit_code == 1
+    assert "Error: sitk::ERROR: cannot write" in done.output
 
 
 def test_prepare_phantom(tmp_path, monkeypatch):

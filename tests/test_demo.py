@@ -1,18 +1,22 @@
-"""The demo's own logic: options, plans made small, and what it takes for done. No training."""
+"""The demo's own logic: options, plans made small, what it takes for done, and its steps. No training."""
 
 from __future__ import annotations
 
 import copy
+import csv
 import dataclasses
 import importlib.util
 import io
 import json
 import math
+import shutil
 import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 from rich.console import Console
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -69,9 +73,16 @@ def raw_dataset(folder: Path, name: str = "Dataset017_BTCV", cases: int = 5) -> 
     [
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--trainers", "nnUNetTrainer", "nnUNetTrainer"], "must differ"),
-        (["--trainers", "Trainer"], "begins with nnUNetTrainer"),
-        (["--trainers", "nnUNetTrainer__x"], "no '__'"),
-        (["--trainers", "nnUNetTrainerDTC_5epochs"], "without their number of epochs"),
+        (["--trainers", "nnUNetTrainerDTC", "nnUNetTrainerDTC_Adam1en3"], "must differ"),
+        (["--trainers", "Trainer"], "Trainer is no trainer of nnunet-dtc"),
+        (["--trainers", "nnUNetTrainer__x"], "nnUNetTrainer__x is no trainer of nnunet-dtc"),
+        (["--trainers", "nnUNetTrainerDA5"], "its names are nnUNetTrainer[DTC]"),
+        (["--trainers", "nnUNetTrainerDTC_typo"], "_typo is no suffix of nnunet-dtc"),
+        (["--trainers", "nnUNetTrainerDTC_RF2"], "instead of nnUNetTrainerDTC_RF2 use nnUNetTrainerDTC"),
+        (["--trainers", "nnUNetTrainerDTC_5epochs"], "without _<n>epochs, which is --epochs"),
+        (["--trainers", "nnUNetTrainer_5epochs_NoMirroring"], "without _<n>epochs, which is --epochs"),
+        (["--trainers", "nnUNetTrainerDTC_NoMirroring"], "without NoMirroring, which the demo adds"),
+        (["--trainers", "nnUNetTrainerNoMirroring"], "without NoMirroring, which the demo adds"),
     ],
 )
 def test_bad_options(demo, tmp_path, arguments, message):
@@ -97,7 +108,41 @@ def test_bad_datasets(demo, tmp_path):
     (broken / "dataset.json").write_text("{}", encoding="utf-8")
     assert "is not nnU-Net's" in refused(broken)
     good = raw_dataset(tmp_path)
-    assert demo.check_dataset(good) == good.resolve()
+    assert demo.check_dataset(good) == good
+
+
+def test_a_dataset_may_be_a_link(demo, tmp_path, monkeypatch):
+    there = raw_dataset(tmp_path).rename(tmp_path / "btcv_v3")
+    link = tmp_path / "Dataset017_BTCV"
+    link.symlink_to(there, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    assert demo.check_dataset(Path("Dataset017_BTCV")) == link
+    target = tmp_path / "nnUNet_raw" / link.name
+    target.parent.mkdir()
+    demo.bring_dataset(link, target)
+    link.unlink()  # the demo does not depend on it
+    assert (target / "dataset.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "epochs", "end"),
+    [
+        ("nnUNetTrainer", 12, "_12epochs_NoMirroring"),
+        ("nnUNetTrainer", 1000, "_NoMirroring"),
+        ("nnUNetTrainerDTC_RF2.5_noweight", 3, "_3epochs_NoMirroring"),
+        ("nnUNetTrainerDTC_rep2", 12, "_12epochs_NoMirroring_rep2"),
+        ("nnUNetTrainer_rep2", 12, "_12epochs_NoMirroring_rep2"),
+        ("nnUNetTrainerDTC_Adam3en4_rep2", 12, "_Adam3en4_12epochs_NoMirroring_rep2"),
+    ],
+)
+def test_names_of_the_trainers(demo, given, epochs, end):
+    from nnunet_dtc.trainers import names
+
+    arguments = ["--device", "cpu", "--epochs", str(epochs), "--trainers", given]
+    name = demo.check_options(demo.parse(arguments), lambda: False).trainer(given)
+    assert name.endswith(end)
+    trained, asked = names.parse(name), names.parse(given) or names.TrainerName()
+    assert trained == dataclasses.replace(asked, optimizer=trained.optimizer, epochs=epochs, mirroring=False)
 
 
 def test_device_and_epochs(demo):
@@ -108,8 +153,9 @@ def test_device_and_epochs(demo):
     assert (gpu.device, gpu.epochs, gpu.plans) == ("cuda", demo.GPU_EPOCHS, "nnUNetPlans")
     assert (cpu.device, cpu.epochs, cpu.plans) == ("cpu", demo.CPU_EPOCHS, "nnUNetPlansSmall")
     assert (
-        options("--device", "cpu", "--epochs", "7", cuda=True).trainer("nnUNetTrainerDTC")
-        == "nnUNetTrainerDTC_7epochs_NoMirroring"
+        options("--device", "cpu", "--epochs", "7", cuda=True)
+        .trainer("nnUNetTrainerDTC")
+        .endswith("_7epochs_NoMirroring")
     )
     with pytest.raises(demo.DemoError, match="sees no CUDA GPU"):
         options("--device", "cuda", cuda=False)
@@ -133,6 +179,47 @@ def test_a_folder_keeps_to_its_options(demo, tmp_path):
     with pytest.raises(demo.DemoError, match="must be a folder"):
         demo.claim_folder(foreign / "thesis.txt", options)
     assert [f.name for f in foreign.iterdir()] == ["thesis.txt"]
+
+    (folder / demo.OPTIONS_FILE).rename(folder / f"{demo.OPTIONS_FILE}.tmp")  # ended before it had its name
+    demo.claim_folder(folder, options)
+    assert [f.name for f in folder.iterdir()] == [demo.OPTIONS_FILE]
+
+
+def test_a_file_is_whole_or_as_it_was(demo, tmp_path, monkeypatch):
+    file = tmp_path / "demo" / demo.SECONDS_FILE
+    it = demo.Demo(file.parent, demo.Options("phantom", ("nnUNetTrainer",), 2, "cpu"), Console(quiet=True))
+    it.folder.mkdir()
+    it.took("a", 1)
+
+    def full(self, text, **more):
+        self.open("w").write(text[:5])
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="no space"):
+            it.took("b", 2)
+    assert demo.read_json(file) == {"a": 1}
+    assert demo.Demo(it.folder, it.options, it.console).seconds == {"a": 1}
+    file.write_text('{"a": 1', encoding="utf-8")
+    assert demo.Demo(it.folder, it.options, it.console).seconds == {}
+    assert demo.read_json(tmp_path / "nothing.json") is None
+
+
+def test_what_the_system_refuses_is_one_message(demo, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    code, said = run(demo, "--folder", str(tmp_path / "file" / "demo"), "--device", "cpu")
+    assert (code, said) == (2, f"error: Not a directory: {tmp_path}/file/demo")
+
+    def missing(*arguments, **more):
+        raise FileNotFoundError("nnUNetv2_train was not found: is nnU-Net installed?")
+
+    monkeypatch.setattr(demo, "run_step", missing)
+    monkeypatch.setattr(demo.signal, "signal", lambda *_: None)
+    source = raw_dataset(tmp_path)
+    code, said = run(demo, "--folder", str(tmp_path / "demo"), "--device", "cpu", "--dataset", str(source))
+    assert code == 2
+    assert said.endswith("error: nnUNetv2_train was not found: is nnU-Net installed?")
 
 
 def test_a_dataset_is_linked(demo, tmp_path):
@@ -295,6 +382,8 @@ def test_training_states(demo, tmp_path):
     assert demo.training_state(fold) == "interrupted"  # the validation is missing
     (fold / "validation").mkdir()
     assert demo.training_state(fold) == "interrupted"
+    (fold / "validation" / "summary.json").write_text("{", encoding="utf-8")
+    assert demo.training_state(fold) == "interrupted"
     (fold / "validation" / "summary.json").write_text("{}", encoding="utf-8")
     assert demo.training_state(fold) == "done"
 
@@ -312,6 +401,20 @@ def test_preprocessed_cases(demo, tmp_path):
     for name in ("a.b2nd", "a_seg.b2nd", "a.pkl", "b.b2nd"):  # b was interrupted
         (tmp_path / name).touch()
     assert demo.preprocessed_cases(tmp_path) == 1
+
+
+def test_copied_labels(demo, tmp_path):
+    labels, copies = tmp_path / "labelsTr", tmp_path / "gt_segmentations"
+    assert not demo.labels_copied(copies, labels, 2, ".nii.gz")
+    for folder in (labels, copies):
+        folder.mkdir()
+        for name in ("a.nii.gz", "b.nii.gz"):
+            (folder / name).write_bytes(b"whole")
+    assert demo.labels_copied(copies, labels, 2, ".nii.gz")
+    assert not demo.labels_copied(copies, labels, 3, ".nii.gz")
+    (copies / "b.nii.gz").write_bytes(b"who")
+    assert not demo.labels_copied(copies, labels, 2, ".nii.gz")
+    assert [f.name for f in copies.iterdir()] == ["a.nii.gz"]
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -339,7 +442,8 @@ def test_a_step_gets_the_exports_and_tells_epochs(demo, tmp_path):
     assert "epoch 2 of 2" in console.file.getvalue()
 
 
-def test_dice(demo):
+def test_dice():
+    demo = script("dice_table")
     nan = float("nan")
 
     def summary(liver: float, spleen: float) -> dict:
@@ -360,3 +464,168 @@ def test_dice(demo):
     console = Console(file=io.StringIO(), width=100)
     console.print(demo.dice_table(rows, {"A": "A_2epochs", "B": "B_2epochs"}, "Dice"))
     assert "-0.100" in console.file.getvalue()
+    assert demo.dice_csv(rows, {"A": "A_2epochs", "B": "B_2epochs"}).splitlines() == [
+        "organ,A_2epochs,B_2epochs",
+        "liver,0.9000,0.8000",
+        "spleen,-,0.6000",
+        "mean,0.9000,0.7000",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# All steps, with something in place of nnU-Net's commands.
+
+
+def tiny_dataset(folder: Path, held_out: bool) -> Path:
+    dataset = raw_dataset(folder)
+    described = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
+    described["labels"]["spleen"] = 2
+    (dataset / "dataset.json").write_text(json.dumps(described), encoding="utf-8")
+    parts = {"Tr": [f"c{k}" for k in range(5)], "Ts": ["t0", "t1"] if held_out else []}
+    for part, cases in parts.items():
+        for case in cases:
+            label = np.zeros((4, 12, 12), np.uint8)
+            label[:, 2:6, 2:6], label[:, 7:10, 7:10] = 1, 2
+            for sub, name, array in (("images", f"{case}_0000", label.astype(np.float32)), ("labels", case, label)):
+                (dataset / f"{sub}{part}").mkdir(exist_ok=True)
+                sitk.WriteImage(sitk.GetImageFromArray(array), str(dataset / f"{sub}{part}" / f"{name}.nii.gz"))
+    return dataset
+
+
+class FakeNNUNet:
+    """Leaves behind what nnU-Net's commands do; half of it, and an error, where it is told to fail."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.fails_at = ""
+
+    def __call__(self, console, title, command, exports, log, epochs=None) -> float:
+        def option(name: str) -> str:
+            return command[command.index(name) + 1]
+
+        what = command[0].removeprefix("nnUNetv2_")
+        if what in ("train", "predict"):
+            what += f" {option('-tr')}" + " --c" * ("--c" in command)
+        elif what == "evaluate_folder":
+            what += f" {Path(command[2]).name}"
+        self.ran.append(what)
+        self.fails = bool(self.fails_at) and what.startswith(self.fails_at)
+        dataset = Path(exports["nnUNet_raw"]) / "Dataset017_BTCV"
+        preprocessed = Path(exports["nnUNet_preprocessed"]) / dataset.name
+        match what.split()[0]:
+            case "plan_and_preprocess":
+                preprocessed.mkdir(parents=True, exist_ok=True)
+                (preprocessed / "nnUNetPlans.json").write_text(json.dumps(PLANS), encoding="utf-8")
+                if "--no_pp" not in command:
+                    self.preprocess(dataset, preprocessed, "nnUNetPlans")
+            case "preprocess":
+                self.preprocess(dataset, preprocessed, option("-plans_name"))
+            case "train":
+                model = f"{option('-tr')}__{option('-p')}__3d_fullres"
+                self.train(dataset, Path(exports["nnUNet_results"]) / dataset.name / model / "fold_0")
+            case "predict":
+                self.predict(dataset / "labelsTs", Path(option("-o")))
+            case "evaluate_folder":
+                self.evaluate(Path(command[2]))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("the end of the log\n", encoding="utf-8")
+        if self.fails:
+            raise sys.modules["steps"].StepFailedError(command[0], 1, log)
+        return 1.0
+
+    def preprocess(self, dataset: Path, preprocessed: Path, plans: str) -> None:
+        data, copies = preprocessed / f"{plans}_3d_fullres", preprocessed / "gt_segmentations"
+        for folder in (data, copies):
+            folder.mkdir(exist_ok=True)
+        for label in sorted((dataset / "labelsTr").iterdir()):
+            (data / f"{label.name.removesuffix('.nii.gz')}.pkl").touch()
+        for label in sorted((dataset / "labelsTr").iterdir()):
+            copied = copies / label.name
+            if not copied.exists():  # nnU-Net copies what is newer
+                shutil.copyfile(label, copied)
+            if self.fails:
+                copied.write_bytes(label.read_bytes()[:9])
+
+    def train(self, dataset: Path, fold: Path) -> None:
+        checkpoint(fold / "checkpoint_latest.pth")
+        if self.fails:
+            (fold / "checkpoint_best.pth").write_bytes(b"cut off")
+            return
+        checkpoint(fold / "checkpoint_final.pth")
+        (fold / "validation").mkdir()
+        shutil.copyfile(dataset / "labelsTr" / "c0.nii.gz", fold / "validation" / "c0.nii.gz")
+        self.evaluate(fold / "validation")
+
+    def predict(self, labels: Path, output: Path) -> None:
+        output.mkdir(parents=True)
+        for label in sorted(labels.iterdir())[: 1 if self.fails else None]:
+            shutil.copyfile(label, output / label.name)
+
+    def evaluate(self, folder: Path) -> None:
+        """The spleen is nowhere."""
+        if self.fails:
+            (folder / "summary.json").write_text('{"metric_per_case": [', encoding="utf-8")
+            return
+        liver = 0.9 if "DTC_" in str(folder) else 0.7
+        metrics = {"1": {"Dice": liver}, "2": {"Dice": float("nan")}}
+        cases = [{"prediction_file": str(f), "metrics": metrics} for f in sorted(folder.glob("*.nii.gz"))]
+        (folder / "summary.json").write_text(json.dumps({"mean": metrics, "metric_per_case": cases}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_all_steps_with_failures_between(demo, tmp_path, monkeypatch, held_out):
+    """Held-out cases on a CPU, the fold's validation cases on a GPU: each failing step is the one that goes on."""
+    nnunet = FakeNNUNet()
+    monkeypatch.setattr(demo, "run_step", nnunet)
+    monkeypatch.setattr(demo, "_cuda", lambda: not held_out)
+    monkeypatch.setattr(demo.signal, "signal", lambda *_: None)
+    source, folder = tiny_dataset(tmp_path / "data", held_out), tmp_path / "demo"
+
+    def attempt(fails_at: str = "") -> tuple[list[str], int, str]:
+        nnunet.ran, nnunet.fails_at = [], fails_at
+        code, said = run(demo, "--folder", str(folder), "--dataset", str(source), "--epochs", "2")
+        return nnunet.ran, code, said
+
+    vanilla, dtc = (demo.short_training(name, 2) for name in demo.DEFAULT_TRAINERS)
+    prepare = ["plan_and_preprocess", "preprocess"] if held_out else ["plan_and_preprocess"]
+    ran, code, said = attempt(fails_at=prepare[-1])
+    assert (ran, code) == (prepare, 1)
+    assert "the end of the log" in said
+    assert "Run the same line again" in said
+
+    ran, code, said = attempt(fails_at=f"train {dtc}")  # the copies of the labels were cut off
+    assert (ran, code) == ([prepare[-1], f"train {vanilla}", f"train {dtc}"], 1)
+    if held_out:
+        ran, code, said = attempt(fails_at=f"predict {dtc}")
+        assert "checkpoint_best.pth was cut off while it was written" in said
+        ran_before = [f"train {dtc} --c", f"predict {vanilla}", f"evaluate_folder {vanilla}", f"predict {dtc}"]
+        assert (ran, code) == (ran_before, 1)
+        ran, code, said = attempt(fails_at=f"evaluate_folder {dtc}")
+        assert (ran, code) == ([f"predict {dtc}", f"evaluate_folder {dtc}"], 1)
+    ran, code, said = attempt()
+    assert (ran, code) == ([f"evaluate_folder {dtc}"] if held_out else [f"train {dtc} --c"], 0)
+    what, cases = ("held-out", 2) if held_out else ("validation (fold 0)", 1)
+    assert f"Dice, mean of {cases} {what} cases" in said
+
+    ran, code, said = attempt()  # nothing is left to do
+    assert (ran, code) == ([], 0)
+    for file in ("table.json", "table.csv", "comparison.png"):
+        assert str(folder / file) in said
+    table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+    assert (table["cases"], table["number_of_cases"]) == (what, cases)
+    assert table["dice"] == {
+        vanilla: {"liver": 0.7, "spleen": None, "mean": 0.7},
+        dtc: {"liver": 0.9, "spleen": None, "mean": 0.9},
+    }
+    assert f"3_train_{dtc}" in table["seconds"]
+    with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file))[1:] == [
+            ["liver", "0.7000", "0.9000"],
+            ["spleen", "-", "-"],
+            ["mean", "0.7000", "0.9000"],
+        ]
+    assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    small = folder / "nnUNet_preprocessed" / "Dataset017_BTCV" / "nnUNetPlansSmall.json"
+    assert small.is_file() == held_out
+    assert not list(folder.rglob("*.tmp"))
+    assert not list(folder.rglob("*.unfinished"))

@@ -185,3 +185,14 @@ def test_bad_input(x, error, says):
 def test_a_base_of_another_size_is_named(base):
     with pytest.raises(ValueError, match=f"base must upsample .* got .* from {type(base).__name__}"):
         DTC3d(4, 3, (1, 2, 2), base=base)(torch.zeros(1, 4, 2, 3, 4))
+
+
+def test_hosts_may_pass_the_output_size():
+    dtc, x = DTC3d(4, 3, (1, 2, 2)), torch.randn(1, 4, 2, 3, 5)
+    expected = dtc(x)
+    for size in ([2, 6, 10], expected.shape):
+        assert torch.equal(dtc(x, output_size=size), expected)
+    with pytest.raises(
+        ValueError, match=r"output_size must be size \* stride, \(2, 6, 10\), got output_size=\(2, 7, 10\)"
+    ):
+        dtc(x, output_size=[2, 7, 10])

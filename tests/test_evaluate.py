@@ -483,6 +483,28 @@ def test_the_command_does_not_overwrite(folders, monkeypatch):
     assert json.loads((predictions / "metrics.json").read_text())["tolerances"] == ["3mm", "0.5voxel"]
 
 
+def test_the_command_looks_first_whether_it_can_write(folders, monkeypatch):
+    """Into /proc nobody can write, not even root."""
+    if not Path("/proc").is_dir():
+        pytest.skip("no /proc")
+    monkeypatch.setattr("nnunet_dtc.evaluation.evaluate_pairs", None)
+    done = run(*folders, "-o", "/proc/out")
+    assert done.exit_code == 1
+    assert "cannot write into /proc" in done.output
+    assert "-o" in done.output
+
+
+def test_the_command_shows_the_scores_that_it_cannot_write(folders, monkeypatch):
+    def full(*arguments):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("nnunet_dtc.evaluation.write_report", full)
+    done = run(*folders, "-np", 1)
+    assert done.exit_code == 1
+    assert "Error: no space left on device" in done.output
+    assert "spleen" in done.output
+
+
 def test_the_command_with_given_labels_and_a_subset(folders, tmp_path):
     predictions, labels = folders
     (predictions / "case_c.nii.gz").unlink()

@@ -54,6 +54,13 @@ class nnUNetTrainerDTC_RFnet(nnUNetTrainer):
     pass
 """
 
+REEXPORTING = """
+from lab.trainers import (
+    Special as nnUNetTrainer_300epochs,
+)
+nnUNetTrainer_noweight = nnUNetTrainer_300epochs
+"""
+
 
 @pytest.fixture
 def site(tmp_path):
@@ -169,6 +176,20 @@ def test_what_others_define_stays_theirs(site, python):
     assert_ours(answers, ["nnUNetTrainerDTC_RF10"])
 
 
+def test_what_others_only_import_or_assign_stays_theirs(python, tmp_path):
+    """A flat file that re-exports a lab's trainers, as ours does."""
+    users, packages = tmp_path / "users", tmp_path / "packages" / "lab"
+    users.mkdir()
+    packages.mkdir(parents=True)
+    (users / "ours.py").write_text(REEXPORTING)
+    (packages / "__init__.py").touch()
+    (packages / "trainers.py").write_text(FOREIGN.replace("nnUNetTrainerDTC_RF4", "Special"))
+    assert python("-m", "nnunet_dtc", "register").returncode == 0
+    names = ["nnUNetTrainer_300epochs", "nnUNetTrainer_noweight"]
+    answers, _ = find(python, *names, ext_trainer=users, before=[packages.parent])
+    assert [answers[name][:2] for name in names] == [["lab.trainers", "Special"]] * 2
+
+
 @pytest.mark.parametrize("how", ["raise ImportError('broken on purpose')", "import utilities_that_are_not_there"])
 def test_a_broken_installation_of_ours_does_no_harm(python, tmp_path, how):
     assert python("-m", "nnunet_dtc", "register").returncode == 0
@@ -204,6 +225,13 @@ def test_a_file_of_that_name_that_is_not_ours_is_left_alone(folder):
             action()
     assert file.read_text() == "class nnUNetTrainerSomething: pass\n"
     assert registration.registered_file() is None
+
+
+def test_a_file_of_that_name_that_cannot_be_read(folder):
+    (folder / registration.FILE_NAME).mkdir()  # for root, too
+    for action in (registration.unregister, registration.registered_file):
+        with pytest.raises(RegistrationError, match=r"cannot read .*\(Is a directory\)"):
+            action()
 
 
 def test_an_older_file_of_ours_is_brought_up_to_date(folder):

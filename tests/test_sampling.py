@@ -1,6 +1,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -206,3 +207,10 @@ def test_bad_input(change, error, says):
     deformable_upsample(**arguments)
     with pytest.raises(error, match=says):
         deformable_upsample(**{**arguments, **change})
+
+
+def test_numpy_integers_are_integers():
+    value, coords = inputs((3, 4), (2, 2))
+    expected = deformable_upsample(value, coords, 2)
+    assert torch.equal(deformable_upsample(value, coords, np.int64(2)), expected)
+    assert torch.equal(deformable_upsample(value, coords, np.array([2, 2])), expected)

@@ -31,6 +31,11 @@ GOOD = {
     "nnUNetTrainerDTC_RF4_20epochs_NoMirroring_rep2": TrainerName(
         dtc=True, receptive_field=4, epochs=20, mirroring=False, repetition=2
     ),
+    "nnUNetTrainerDTC_Adam1en3": TrainerName(dtc=True, optimizer="Adam1en3"),
+    "nnUNetTrainerDTC_RF4_notanh_Adam3en4_9epochs_NoMirroring": TrainerName(
+        dtc=True, receptive_field=4, offset="linear", optimizer="Adam3en4", epochs=9, mirroring=False
+    ),
+    "nnUNetTrainer_Adam1en3_9epochs": TrainerName(optimizer="Adam1en3", epochs=9),
     "nnUNetTrainer_7epochs_NoMirroring": TrainerName(epochs=7, mirroring=False),
     "nnUNetTrainer_7epochs": TrainerName(epochs=7),
     "nnUNetTrainer_rep2": TrainerName(repetition=2),
@@ -55,6 +60,8 @@ ONE_NAME = {  # another spelling, and the name to use
     "nnUNetTrainer_rep1": "nnUNetTrainer",
     "nnUNetTrainer_rep02": "nnUNetTrainer_rep2",
     "nnUNetTrainer_NoMirroring": "nnUNetTrainerNoMirroring",
+    "nnUNetTrainer_Adam1en3": "nnUNetTrainerAdam1en3",
+    "nnUNetTrainerDTC_5epochs_Adam1en3": "nnUNetTrainerDTC_Adam1en3_5epochs",
     "nnUNetTrainerDTC_nomirroring": "nnUNetTrainerDTC_NoMirroring",
     "nnUNetTrainerDTC_NoMirroring_5epochs": "nnUNetTrainerDTC_5epochs_NoMirroring",
 }
@@ -79,6 +86,8 @@ MALFORMED = {
 }
 
 NOT_OURS = [
+    "nnUNetTrainer_Adam",
+    "nnUNetTrainerAdam1en3",
     "nnUNetTrainer",
     "nnUNetTrainerDA5",
     "nnUNetTrainerDTCx",

@@ -6,6 +6,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
     nnUNetTrainerNoMirroring,
 )
+from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from plans import DATASET, small_plans
 
@@ -45,6 +46,18 @@ def test_hooks_that_we_do_not_touch_are_the_base_classs_own_objects(name):
     for attribute, hook in vars(nnUNetTrainer).items():
         if attribute not in OURS and callable(hook) and not attribute.startswith("__"):
             assert inspect.getattr_static(found, attribute) is hook
+
+
+def test_the_optimizer_is_nnunets_own(make):
+    found = trainers.nnUNetTrainerDTC_Adam1en3_7epochs
+    assert inspect.getattr_static(found, "configure_optimizers") is vars(nnUNetTrainerAdam)["configure_optimizers"]
+    trainer = make(None, cls=found)
+    assert (trainer.initial_lr, trainer.num_epochs, trainer.save_every) == (1e-3, 7, 1)
+    trainer.network = trainer.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 3)
+    assert any(is_dtc(module) for module in trainer.network.modules())
+    optimizer, _ = trainer.configure_optimizers()
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(trainer.network.parameters()))
 
 
 def test_a_vanilla_repetition_has_nnunets_own_network():
@@ -102,7 +115,9 @@ def test_build_network_architecture_on_the_instance_and_on_the_class(make):
         assert "plans_manager" in inspect.signature(build).parameters  # how nnU-Net tells the new signature
         network = build(*arguments, enable_deep_supervision=False)
         found = [module for module in network.modules() if is_dtc(module)]
-        assert [(block.receptive_field, block.weight, block.offset) for block in found] == [(4, "none", "tanh")] * 3
+        assert [(block.receptive_field, block.weight_kind, block.offset_kind) for block in found] == [
+            (4, "none", "tanh")
+        ] * 3
         assert network.decoder.deep_supervision is False
     trainer.network = trainer.build_network_architecture(*arguments)
     assert trainer.network.decoder.deep_supervision is True

@@ -163,6 +163,40 @@ def test_into_a_model_with_other_plans_is_refused(trained, tmp_path):
     assert [entry.name for entry in model.iterdir()] == ["plans.json"]
 
 
+def test_into_when_nnunet_would_train_with_other_plans_is_refused(trained, tmp_path, monkeypatch):
+    file, _ = trained()
+    plans = small_plans()
+    plans["configurations"]["3d_fullres"]["spacing"] = [3, 0.9, 0.9]
+    (tmp_path / "preprocessed" / "Dataset998_Test").mkdir(parents=True)
+    (tmp_path / "preprocessed" / "Dataset998_Test" / "nnUNetPlans.json").write_text(json.dumps(plans))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    fold = tmp_path / "Dataset998_Test" / "nnUNetTrainerDTC__nnUNetPlans__3d_fullres" / "fold_0"
+    done = command(file, "-tr", "nnUNetTrainerDTC", "--into", fold)
+    assert done.exit_code == 1
+    assert "differs from the plans of the checkpoint in spacing" in done.output
+    assert not fold.exists()
+
+
+def test_into_starts_no_run_of_weights_and_biases(trained, tmp_path, monkeypatch):
+    file, _ = trained()
+    monkeypatch.setenv("nnUNet_wandb_enabled", "1")  # wandb is not installed: its logger would fail
+    fold = tmp_path / "Dataset998_Test" / "nnUNetTrainerDTC__nnUNetPlans__3d_fullres" / "fold_0"
+    done = command(file, "-tr", "nnUNetTrainerDTC", "--into", fold)
+    assert done.exit_code == 0, done.output
+
+
+def test_a_checkpoint_without_the_second_names_of_its_modules(trained, tmp_path):
+    file, trainer = trained()
+    content = torch.load(file, weights_only=False)
+    for key in list(content["network_weights"]):
+        if key.startswith("decoder.encoder.") or ".all_modules." in key:
+            del content["network_weights"][key]
+    torch.save(content, tmp_path / "slim.pth")
+    start = warm_start(tmp_path / "slim.pth", "nnUNetTrainerDTC")
+    theirs, ours = (logits(network, trainer.configuration_manager) for network in (trainer.network, start.network))
+    assert all(torch.equal(one, other) for one, other in zip(theirs, ours, strict=True))
+
+
 class Malicious:
     """Unpickling it touches a file."""
 
@@ -252,6 +286,14 @@ def test_other_refusals(trained, tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "lightning.pth")
     refused = command(tmp_path / "lightning.pth", "-tr", "nnUNetTrainerDTC", "-o", output)
     assert "it has no network_weights, init_args, trainer_name" in refused.output
+    for wrong in ({"init_args": "none"}, {"network_weights": [1]}):
+        torch.save({**torch.load(file, weights_only=False), **wrong}, tmp_path / "odd.pth")
+        odd = command(tmp_path / "odd.pth", "-tr", "nnUNetTrainerDTC", "-o", output)
+        assert "no checkpoint of an nnU-Net v2 trainer" in odd.output
+    content = torch.load(file, weights_only=False)
+    del content["init_args"]["plans"]["configurations"]
+    torch.save(content, tmp_path / "odd.pth")
+    assert "cannot build a network" in command(tmp_path / "odd.pth", "-tr", "nnUNetTrainerDTC", "-o", output).output
     ours, _ = trained(cls=nnUNetTrainerDTC)
     assert "is of a DTC network already" in command(ours, "-tr", "nnUNetTrainerDTC", "-o", output).output
     assert not output.exists()

@@ -27,20 +27,18 @@ def trainer_class(name: str) -> type:
     if spec is None:
         raise AttributeError(f"{name} is no trainer of nnunet-dtc; its names are {names.GRAMMAR}")
 
-    from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
-        nnUNetTrainerNoMirroring,
-    )
-
     from nnunet_dtc.trainers import planned_unet
-    from nnunet_dtc.trainers.base import NamedTrainer
+    from nnunet_dtc.trainers.base import NNUNETS_VARIANTS, NamedTrainer
 
     if name in vars(planned_unet):
         return vars(planned_unet)[name]
-    bases: tuple[type, ...] = (planned_unet.nnUNetTrainerDTC if spec.dtc else NamedTrainer,)
+    bases: list[type] = [planned_unet.nnUNetTrainerDTC if spec.dtc else NamedTrainer]
     if not spec.mirroring:
-        bases += (nnUNetTrainerNoMirroring,)
+        bases.append(NNUNETS_VARIANTS["NoMirroring"])
+    if spec.optimizer != "SGD":
+        bases.append(NNUNETS_VARIANTS[spec.optimizer])
     # under this module and name Python finds the class again
-    return type(name, bases, {"spec": spec, "__module__": __name__, "__doc__": f"{name}: {spec!r}"})
+    return type(name, tuple(bases), {"spec": spec, "__module__": __name__, "__doc__": f"{name}: {spec!r}"})
 
 
 def __getattr__(name: str) -> type:

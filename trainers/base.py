@@ -8,16 +8,30 @@ from typing import ClassVar
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
+    nnUNetTrainerNoMirroring,
+)
+from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import (
+    nnUNetTrainerAdam1en3,
+    nnUNetTrainerAdam3en4,
+)
 
 from nnunet_dtc._version import __version__
 from nnunet_dtc.trainers.names import DEFAULT_EPOCHS, TrainerName
+
+# what a suffix takes from nnU-Net as it is
+NNUNETS_VARIANTS: dict[str, type[nnUNetTrainer]] = {
+    "NoMirroring": nnUNetTrainerNoMirroring,
+    "Adam1en3": nnUNetTrainerAdam1en3,
+    "Adam3en4": nnUNetTrainerAdam3en4,
+}
 
 
 class NamedTrainer(nnUNetTrainer):
     """nnU-Net's trainer with its own network, for the number of epochs that its name says.
 
-    A training shorter than nnU-Net's 1000 epochs saves ``checkpoint_latest.pth`` 20 times in its course, at least
-    after every 50th epoch (nnU-Net's rule), so that it can be resumed with ``--c``.
+    A training of another length than nnU-Net's 1000 epochs saves ``checkpoint_latest.pth`` about 20 times, after every
+    epoch of a short one and at least after every 50th (nnU-Net's rule), so that ``--c`` can resume it.
     """
 
     spec: ClassVar[TrainerName]

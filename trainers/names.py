@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 
 PREFIX = "nnUNetTrainer"
-GRAMMAR = "nnUNetTrainer[DTC][_RF<r>][_noweight|_nosigmoid][_notanh][_<n>epochs][_NoMirroring][_rep<k>]"
+GRAMMAR = (
+    "nnUNetTrainer[DTC][_RF<r>][_noweight|_nosigmoid][_notanh][_Adam1en3|_Adam3en4][_<n>epochs][_NoMirroring][_rep<k>]"
+)
 DEFAULT_RECEPTIVE_FIELD = 2.0
 DEFAULT_EPOCHS = 1000  # nnU-Net's
-NNUNETS_NO_MIRRORING = "nnUNetTrainerNoMirroring"  # of its own trainer; others would be a second name of it
+OPTIMIZERS = ("Adam1en3", "Adam3en4")  # as nnU-Net names its trainers with AdamW, learning rates 1e-3 and 3e-4
 
 # part of the name, what it says, examples; a line each of what `nnunet-dtc trainers` prints
 PARTS = (
@@ -23,6 +25,11 @@ PARTS = (
     ("_noweight", "table 4: offsets without weights", "nnUNetTrainerDTC_RF10_noweight"),
     ("_nosigmoid", "table 4: weights without sigmoid", "nnUNetTrainerDTC_nosigmoid"),
     ("_notanh", "table 4: offsets without tanh", "nnUNetTrainerDTC_noweight_notanh"),
+    (
+        "_Adam1en3",
+        "AdamW as nnU-Net's Adam1en3 and Adam3en4; with or without DTC",
+        "nnUNetTrainerDTC_Adam3en4",
+    ),
     ("_<n>epochs", "n epochs instead of 1000, saved often; with or without DTC", "nnUNetTrainer_7epochs"),
     (
         "_NoMirroring",
@@ -53,6 +60,7 @@ class TrainerName:
         dtc: whether the decoder has DTC blocks.
         receptive_field: RF of section 3.2 (with DTC).
         offset, weight: table 4's variants, see :func:`nnunet_dtc.deformable_upsample`.
+        optimizer: one of nnU-Net's own, "SGD" or one of OPTIMIZERS.
         epochs: the number of epochs.
         mirroring: whether training and prediction mirror the images; nnU-Net does.
         repetition: 1 for the first training of a model, 2 for its repetition, ...
@@ -62,20 +70,31 @@ class TrainerName:
     receptive_field: float = DEFAULT_RECEPTIVE_FIELD
     offset: str = "tanh"
     weight: str = "sigmoid"
+    optimizer: str = "SGD"
     epochs: int = DEFAULT_EPOCHS
     mirroring: bool = True
     repetition: int = 1
 
     def __str__(self) -> str:
+        if self in _NNUNETS_OWN:
+            return _NNUNETS_OWN[self]
         name = PREFIX + "DTC" * self.dtc
         if self.receptive_field != DEFAULT_RECEPTIVE_FIELD:
             name += f"_RF{_plain_number(self.receptive_field)}"
         name += {"sigmoid": "", "none": "_noweight", "linear": "_nosigmoid"}[self.weight]
         name += "_notanh" * (self.offset == "linear")
+        name += f"_{self.optimizer}" * (self.optimizer != "SGD")
         name += f"_{self.epochs}epochs" * (self.epochs != DEFAULT_EPOCHS)
         name += "_NoMirroring" * (not self.mirroring)
         name += f"_rep{self.repetition}" * (self.repetition != 1)
         return name
+
+
+# a training that nnU-Net has under a name of its own: ours would be a second one
+_NNUNETS_OWN = {
+    TrainerName(mirroring=False): f"{PREFIX}NoMirroring",
+    **{TrainerName(optimizer=optimizer): f"{PREFIX}{optimizer}" for optimizer in OPTIMIZERS},
+}
 
 
 def parse(name: str) -> TrainerName | None:
@@ -109,13 +128,12 @@ def parse(name: str) -> TrainerName | None:
             )
         if kind in seen:
             raise TrainerNameError(f"{name}: only one of the suffixes for the {kind} may be given; {GRAMMAR}")
-        if not spec.dtc and kind not in ("epochs", "mirroring", "repetition"):
+        if not spec.dtc and kind not in ("optimizer", "epochs", "mirroring", "repetition"):
             raise TrainerNameError(f"{name}: _{suffix} belongs to DTC, use {PREFIX}DTC{name.removeprefix(PREFIX)}")
         seen.add(kind)
         spec = replace(spec, **change)
-    one_name = NNUNETS_NO_MIRRORING if spec == TrainerName(mirroring=False) else str(spec)
-    if one_name != name:
-        raise TrainerNameError(f"one model has one name: instead of {name} use {one_name}")
+    if str(spec) != name:
+        raise TrainerNameError(f"one model has one name: instead of {name} use {spec}")
     return spec
 
 
@@ -127,6 +145,8 @@ def _read_suffix(name: str, suffix: str) -> tuple[str | None, dict]:
         return "weight", {"weight": {"noweight": "none", "nosigmoid": "linear"}[suffix]}
     if suffix == "notanh":
         return "offset", {"offset": "linear"}
+    if suffix in OPTIMIZERS:
+        return "optimizer", {"optimizer": suffix}
     if suffix.lower() == "nomirroring":  # nnU-Net writes nnUNetTrainer_250epochs_NoMirroring
         return "mirroring", {"mirroring": False}
     if epochs := re.fullmatch(r"([-+.\d]*)epochs?", suffix):

@@ -1,5 +1,6 @@
 """``nnunet-dtc evaluate``."""
 
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -57,11 +58,24 @@ def evaluate(
             label_set, ending = evaluation.labels_from_dataset_json(dataset_json)
         pairs = evaluation.find_pairs(predictions, labels, ending, subset)
         output = output or predictions / "metrics"
-        output_files(output, overwrite)
+        _check_writable(output_files(output, overwrite)[0].parent)
         with progress_bars() as progress:
             result = evaluation.evaluate_pairs(pairs, label_set, tolerances, absent, processes, progress)
+        out.print(rich_table(result))  # first: should the writing fail, the scores are seen
         written = evaluation.write_report(result, output, overwrite)
     except (ValueError, OSError) as error:
         raise fail(error) from error
-    out.print(rich_table(result))
     say(f"wrote {written[0]} and {written[1]}")
+
+
+def _check_writable(folder: Path) -> None:
+    """By a file that is gone again: what the permissions say is not all.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write into {folder} ({error.strerror or error}): give another place by -o") from error

@@ -30,7 +30,7 @@ def _preparing(raw: Path | None) -> Iterator[Callable[[str, int, int], None]]:
     with progress_bars() as progress:
         try:
             yield progress
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: SimpleITK cannot read or write
             raise fail(error) from error
 
 

@@ -50,8 +50,14 @@ def _versions() -> Iterator[Finding]:
     from packaging.requirements import Requirement
 
     yield Finding("python", "ok", sys.version.split()[0])
-    yield Finding("nnunet-dtc", "ok", importlib.metadata.version("nnunet-dtc"))
-    for text in importlib.metadata.requires("nnunet-dtc") or []:
+    try:
+        ours = importlib.metadata.version("nnunet-dtc")
+        needed = importlib.metadata.requires("nnunet-dtc") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding("nnunet-dtc", "wrong", "imported, but not installed", "pip install -e . in its repository")
+        return
+    yield Finding("nnunet-dtc", "ok", ours)
+    for text in needed:
         requirement = Requirement(text)
         if requirement.name not in ("torch", "nnunetv2", "dynamic-network-architectures"):
             continue
@@ -87,7 +93,8 @@ def _registration() -> Iterator[Finding]:
     try:
         file = registration.registered_file()
     except registration.RegistrationError as error:
-        yield Finding("registered", "wrong", str(error))
+        advice = f"repair nnU-Net's installation; where it may not be changed, {registration.EXT_VARIABLE} does without"
+        yield Finding("registered", "wrong", str(error), f"{advice}: nnunet-dtc env")
         return
     on_path = str(registration.ext_trainer_folder()) in os.environ.get(registration.EXT_VARIABLE, "").split(os.pathsep)
     current = (registration.ext_trainer_folder() / registration.FILE_NAME).read_bytes()

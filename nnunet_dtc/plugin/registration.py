@@ -36,9 +36,16 @@ def nnunet_trainer_folder() -> Path:
 
 
 def registered_file() -> Path | None:
-    """Our file in nnU-Net's trainer folder, None where there is none."""
+    """Our file in nnU-Net's trainer folder, None where there is none.
+
+    Raises:
+        RegistrationError: nnU-Net is missing, or a file of that name cannot be read.
+    """
     file = nnunet_trainer_folder() / FILE_NAME
-    return file if file.exists() and _is_ours(file) else None
+    try:
+        return file if file.exists() and _is_ours(file) else None
+    except OSError as error:
+        raise RegistrationError(f"cannot read {file} ({error.strerror or error})") from error
 
 
 def register() -> Path:
@@ -73,11 +80,19 @@ def register() -> Path:
 
 
 def unregister() -> Path | None:
-    """Remove our file, and what Python compiled from it, from nnU-Net's trainer folder. None where there was none."""
+    """Remove our file, and what Python compiled from it, from nnU-Net's trainer folder. None where there was none.
+
+    Raises:
+        RegistrationError: nnU-Net is missing, or a file of that name cannot be read or removed, or is not ours.
+    """
     target = nnunet_trainer_folder() / FILE_NAME
-    if not target.exists():
-        return None
-    if not _is_ours(target):
+    try:
+        if not target.exists():
+            return None
+        ours = _is_ours(target)
+    except OSError as error:
+        raise RegistrationError(f"cannot read {target} ({error.strerror or error})") from error
+    if not ours:
         raise RegistrationError(f"{target} is not a file of nnunet-dtc and is left alone")
     try:
         for compiled in (target.parent / "__pycache__").glob(f"{target.stem}.*.pyc"):

@@ -8,9 +8,9 @@ library, and nnunet-dtc only when it is asked for a trainer that nobody else def
 broken, every other trainer would still be found.
 """
 
+import ast
 import os
 import pkgutil
-import re
 import sys
 
 
@@ -22,8 +22,8 @@ def __getattr__(name):
     except Exception as error:
         print(
             f"nnunet-dtc is registered with nnU-Net, but cannot be imported ({type(error).__name__}: {error}). "
-            f"If {name} is one of its trainers: `nnunet-dtc doctor` says more, `pip install --force-reinstall "
-            "nnunet-dtc` mends it.",
+            f"If {name} is one of its trainers, install nnunet-dtc again; if you do not want it any more, delete "
+            f"{__file__}",
             file=sys.stderr,
         )
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from error
@@ -37,21 +37,38 @@ def __getattr__(name):
 
 
 def defined_by(name):
-    """The file of nnU-Net's trainer folder or of the nnUNet_extTrainer folders that defines a class of this name.
+    """The file of nnU-Net's trainer folder or of the nnUNet_extTrainer folders that has something of this name.
 
-    A scan of the text, by the rules of nnU-Net's search: flat files and packages. nnU-Net looks into flat files before
-    packages, so without this scan the names of others would be taken for ours. None where no file does.
+    By the rules of nnU-Net's search, flat files and packages, but without importing them: a class, a function, an
+    import or an assignment. nnU-Net looks into flat files before packages, so without this the names of others would
+    be taken for ours. None where no file has it.
     """
-    definition = re.compile(rf"^[ \t]*class[ \t]+{re.escape(name)}\b(?!\.)", re.MULTILINE)
     for folder in _trainer_folders():
         for file in _python_files(folder):
             try:
                 with open(file, encoding="utf-8", errors="ignore") as opened:
-                    if definition.search(opened.read()):
-                        return file
+                    text = opened.read()
             except OSError:
                 continue
+            if name in text and _binds(text, name):
+                return file
     return None
+
+
+def _binds(text, name):
+    """Whether a module of this text has the name; where it cannot be parsed, whether the name stands in it."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return True
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+            return True
+        if isinstance(node, ast.alias) and (node.asname or node.name) == name:
+            return True
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == name:
+            return True
+    return False
 
 
 def _trainer_folders():
