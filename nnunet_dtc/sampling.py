@@ -108,7 +108,7 @@ def coords_channels(axes: int, weight: Weight) -> int:
 
 def check_stride(stride: int | Sequence[int], axes: int) -> tuple[int, ...]:
     """The stride as a tuple, one per axis; ValueError where it is not, or a stride is not an integer >= 1."""
-    steps = (stride,) * axes if hasattr(stride, "__index__") else tuple(stride)
+    steps = tuple(stride) if hasattr(stride, "__iter__") else (stride,) * axes
     if len(steps) != axes:
         raise ValueError(f"stride must have one entry per spatial axis ({axes}), got {stride=}")
     if not all(hasattr(step, "__index__") for step in steps):

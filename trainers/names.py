@@ -28,7 +28,7 @@ PARTS = (
     (
         "_Adam1en3",
         "AdamW as nnU-Net's Adam1en3 and Adam3en4; with or without DTC",
-        "nnUNetTrainerDTC_Adam3en4",
+        "nnUNetTrainerDTC_Adam1en3",
     ),
     ("_<n>epochs", "n epochs instead of 1000, saved often; with or without DTC", "nnUNetTrainer_7epochs"),
     (
