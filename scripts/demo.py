@@ -34,8 +34,8 @@ from small_plans import shrink_plans
 from steps import StepFailedError, run_step
 
 CONFIGURATION, FOLD = "3d_fullres", 0
-PHANTOM_ID, PHANTOM_CASES, PHANTOM_TEST_CASES = 917, 16, 4
-CPU_EPOCHS, GPU_EPOCHS = 5, 20
+PHANTOM_ID, PHANTOM_CASES, PHANTOM_TEST_CASES = 917, 24, 4
+CPU_EPOCHS, GPU_EPOCHS = 6, 20
 DEFAULT_TRAINERS = ("nnUNetTrainer", "nnUNetTrainerDTC")
 DATASET_NAME = re.compile(r"Dataset(\d{3})_[^/]+")
 OPTIONS_FILE, SECONDS_FILE = "demo.json", "seconds.json"
@@ -471,7 +471,8 @@ class Demo:
         cases = len(next(iter(summaries.values()))["metric_per_case"])
         what = "held-out" if self.held_out else f"validation (fold {FOLD})"
         self.console.print()
-        self.console.print(dice_table(rows, names, f"Dice, mean of {cases} {what} cases"))
+        title = f"Dice, mean of {cases} {what} cases, {self.options.epochs} epochs"
+        self.console.print(dice_table(rows, {t: t for t in names}, title))
         content = {
             "options": asdict(self.options),
             "cases": what,
@@ -507,9 +508,8 @@ class Demo:
         segmentations = {"truth": read(self.dataset / f"labels{part}" / f"{case}{ending}")}
         notes = {}
         for t in dice:
-            name = self.options.trainer(t)
-            segmentations[name] = read(self.predictions(t) / f"{case}{ending}")
-            notes[name] = f"mean Dice {dice[t][case]:.2f}"
+            segmentations[t] = read(self.predictions(t) / f"{case}{ending}")
+            notes[t] = f"mean Dice {dice[t][case]:.2f}"
         is_ct = "ct" in str(next(iter(self.description["channel_names"].values()))).lower()
         labels = {n: v for n, v in self.description["labels"].items() if isinstance(v, int)}
         figure = segmentation_panel(
