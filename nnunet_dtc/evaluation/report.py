@@ -22,7 +22,7 @@ from typing import Any
 
 from nnunet_dtc._version import __version__
 from nnunet_dtc.evaluation.labels import LabelSet, Organ
-from nnunet_dtc.evaluation.scoring import OrganScores
+from nnunet_dtc.evaluation.scoring import OrganScores, metric_names
 
 __all__ = ["Evaluation", "output_files", "read_json", "write_report"]
 
@@ -50,7 +50,7 @@ class Evaluation:
     @property
     def metrics(self) -> list[str]:
         """`dice`, `nsd_<tolerance>` ..., `hd95_mm`."""
-        return ["dice", *(f"nsd_{name}" for name in self.tolerances), "hd95_mm"]
+        return metric_names(self.tolerances)
 
     def case_mean(self, case: str, metric: str) -> float:
         """Over the organs of a case."""

@@ -18,7 +18,7 @@ An organ that is there, but whose surface touches voxels to ignore everywhere, h
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,9 +56,9 @@ class OrganScores:
         return "reference" if self.reference_voxels == 0 else None
 
 
-def metric_names(tolerances: Sequence[Tolerance]) -> list[str]:
-    """The keys of `OrganScores.scores`, in the order of the table."""
-    return ["dice", *(f"nsd_{tolerance.name}" for tolerance in tolerances), "hd95_mm"]
+def metric_names(tolerances: Iterable[str]) -> list[str]:
+    """The keys of `OrganScores.scores` for tolerances of these names, in the order of the table."""
+    return ["dice", *(f"nsd_{name}" for name in tolerances), "hd95_mm"]
 
 
 def score_case(
@@ -86,6 +86,7 @@ def score_case(
     spacing_mm = tuple(float(length) for length in spacing_mm)
     most = max(labels.values)
     boxes = [ndimage.find_objects(array, max_label=most) for array in (prediction, reference)]
+    metrics = metric_names(tolerance.name for tolerance in tolerances)
     result = {}
     for organ in labels.organs:
         box = _union([found[value - 1] for found in boxes for value in organ.values if found[value - 1]])
@@ -106,7 +107,7 @@ def score_case(
             scores = [0.0] * (1 + len(tolerances)) + [math.inf]
         else:
             scores = [1.0 if absent == "flare" else math.nan] * (1 + len(tolerances)) + [math.nan]
-        result[organ.name] = OrganScores(dict(zip(metric_names(tolerances), scores, strict=True)), *voxels)
+        result[organ.name] = OrganScores(dict(zip(metrics, scores, strict=True)), *voxels)
     return result
 
 
