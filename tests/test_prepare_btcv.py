@@ -198,7 +198,7 @@ def truncated(source: Path) -> list[str]:
     image_file(source, 3).write_bytes(gzip.compress(plain[:-7]))
     return [
         r"img0002\.nii\.gz: cannot be read",
-        rf"img0003\.nii\.gz: cannot be read \(it ends early, .* {len(plain)} b",
+        rf"img0003\.nii\.gz: cannot be read \(it is cut off: {len(plain)} bytes are needed",
     ]
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import gzip
 import re
 import shutil
-import struct
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,10 +21,11 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_dtc.datasets.btcv_labels import LABELS
 from nnunet_dtc.datasets.nnunet_raw import check_target, new_raw_dataset, write_dataset_json
-from nnunet_dtc.datasets.phantom import LABELS
 from nnunet_dtc.datasets.sources import SourceError, SourceFile, open_source, single
 from nnunet_dtc.datasets.splits import check_splits, five_folds, write_splits
+from nnunet_dtc.files import check_complete, unknown_values
 
 __all__ = ["CASES", "NAME", "TEST_CASES", "PreparedBTCV", "write_btcv"]
 
@@ -178,7 +178,7 @@ def _read(file: SourceFile, is_label: bool, beside: Path, problems: list[str]) -
     """Read a volume to its last voxel; what is wrong with it is added to `problems`."""
     try:
         with file.on_disk(beside) as path:
-            _check_complete(path)
+            check_complete(path)
             volume = sitk.ReadImage(str(path))
     except Exception as error:  # whatever a decoder raises: the file is unreadable
         problems.append(f"{file.shown}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})")
@@ -186,45 +186,10 @@ def _read(file: SourceFile, is_label: bool, beside: Path, problems: list[str]) -
     if volume.GetDimension() != 3 or volume.GetNumberOfComponentsPerPixel() != 1:
         problems.append(f"{file.shown}: must be a volume with three axes, has the size {volume.GetSize()}")
         return None
-    if is_label and (wrong := _unknown_values(sitk.GetArrayViewFromImage(volume))):
-        problems.append(f"{file.shown}: labels must be integers in 0..{max(LABELS.values())}, found {wrong}")
+    if is_label and (wrong := unknown_values(sitk.GetArrayViewFromImage(volume), LABELS.values())):
+        found = ", ".join(f"{value:g}" for value in wrong[:10]) + (" ..." if len(wrong) > 10 else "")
+        problems.append(f"{file.shown}: labels must be integers in 0..{max(LABELS.values())}, found {found}")
     return _Volume(volume.GetSize(), volume.GetSpacing(), volume.GetOrigin(), volume.GetDirection())
-
-
-def _check_complete(path: Path) -> None:
-    """Read a NIfTI-1 file to its end: SimpleITK takes a truncated .nii.gz for a whole one.
-
-    Raises:
-        OSError, EOFError, zlib.error: if the compressed stream is damaged (its checksum included) or ends early.
-        ValueError: if there are fewer bytes than the header's dim, bitpix and vox_offset ask for.
-    """
-    with path.open("rb") as stream:
-        compressed = stream.read(2) == b"\x1f\x8b"
-    with (gzip.open if compressed else open)(path, "rb") as stream:
-        header = stream.read(348)
-        length = len(header)
-        while block := stream.read(1 << 20):
-            length += len(block)
-    order = "<" if header[:4] == struct.pack("<i", 348) else ">"
-    if len(header) < 348 or header[:4] != struct.pack(order + "i", 348):
-        return  # not NIfTI-1: SimpleITK's to judge
-    axes, *sizes = struct.unpack_from(order + "8h", header, 40)
-    bits = struct.unpack_from(order + "h", header, 72)[0]
-    start = struct.unpack_from(order + "f", header, 108)[0]
-    needed = start + np.prod(sizes[: max(0, min(axes, 7))], dtype=float) * bits / 8
-    if length < needed:
-        raise ValueError(f"it ends early, after {length} of {needed:.0f} bytes")
-
-
-def _unknown_values(labels: np.ndarray) -> str:
-    """The values that are not integers in 0..13, at most ten of them; "" if there are none."""
-    last = max(LABELS.values())
-    if np.issubdtype(labels.dtype, np.integer):
-        wrong = labels[(labels < 0) | (labels > last)] if labels.min() < 0 or labels.max() > last else labels[:0]
-    else:
-        wrong = labels[~((labels >= 0) & (labels <= last) & (labels == np.rint(labels)))]  # NaN, too
-    values = np.unique(wrong)
-    return ", ".join(f"{value:g}" for value in values[:10]) + (" ..." if len(values) > 10 else "")
 
 
 def _compare(

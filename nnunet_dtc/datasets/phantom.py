@@ -24,6 +24,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from nnunet_dtc.datasets.btcv_labels import LABELS, ORGANS
 from nnunet_dtc.datasets.nnunet_raw import (
     check_dataset_id,
     check_nothing_there,
@@ -35,33 +36,14 @@ __all__ = ["LABELS", "NAME", "PhantomCase", "draw_case", "write_phantom"]
 
 NAME = "Phantom"
 
-ORGANS = (
-    "spleen",
-    "right_kidney",
-    "left_kidney",
-    "gallbladder",
-    "esophagus",
-    "liver",
-    "stomach",
-    "aorta",
-    "inferior_vena_cava",
-    "portal_and_splenic_vein",
-    "pancreas",
-    "right_adrenal_gland",
-    "left_adrenal_gland",
-)
-"""BTCV's organs in the order of their numbers, 1..13."""
-
-LABELS = {"background": 0, **{name: number for number, name in enumerate(ORGANS, start=1)}}
-
 MIN_VOXELS = 12
 """A case in which an organ has fewer voxels is drawn again."""
 
 # Mean density in HU, and how much of it is contrast agent (scaled by the case's phase).
 DENSITY = {
     "spleen": (45, 82),
-    "right_kidney": (32, 128),
-    "left_kidney": (32, 128),
+    "right_kidney": (32, 155),
+    "left_kidney": (32, 155),
     "gallbladder": (12, 0),
     "esophagus": (38, 25),
     "liver": (55, 52),
@@ -80,7 +62,7 @@ MARGIN_MM, FAR_MM = 16.0, 60.0  # distances are only computed up to about the ma
 
 # Who gives way where two structures overlap: millimetres by which this one pushes the other back.
 PUSH = {
-    "spleen": 4.0,
+    "spleen": 6.0,
     "aorta": 5.0,
     "inferior_vena_cava": 4.0,
     "portal_and_splenic_vein": 4.0,
@@ -89,8 +71,8 @@ PUSH = {
     "esophagus": 4.0,
     "gallbladder": 4.0,
     "pancreas": 2.0,
-    "right_kidney": 3.0,
-    "left_kidney": 3.0,
+    "right_kidney": 6.0,
+    "left_kidney": 6.0,
     "liver": -1.0,
 }
 
@@ -258,16 +240,16 @@ def _organ_distances(rng: np.random.Generator, p: _Points) -> dict[str, np.ndarr
         ],
         blend_mm=22,
     )
-    d["spleen"] = _ellipsoid(p, about((104, 40, 58), (6, 9, 12)), size((27, 46, 44), 0.14), turn((20, -8, 24), 12))
+    d["spleen"] = _ellipsoid(p, about((102, 44, 56), (5, 8, 11)), size((32, 50, 48), 0.12), turn((20, -8, 24), 12))
 
     for side, name, z in ((-1, "right_kidney", -34), (1, "left_kidney", -18)):
         center = about((side * 62, 44, z), (5, 6, 13))
         pose = turn((-8, side * 12, side * -18), 8)  # upper pole inwards and back
-        radii = size((25, 27, 52), 0.09)
+        radii = size((27, 29, 54), 0.09)
         kidney = _ellipsoid(p, center, radii, pose)
-        hilum = center + pose.T @ (-side * 20.0, -8.0, 0.0)
-        d[name] = np.maximum(kidney, -_ellipsoid(p, hilum, size((13, 10, 24)), pose))
-        d[name + "_sinus"] = _ellipsoid(p, hilum, size((12, 9, 22)), pose)
+        hilum = center + pose.T @ (-side * 24.0, -8.0, 0.0)
+        d[name] = np.maximum(kidney, -_ellipsoid(p, hilum, size((11, 9, 18)), pose))
+        d[name + "_sinus"] = _ellipsoid(p, hilum, size((10, 8, 16)), pose)
 
     d["gallbladder"] = _ellipsoid(
         p, right + about((30, -52, -42), (9, 7, 9)), size((14, 17, 27), 0.2), turn((-30, 10, 0), 16)

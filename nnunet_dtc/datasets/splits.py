@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from nnunet_dtc.files import write_whole
 
 __all__ = ["SEED", "check_splits", "draw", "five_folds", "write_splits"]
 
@@ -59,14 +59,7 @@ def write_splits(file: Path, splits: list[dict[str, list[str]]]) -> None:
     if file.exists():
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(prefix=".splits_final.", dir=file.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(json.dumps(splits, indent=4) + "\n")
-        Path(unfinished).chmod(0o644)  # mkstemp makes it private
-        os.replace(unfinished, file)
-    finally:
-        Path(unfinished).unlink(missing_ok=True)
+    write_whole(file, json.dumps(splits, indent=4) + "\n")
 
 
 def draw(names: Sequence[str], counts: Sequence[int], seed: int = SEED) -> list[list[str]]:

@@ -22,17 +22,16 @@ import numpy as np
 from nnunet_dtc.evaluation.images import (
     ENDINGS,
     EvaluationError,
-    check_complete,
     grid_difference,
     read_grid,
     read_labels,
-    unknown_values,
 )
 from nnunet_dtc.evaluation.labels import LabelSet
 from nnunet_dtc.evaluation.metrics import ElementTable, element_table
 from nnunet_dtc.evaluation.report import Evaluation
 from nnunet_dtc.evaluation.scoring import ABSENT_RULES, Absent, OrganScores, score_case
 from nnunet_dtc.evaluation.tolerances import DEFAULT_TOLERANCES, Tolerance, check_tolerances
+from nnunet_dtc.files import check_complete, unknown_values
 
 __all__ = ["Pair", "Progress", "default_processes", "evaluate_folders", "evaluate_pairs", "find_pairs"]
 
@@ -202,6 +201,8 @@ def _check_content(check: tuple[tuple[Path, bool], LabelSet]) -> str | None:
         strange = unknown_values(read_labels(file), known)
     except EvaluationError as error:
         return str(error)
+    except ValueError as error:
+        return f"cannot read {file}: {error}"
     if not strange:
         return None
     shown = ", ".join(f"{value:g}" for value in strange[:5]) + (", ..." if len(strange) > 5 else "")

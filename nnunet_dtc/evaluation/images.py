@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
-import math
-import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_dtc.files import last_line
+
 __all__ = [
     "ENDINGS",
     "EvaluationError",
     "Grid",
-    "check_complete",
     "grid_difference",
-    "label_values",
     "read_grid",
     "read_labels",
-    "unknown_values",
 ]
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl", ".png", ".bmp")
@@ -82,7 +77,7 @@ def read_grid(file: Path) -> Grid:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise EvaluationError(f"cannot read {file}: {_last_line(error)}") from error
+        raise EvaluationError(f"cannot read {file}: {last_line(error)}") from error
     dimension = reader.GetDimension()
     if dimension not in (2, 3) or reader.GetNumberOfComponents() != 1:
         raise EvaluationError(
@@ -124,56 +119,9 @@ def read_labels(file: Path) -> np.ndarray:
     try:
         array = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
     except RuntimeError as error:
-        raise EvaluationError(f"cannot read {file}: {_last_line(error)}") from error
+        raise EvaluationError(f"cannot read {file}: {last_line(error)}") from error
     return array.squeeze(axis=tuple(set(range(array.ndim)) - set(grid.kept_axes)))
-
-
-def check_complete(file: Path) -> None:
-    """Whether all of a NIfTI file is there: SimpleITK reads one that was cut off (a full disk, an interrupted copy) as
-    if the rest were background. Of other kinds it says so itself.
-
-    Raises:
-        EvaluationError: if it is cut off or its compressed data is damaged.
-    """
-    name = str(file).lower()
-    if not name.endswith((".nii", ".nii.gz")):
-        return
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
-    try:
-        reader.ReadImageInformation()
-        needed = float(reader.GetMetaData("vox_offset"))
-        needed += math.prod(reader.GetSize()) * int(reader.GetMetaData("bitpix")) / 8
-        if name.endswith(".gz"):
-            there = 0
-            with gzip.open(file) as stream:  # to the end, where the checksum is
-                while part := stream.read(1 << 20):
-                    there += len(part)
-        else:
-            there = Path(file).stat().st_size
-    except (RuntimeError, OSError, EOFError, zlib.error) as error:
-        raise EvaluationError(f"cannot read {file}: {_last_line(error)}") from error
-    if there < needed:
-        raise EvaluationError(f"{file} is cut off: {needed:.0f} bytes are needed, {there} are there")
-
-
-def label_values(array: np.ndarray) -> set[float]:
-    """The different numbers in an array. Slice by slice: sorting a whole volume would copy it."""
-    values: set[float] = set()
-    for part in array:
-        values.update(np.unique(part).tolist())
-    return values
-
-
-def unknown_values(array: np.ndarray, known: Iterable[int]) -> list[float]:
-    """The numbers in an array that are not among the known ones, in ascending order, NaN last."""
-    strange = label_values(array) - set(known)
-    return sorted(strange, key=lambda value: (math.isnan(value), value))
 
 
 def _numbers(values: tuple[float, ...]) -> str:
     return "(" + ", ".join(f"{value:g}" for value in values) + ")"
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

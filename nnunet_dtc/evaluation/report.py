@@ -14,7 +14,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 from nnunet_dtc._version import __version__
 from nnunet_dtc.evaluation.labels import LabelSet, Organ
 from nnunet_dtc.evaluation.scoring import OrganScores, metric_names
+from nnunet_dtc.files import write_whole
 
 __all__ = ["Evaluation", "output_files", "read_json", "write_report"]
 
@@ -172,8 +172,8 @@ def write_report(evaluation: Evaluation, out: Path, overwrite: bool = False) -> 
     writer.writeheader()
     for row in rows:
         writer.writerow({key: "" if value != value else value for key, value in row.items()})
-    _write(as_json, json.dumps(evaluation.as_json(), indent=2, allow_nan=False) + "\n")
-    _write(as_csv, table.getvalue())
+    write_whole(as_json, json.dumps(evaluation.as_json(), indent=2, allow_nan=False) + "\n")
+    write_whole(as_csv, table.getvalue())
     return as_json, as_csv
 
 
@@ -250,12 +250,3 @@ def _restored(entry: dict[str, Any]) -> OrganScores:
         entry["prediction_voxels"],
         entry["reference_voxels"],
     )
-
-
-def _write(file: Path, text: str) -> None:
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
