@@ -1,6 +1,7 @@
 """Open nnU-Net checkpoints that come from elsewhere, without running what is in them."""
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,11 @@ def open_checkpoint(path: Path | str) -> dict[str, Any]:
         for key, value in checkpoint["network_weights"].items()
     }
     return checkpoint
+
+
+def is_second_name(key: str) -> bool:
+    """Whether a weight's name is a second one: nnU-Net's networks hold some modules under two."""
+    return key.startswith("decoder.encoder.") or re.search(r"\.all_modules\.\d+\.", key) is not None
 
 
 def _refused_object(message: str) -> str:

@@ -77,14 +77,10 @@ def deformable_upsample(
     sizes = value.shape[2:]
     axes = len(sizes)
     dtype = torch.promote_types(torch.promote_types(value.dtype, coords.dtype), torch.float32)
-    bend = torch.tanh if offset == "tanh" else _identity
-    gate = torch.sigmoid if weight == "sigmoid" else _identity
 
     grid = []  # one normalised coordinate per axis, each (N, *output)
     for axis, (size, step) in enumerate(zip(sizes, stride, strict=True)):
-        shift = bend(coords[:, axis].to(dtype))
-        if weight != "none":
-            shift = shift * gate(coords[:, axes + axis].to(dtype))
+        shift = _unit_shift(*axis_activations(coords, axes, axis, dtype, offset=offset, weight=weight))
         start = _regular_positions(size * step, coords.device, dtype)
         shape = [1] * (axes + 1)
         shape[axis + 1] = size * step
@@ -94,6 +90,69 @@ def deformable_upsample(
         value.to(dtype), torch.stack(grid[::-1], dim=-1), mode="bilinear", padding_mode="border", align_corners=False
     )
     return samples.to(value.dtype)
+
+
+def sampling_shifts(
+    coords: Tensor,
+    sizes: Sequence[int],
+    receptive_field: float = 2.0,
+    *,
+    offset: Offset = "tanh",
+    weight: Weight = "sigmoid",
+) -> Tensor:
+    """How far :func:`deformable_upsample` shifts its samples: lambda * Offset * Weight of equation 1, in voxels.
+
+    The shifts are those before the positions are clamped to the map.
+
+    Args:
+        coords (Tensor[N, 2 * g, ..]): as there, for any number of positions in any shape.
+        sizes: (S_1, .., S_g), voxels of the input map per axis.
+        receptive_field, offset, weight: as there.
+
+    Returns:
+        Tensor[N, g, ..]: the shift along each axis in voxels of the input map, float32 at least.
+
+    Raises:
+        TypeError: ``coords`` is not a floating tensor.
+        ValueError: the channels do not fit the sizes, or an argument is out of range.
+    """
+    receptive_field, axes = check_receptive_field(receptive_field), len(sizes)
+    check_variant(offset, weight)
+    if not coords.is_floating_point():
+        raise TypeError(f"coords must be a floating tensor, got {coords.dtype=}")
+    channels = coords_channels(axes, weight)
+    if coords.ndim < 2 or coords.shape[1] != channels:
+        raise ValueError(f"coords must be (N, {channels}, ..) for {axes} axes and {weight=}, got {tuple(coords.shape)}")
+    dtype = torch.promote_types(coords.dtype, torch.float32)
+    shifts = [
+        shift_scale(receptive_field, size)
+        * _unit_shift(*axis_activations(coords, axes, axis, dtype, offset=offset, weight=weight))
+        for axis, size in enumerate(sizes)
+    ]
+    return torch.stack(shifts, dim=1)  # (N, g, ..)
+
+
+def axis_activations(
+    coords: Tensor, axes: int, axis: int, dtype: torch.dtype, *, offset: Offset, weight: Weight
+) -> tuple[Tensor, Tensor | None]:
+    """Offset and Weight of equation 1 for one axis of ``axes``, after their activations; None without weight.
+
+    ``coords`` is (N, channels, ..) as in :func:`sampling_shifts`, the results are (N, ..) in ``dtype``.
+    """
+    moved = coords[:, axis].to(dtype)
+    moved = torch.tanh(moved) if offset == "tanh" else moved
+    if weight == "none":
+        return moved, None
+    gate = coords[:, axes + axis].to(dtype)
+    return moved, torch.sigmoid(gate) if weight == "sigmoid" else gate
+
+
+def shift_scale(receptive_field: float, size: int) -> float:
+    """``lambda`` of equation 1 in voxels of an axis of ``size``: RF / 4, for infinity size / 2.
+
+    It is the bound of a shift where there is one, with tanh and with a weight that is none or has its sigmoid.
+    """
+    return size / 2 if math.isinf(receptive_field) else receptive_field / 4
 
 
 def normalised_lambda(receptive_field: float, size: int) -> float:
@@ -165,5 +224,5 @@ def _regular_positions(count: int, device: torch.device, dtype: torch.dtype) -> 
     return (2 * torch.arange(count, device=device, dtype=dtype) + 1) / count - 1  # (count,)
 
 
-def _identity(x: Tensor) -> Tensor:
-    return x
+def _unit_shift(moved: Tensor, gate: Tensor | None) -> Tensor:
+    return moved if gate is None else moved * gate

@@ -8,7 +8,6 @@ coordinates from the second.
 import contextlib
 import io
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
@@ -24,7 +23,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
-from nnunet_dtc.checkpoints import CheckpointError, open_checkpoint
+from nnunet_dtc.checkpoints import CheckpointError, is_second_name, open_checkpoint
 from nnunet_dtc.dtc import is_dtc
 from nnunet_dtc.plugin.ext_trainer.nnunet_dtc_trainers import defined_by
 from nnunet_dtc.trainers import trainer_class
@@ -222,10 +221,10 @@ def describe_differences(expected: Mapping[str, Tensor], given: Mapping[str, Ten
     surplus = [key for key in given if key not in expected]
     changed = [key for key in expected if key in given and expected[key].shape != given[key].shape]
     for title, keys in (("missing in the checkpoint", missing), ("not in nnU-Net's network", surplus)):
-        for module in dict.fromkeys(_module_of(key) for key in keys if not _is_second_name(key)):
+        for module in dict.fromkeys(_module_of(key) for key in keys if not is_second_name(key)):
             lines.append(f"{title}: {module}")
     for key in changed:
-        if not _is_second_name(key):
+        if not is_second_name(key):
             lines.append(
                 f"other shape: {key} is {tuple(given[key].shape)} in the checkpoint, {tuple(expected[key].shape)} in "
                 "nnU-Net's network"
@@ -236,11 +235,6 @@ def describe_differences(expected: Mapping[str, Tensor], given: Mapping[str, Ten
 
 def _module_of(key: str) -> str:
     return key.rpartition(".")[0]
-
-
-def _is_second_name(key: str) -> bool:
-    """nnU-Net's networks hold some modules under two names."""
-    return key.startswith("decoder.encoder.") or re.search(r"\.all_modules\.\d+\.", key) is not None
 
 
 def _write(target: Path, write: Callable[[Path], None]) -> None:

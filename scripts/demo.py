@@ -4,14 +4,14 @@
     python scripts/demo.py --dataset /data/Dataset017_BTCV    your data, in nnU-Net's raw layout
 
 Every step is one of nnU-Net's own commands, shown as it is run. All files are in one folder; run the same line again
-after an interruption and it goes on where it was. Results: table.json, table.csv and comparison.png in that folder.
+after an interruption and it goes on where it was. Results: the page comparison/index.html in that folder, and its
+numbers in files beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import shutil
@@ -24,17 +24,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dice_table import case_dice, dice_csv, dice_rows, dice_table, mean
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 from small_plans import PLANS_NAME as SMALL_PLANS
 from small_plans import shrink_plans
-from steps import StepFailedError, run_step
+from steps import Step, StepFailedError, on_cpus_of_their_own, run_steps
 
 CONFIGURATION, FOLD = "3d_fullres", 0
-PHANTOM_ID, PHANTOM_CASES, PHANTOM_TEST_CASES = 917, 24, 4
+PHANTOM_ID, PHANTOM_CASES, PHANTOM_TEST_CASES = 917, 32, 6
 CPU_EPOCHS, GPU_EPOCHS = 6, 20
 DEFAULT_TRAINERS = ("nnUNetTrainer", "nnUNetTrainerDTC")
 DATASET_NAME = re.compile(r"Dataset(\d{3})_[^/]+")
@@ -185,7 +184,7 @@ def claim_folder(folder: Path, options: Options) -> None:
     if folder.exists() and not folder.is_dir():
         raise DemoError(f"--folder must be a folder, got the file {folder}")
     if not file.exists():
-        if folder.exists() and any(entry.name != f"{file.name}.tmp" for entry in folder.iterdir()):
+        if folder.exists() and any(not entry.name.startswith(f".{file.name}.") for entry in folder.iterdir()):
             raise DemoError(f"{folder} is not empty and was not made by this demo: choose another --folder")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(file, asdict(options))
@@ -208,14 +207,9 @@ def claim_folder(folder: Path, options: Options) -> None:
 # What is done already? Every step is recognised by its own results.
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a file that later runs read: whole or not at all."""
-    unfinished = file.with_name(f"{file.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8", newline="")
-    unfinished.replace(file)
-
-
 def write_json(file: Path, content: Any) -> None:
+    from nnunet_dtc.files import write_whole
+
     write_whole(file, json.dumps(content, indent=4) + "\n")
 
 
@@ -323,8 +317,18 @@ class Demo:
             return self.folder / "predictions" / self.options.trainer(trainer)
         return self.model(trainer) / f"fold_{FOLD}" / "validation"
 
-    def command(self, title: str, log: str, *command: str, epochs: int | None = None) -> None:
-        self.took(log, run_step(self.console, title, command, self.exports, self.logs / f"{log}.txt", epochs=epochs))
+    def step(self, title: str, log: str, *command: str, name: str = "", epochs: int | None = None) -> Step:
+        return Step(title, name or command[0], command, self.logs / f"{log}.txt", epochs)
+
+    def run_steps(self, *steps: Step) -> None:
+        """Side by side; the time of each is kept under the name of its log."""
+        for step, seconds in zip(steps, run_steps(self.console, steps, self.exports), strict=True):
+            self.took(step.log.stem, seconds)
+
+    def run_side_by_side(self, *steps: Step) -> None:
+        """Where each can have CPUs of its own; a GPU is for one at a time."""
+        for group in on_cpus_of_their_own(steps) if self.options.device == "cpu" else [[step] for step in steps]:
+            self.run_steps(*group)
 
     def took(self, step: str, seconds: float) -> None:
         self.seconds[step] = round(seconds, 1)
@@ -339,11 +343,9 @@ class Demo:
             self.console.print(f"[cyan]export {name}={escape(_quoted(value))}[/cyan]", soft_wrap=True)
         self.make_dataset()
         self.prepare()
-        for trainer in self.options.trainers:
-            self.train(trainer)
-        for trainer in self.options.trainers:
-            self.predict(trainer)
-        self.report()
+        self.run_side_by_side(*(step for trainer in self.options.trainers if (step := self.training(trainer))))
+        self.predict()
+        self.compare()
 
     def make_dataset(self) -> None:
         if self.dataset.exists():
@@ -386,13 +388,15 @@ class Demo:
             return
         plan = ["nnUNetv2_plan_and_preprocess", "-d", self.dataset_id, "-c", CONFIGURATION]
         if not self.options.small:
-            self.command("Planning and preprocessing", "1_prepare", *plan, "--verify_dataset_integrity")
+            self.run_steps(self.step("Planning and preprocessing", "1_prepare", *plan, "--verify_dataset_integrity"))
         else:
             if read_json(plans) is None:
-                self.command("Planning", "1_plan", *plan, "--verify_dataset_integrity", "--no_pp", "-npfp", "1")
+                plan += ["--verify_dataset_integrity", "--no_pp", "-npfp", "1"]
+                self.run_steps(self.step("Planning", "1_plan", *plan))
             self.shrink(plans)
             prepare = ["nnUNetv2_preprocess", "-d", self.dataset_id, "-c", CONFIGURATION]
-            self.command("Preprocessing", "2_preprocess", *prepare, "-plans_name", SMALL_PLANS, "-np", "1")
+            prepare += ["-plans_name", SMALL_PLANS, "-np", "1"]
+            self.run_steps(self.step("Preprocessing", "2_preprocess", *prepare))
         if not data.is_dir():
             raise DemoError(f"nnU-Net planned no {CONFIGURATION} for {self.dataset.name}; see the log in {self.logs}")
 
@@ -418,7 +422,8 @@ class Demo:
         )
         self.console.print(table)
 
-    def train(self, trainer: str) -> None:
+    def training(self, trainer: str) -> Step | None:
+        """None where it is done already."""
         name = self.options.trainer(trainer)
         fold = self.model(trainer) / f"fold_{FOLD}"
         for broken in drop_broken_checkpoints(fold):
@@ -426,104 +431,60 @@ class Demo:
         state = training_state(fold)
         if state == "done":
             self.say(f"\n{name} is trained already.")
-            return
+            return None
         command = ["nnUNetv2_train", self.dataset_id, CONFIGURATION, str(FOLD), "-tr", name, "-p", self.options.plans]
         command += ["-device", self.options.device]
         if state == "interrupted":
-            self.say("\nThis training was interrupted; it goes on from its last checkpoint.")
+            self.say(f"\n{name} was interrupted; it goes on from its last checkpoint.")
             command.append("--c")
-        self.command(f"Training {name}", f"3_train_{name}", *command, epochs=self.options.epochs)
+        return self.step(f"Training {name}", f"3_train_{name}", *command, name=trainer, epochs=self.options.epochs)
 
-    def predict(self, trainer: str) -> None:
-        """Predict and evaluate the held-out cases, if there are any."""
+    def prediction(self, trainer: str) -> Step | None:
+        """Of the held-out cases; None where it is done already."""
+        name, output = self.options.trainer(trainer), self.predictions(trainer)
+        ending = self.description["file_ending"]
+        wanted = {f.name for f in (self.dataset / "labelsTs").glob(f"*{ending}")}
+        if wanted <= {f.name for f in output.glob(f"*{ending}")}:
+            self.say(f"\n{name} has predicted already.")
+            return None
+        shutil.rmtree(output, ignore_errors=True)
+        shutil.rmtree(_unfinished(output), ignore_errors=True)
+        command = ["nnUNetv2_predict", "-d", self.dataset_id, "-c", CONFIGURATION, "-f", str(FOLD), "-tr", name]
+        command += ["-p", self.options.plans, "-i", str(self.dataset / "imagesTs"), "-o", str(_unfinished(output))]
+        command += ["-device", self.options.device]
+        if self.options.small:
+            command += ["-npp", "0", "-nps", "0"]
+        return self.step(f"Predicting with {name}", f"4_predict_{name}", *command, name=trainer)
+
+    def predict(self) -> None:
+        """Predict the held-out cases, if there are any."""
         if not self.held_out:
             return
-        name, output = self.options.trainer(trainer), self.predictions(trainer)
-        truths, ending = self.dataset / "labelsTs", self.description["file_ending"]
-        wanted = {f.name for f in truths.glob(f"*{ending}")}
-        if not wanted <= {f.name for f in output.glob(f"*{ending}")}:
-            unfinished = output.with_name(f"{output.name}.unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.rmtree(output, ignore_errors=True)
-            command = ["nnUNetv2_predict", "-d", self.dataset_id, "-c", CONFIGURATION, "-f", str(FOLD), "-tr", name]
-            command += ["-p", self.options.plans, "-i", str(self.dataset / "imagesTs"), "-o", str(unfinished)]
-            command += ["-device", self.options.device]
-            if self.options.small:
-                command += ["-npp", "0", "-nps", "0"]
-            self.command(f"Predicting with {name}", f"4_predict_{name}", *command)
-            unfinished.rename(output)
-        else:
-            self.say(f"\n{name} has predicted already.")
-        if read_json(output / "summary.json") is None:
-            command = ["nnUNetv2_evaluate_folder", str(truths), str(output), "-np", "1"]
-            command += ["-djfile", str(self.dataset / "dataset.json")]
-            command += ["-pfile", str(self.preprocessed / self.dataset.name / f"{self.options.plans}.json")]
-            self.command(f"Evaluating {name}", f"5_evaluate_{name}", *command)
+        missing = {t: step for t in self.options.trainers if (step := self.prediction(t))}
+        self.run_side_by_side(*missing.values())
+        for trainer in missing:
+            output = self.predictions(trainer)
+            _unfinished(output).rename(output)
 
-    def report(self) -> None:
-        """The table in the terminal, as JSON and as CSV, and the picture."""
-        summaries = {
-            t: json.loads((self.predictions(t) / "summary.json").read_text(encoding="utf-8"))
-            for t in self.options.trainers
-        }
-        rows = dice_rows(summaries, self.description["labels"])
-        names = {t: self.options.trainer(t) for t in self.options.trainers}
-        cases = len(next(iter(summaries.values()))["metric_per_case"])
-        what = "held-out" if self.held_out else f"validation (fold {FOLD})"
-        self.console.print()
-        title = f"Dice, mean of {cases} {what} cases, {self.options.epochs} epochs"
-        self.console.print(dice_table(rows, {t: t for t in names}, title))
-        content = {
-            "options": asdict(self.options),
-            "cases": what,
-            "number_of_cases": cases,
-            "dice": {names[t]: {row["organ"]: row[t] for row in rows} for t in names},
-            "seconds": self.seconds,
-        }
-        write_json(self.folder / "table.json", content)
-        write_whole(self.folder / "table.csv", dice_csv(rows, names))
-        picture = self.draw(summaries)
-        for file in (self.folder / "table.json", self.folder / "table.csv", picture):
-            self.console.print(f"  {escape(str(file))}", soft_wrap=True)
+    def compare(self) -> None:
+        """Every score, the differences and their page, by nnunet-dtc's own command."""
+        trainers, output = self.options.trainers, self.folder / "comparison"
+        command = ["nnunet-dtc", "compare", *(str(self.model(t)) for t in trainers), "-f", str(FOLD)]
+        if self.held_out:
+            given = [f"{self.options.trainer(t)}={self.predictions(t)}" for t in trainers]
+            command += ["--test", *(word for text in given for word in ("--predictions", text))]
+        command += ["-o", str(output), "--overwrite"]
+        self.run_steps(replace(self.step("Comparing", "5_compare", *command), shown=True))
+        self.console.print(
+            f"\n[bold]The comparison as a page:[/bold] {escape(str(output / 'index.html'))}", soft_wrap=True
+        )
         if self.options.epochs < 100:
             self.say("One short training each: differences of a few hundredths are chance.")
 
-    def draw(self, summaries: dict[str, Any]) -> Path:
-        """The case whose Dice is nearest to the average of all, with every prediction of it."""
-        import SimpleITK as sitk
 
-        from nnunet_dtc.figures.predictions import segmentation_panel
-
-        ending = self.description["file_ending"]
-        dice = {t: case_dice(s, ending) for t, s in summaries.items()}
-        means = {case: mean([dice[t].get(case, math.nan) for t in dice]) for case in next(iter(dice.values()))}
-        overall = mean(list(means.values()))
-        case = min(means, key=lambda c: (abs(means[c] - overall), c))
-        part = "Ts" if self.held_out else "Tr"
-
-        def read(file: Path) -> Any:
-            return sitk.DICOMOrient(sitk.ReadImage(str(file)), "LPS")
-
-        image = read(self.dataset / f"images{part}" / f"{case}_0000{ending}")
-        segmentations = {"truth": read(self.dataset / f"labels{part}" / f"{case}{ending}")}
-        notes = {}
-        for t in dice:
-            segmentations[t] = read(self.predictions(t) / f"{case}{ending}")
-            notes[t] = f"mean Dice {dice[t][case]:.2f}"
-        is_ct = "ct" in str(next(iter(self.description["channel_names"].values()))).lower()
-        labels = {n: v for n, v in self.description["labels"].items() if isinstance(v, int)}
-        figure = segmentation_panel(
-            sitk.GetArrayFromImage(image),
-            {name: sitk.GetArrayFromImage(s) for name, s in segmentations.items()},
-            labels,
-            image.GetSpacing()[::-1],
-            notes=notes,
-            window=(-160, 240) if is_ct else None,
-            title=f"{self.dataset.name}, {'held-out' if self.held_out else 'validation'} case {case}",
-        )
-        file = self.folder / "comparison.png"
-        figure.savefig(file, dpi=150)
-        return file
+def _unfinished(folder: Path) -> Path:
+    """Its name until everything is in it."""
+    return folder.with_name(f"{folder.name}.unfinished")
 
 
 def bring_dataset(source: Path, target: Path) -> None:

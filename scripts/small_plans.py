@@ -15,8 +15,8 @@ import math
 from typing import Any
 
 PLANS_NAME = "nnUNetPlansSmall"
-IMAGE_VOXELS = 20 * 36 * 46  # of the median image with the coarser voxels
-PATCH_VOXELS = 16 * 24 * 32
+IMAGE_VOXELS = 22 * 44 * 56  # of the median image with the coarser voxels
+PATCH_VOXELS = 16 * 32 * 40
 FEATURES = (16, 32, 64, 128)
 FLAT_STAGES = 2  # stages, from the finest on, whose convolutions do not look beyond the slice
 BATCH_SIZE = 2  # with 1, PyTorch takes its slow 3D convolution on a CPU, not oneDNN's: several times the time

@@ -1,4 +1,4 @@
-"""Run commands one after the other: show each, log each, tell how far it is, and stop clearly when one fails."""
+"""Run commands, one or several at a time: show each, log each, tell how far it is, stop clearly when one fails."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 EPOCH = re.compile(r"(?:^|: )Epoch (\d+)\s*$")
 LOSS = re.compile(r"(train_loss|val_loss) (-?[\d.]+|nan)")
@@ -46,56 +49,119 @@ def find_command(name: str) -> str:
     return found
 
 
-def run_step(
-    console: Console,
-    title: str,
-    command: Sequence[str],
-    exports: Mapping[str, str],
-    log: Path,
-    epochs: int | None = None,
-) -> float:
-    """Run one command to its end; returns the seconds it took. Its output goes to `log`, which grows with each attempt.
+@dataclass(frozen=True)
+class Step:
+    """A command with what is shown of it.
+
+    Attributes:
+        title: a line above the command.
+        name: short, tells its lines from those of the others beside it.
+        log: where its output goes; the file grows with each attempt.
+        epochs: for a training, how many there are: the bar then moves with them.
+        shown: what it prints is the user's to read, not only the log's.
+    """
+
+    title: str
+    name: str
+    command: tuple[str, ...]
+    log: Path
+    epochs: int | None = None
+    shown: bool = False
+
+
+def on_cpus_of_their_own(steps: Sequence[Step]) -> list[list[Step]]:
+    """The steps in groups to run side by side, each step on its own share of this process's CPUs (by `taskset`).
+
+    One small network after the other uses two cores hardly better than one (measured), so this takes little more than
+    half the time. Where there is no taskset, as on macOS and Windows, every step is a group of its own.
+    """
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") and shutil.which("taskset") else []
+    at_once = max(1, min(len(cpus), len(steps)))
+    if at_once == 1:
+        return [[step] for step in steps]
+    each = len(cpus) // at_once
+    shares = [",".join(map(str, cpus[k * each : (k + 1) * each])) for k in range(at_once)]
+    pinned = [
+        replace(step, command=("taskset", "-c", shares[k % at_once], *step.command)) for k, step in enumerate(steps)
+    ]
+    return [pinned[k : k + at_once] for k in range(0, len(pinned), at_once)]
+
+
+def run_steps(console: Console, steps: Sequence[Step], exports: Mapping[str, str]) -> list[float]:
+    """Run commands side by side to their ends; returns the seconds that each took.
 
     Args:
-        exports: environment variables that the command gets on top of the present ones.
-        epochs: for a training, how many there are: the bar then moves with them.
+        exports: environment variables that the commands get on top of the present ones.
 
     Raises:
-        StepFailedError: when the command ends with another exit code than 0.
-        KeyboardInterrupt: on Ctrl-C or SIGTERM; the command has been ended by then.
+        StepFailedError: when a command ends with another exit code than 0; the others have been ended by then.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM; the commands have been ended by then.
     """
-    console.print(f"\n[bold]{title}[/bold]  [dim](log: {escape(str(log))})[/dim]", soft_wrap=True)
-    console.print(f"[cyan]$ {escape(' '.join(command))}[/cyan]", soft_wrap=True)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
+    for step in steps:
+        console.print(f"\n[bold]{step.title}[/bold]  [dim](log: {escape(str(step.log))})[/dim]", soft_wrap=True)
+        console.print(f"[cyan]$ {escape(' '.join(step.command))}[/cyan]", soft_wrap=True)
+        step.log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **exports, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-    with log.open("a", encoding="utf-8") as file, _progress(console) as progress:
-        file.write(f"\n$ {' '.join(command)}\n")
-        file.flush()
-        bar = progress.add_task("starting", total=epochs, note="")
-        process = subprocess.Popen(
-            [find_command(command[0]), *command[1:]],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=os.name == "posix",  # to end it with all of its workers, see _end
-        )
+    environment["COLUMNS"] = str(console.width)  # for tables that are shown
+    if console.is_terminal:
+        environment["FORCE_COLOR"] = "1"
+    commands = [_found(step.command) for step in steps]
+    processes: list[subprocess.Popen] = []
+    with _progress(console) as progress, ThreadPoolExecutor(len(steps)) as followers:
         try:
-            for line in process.stdout:
-                file.write(line)
-                file.flush()
-                _follow(progress, bar, line.strip(), epochs, console, started)
-            code = process.wait()
+            for command in commands:
+                processes.append(
+                    subprocess.Popen(
+                        command,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.STDOUT,
+                        env=environment,
+                        text=True,
+                        encoding="utf-8",
+                        errors="replace",
+                        start_new_session=os.name == "posix",  # to end it with all of its workers, see _end
+                    )
+                )
+            alone = len(steps) == 1
+            following = [
+                followers.submit(_to_its_end, process, step, alone, progress, console)
+                for process, step in zip(processes, steps, strict=True)
+            ]
+            for finished in as_completed(following):
+                finished.result()
         except BaseException:
-            _end(process)
+            for process in processes:
+                _end(process)
             raise
+    return [future.result() for future in following]
+
+
+def _found(command: Sequence[str]) -> list[str]:
+    """The command with its program's path, and behind `taskset -c CPUS` with that of the program there."""
+    programs = (0, 3) if command[0] == "taskset" else (0,)
+    return [find_command(word) if k in programs else word for k, word in enumerate(command)]
+
+
+def _to_its_end(process: subprocess.Popen, step: Step, alone: bool, progress: Progress, console: Console) -> float:
+    """Log and tell what a command prints until it ends; returns the seconds it took."""
+    started = time.monotonic()
+    prefix = "" if alone else f"{step.name}: "
+    bar = progress.add_task(f"{prefix}starting", total=step.epochs, note="")
+    with step.log.open("a", encoding="utf-8") as file:
+        file.write(f"\n$ {' '.join(step.command)}\n")
+        for line in process.stdout:
+            file.write(line)
+            file.flush()
+            if step.shown:
+                console.print(Text.from_ansi(line.rstrip("\n")), soft_wrap=True)
+                continue
+            _follow(progress, bar, line.strip(), step.epochs, console, started, prefix)
+        code = process.wait()
     if code != 0:
-        raise StepFailedError(command[0], code, log)
+        raise StepFailedError(step.name, code, step.log)
     seconds = time.monotonic() - started
-    console.print(f"[green]done[/green] in {seconds:.0f} s")
+    progress.remove_task(bar)
+    console.print(f"[green]{escape(prefix)}done[/green] in {seconds:.0f} s")
     return seconds
 
 
@@ -112,22 +178,24 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def _follow(progress: Progress, bar, line: str, epochs: int | None, console: Console, started: float) -> None:
+def _follow(
+    progress: Progress, bar, line: str, epochs: int | None, console: Console, started: float, prefix: str
+) -> None:
     """Bring the bar up to what this line of output says; without a terminal, say it in a line of its own."""
     if epochs and (found := EPOCH.search(line)):
         epoch = int(found[1])
-        progress.update(bar, completed=epoch, description=f"epoch {epoch + 1} of {epochs}")
+        progress.update(bar, completed=epoch, description=f"{prefix}epoch {epoch + 1} of {epochs}")
         if not console.is_terminal:
-            console.print(f"  {time.monotonic() - started:5.0f} s  epoch {epoch + 1} of {epochs}")
+            console.print(f"  {escape(prefix)}{time.monotonic() - started:5.0f} s  epoch {epoch + 1} of {epochs}")
     elif epochs and (found := LOSS.search(line)):
         progress.update(bar, note=f"{found[1].replace('_', ' ')} {found[2]}")
     elif epochs and "Epoch time" in line:
-        console.print(f"  [dim]{escape(line.split(': ', 1)[-1])}[/dim]")
+        console.print(f"  [dim]{escape(prefix + line.split(': ', 1)[-1])}[/dim]")
     elif found := TOLD.search(line):
         what = found[1].rstrip(".")
         if epochs and what.startswith("predicting"):
             progress.update(bar, completed=epochs)
-        progress.update(bar, description=what[:1].lower() + what[1:])
+        progress.update(bar, description=prefix + what[:1].lower() + what[1:])
 
 
 def _end(process: subprocess.Popen, patience_s: float = 10) -> None:

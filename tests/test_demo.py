@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-import csv
 import dataclasses
 import importlib.util
 import io
+import itertools
 import json
 import math
+import os
 import shutil
 import sys
 import zipfile
@@ -180,9 +181,9 @@ def test_a_folder_keeps_to_its_options(demo, tmp_path):
         demo.claim_folder(foreign / "thesis.txt", options)
     assert [f.name for f in foreign.iterdir()] == ["thesis.txt"]
 
-    (folder / demo.OPTIONS_FILE).rename(folder / f"{demo.OPTIONS_FILE}.tmp")  # ended before it had its name
+    (folder / demo.OPTIONS_FILE).rename(folder / f".{demo.OPTIONS_FILE}.123")  # ended before it had its name
     demo.claim_folder(folder, options)
-    assert [f.name for f in folder.iterdir()] == [demo.OPTIONS_FILE]
+    assert demo.OPTIONS_FILE in [f.name for f in folder.iterdir()]
 
 
 def test_a_file_is_whole_or_as_it_was(demo, tmp_path, monkeypatch):
@@ -214,7 +215,7 @@ def test_what_the_system_refuses_is_one_message(demo, tmp_path, monkeypatch):
     def missing(*arguments, **more):
         raise FileNotFoundError("nnUNetv2_train was not found: is nnU-Net installed?")
 
-    monkeypatch.setattr(demo, "run_step", missing)
+    monkeypatch.setattr(demo, "run_steps", missing)
     monkeypatch.setattr(demo.signal, "signal", lambda *_: None)
     source = raw_dataset(tmp_path)
     code, said = run(demo, "--folder", str(tmp_path / "demo"), "--device", "cpu", "--dataset", str(source))
@@ -319,7 +320,7 @@ def test_small_plans(demo):
         assert image[axis] * config["spacing"][axis] == pytest.approx(extent_mm, rel=0.01)  # nothing is cut off
         assert config["patch_size"][axis] % math.prod(stride[axis] for stride in kwargs["strides"]) == 0
         assert config["patch_size"][axis] < image[axis]
-    assert math.prod(image) == pytest.approx(20 * 36 * 46, rel=0.01)
+    assert math.prod(image) == pytest.approx(22 * 44 * 56, rel=0.01)
     assert config["spacing"][0] / config["spacing"][1] == pytest.approx(math.sqrt(7.37 / 3.27), rel=0.01)
     assert config["batch_dice"] is True
     assert [kernel[0] for kernel in kwargs["kernel_sizes"]] == [1, 1, 3, 3]
@@ -424,52 +425,76 @@ def test_copied_labels(demo, tmp_path):
 def test_a_failing_command(demo, tmp_path):
     steps = sys.modules["steps"]
     console = Console(file=io.StringIO(), width=200)
-    command = ["python", "-c", "print('it broke here'); raise SystemExit(3)"]
+    command = ("python", "-c", "print('it broke here'); raise SystemExit(3)")
     with pytest.raises(steps.StepFailedError, match="exit code 3") as error:
-        steps.run_step(console, "A step", command, {"X": "1"}, tmp_path / "logs" / "step.txt")
+        steps.run_steps(console, [steps.Step("A step", "a", command, tmp_path / "logs" / "step.txt")], {"X": "1"})
     assert "it broke here" in error.value.tail()
     assert "$ python -c" in console.file.getvalue()
     with pytest.raises(FileNotFoundError, match="is nnU-Net installed"):
-        steps.run_step(console, "A step", ["nnUNetv2_no_such"], {}, tmp_path / "logs" / "step.txt")
+        steps.run_steps(console, [steps.Step("A step", "a", ("nnUNetv2_no_such",), tmp_path / "step.txt")], {})
+
+
+def test_when_one_of_two_fails_the_other_is_ended(demo, tmp_path):
+    steps = sys.modules["steps"]
+    console = Console(file=io.StringIO(), width=200)
+    left = tmp_path / "ended too late"
+    wait = f"import pathlib, time; print('Epoch 0', flush=True); time.sleep(60); pathlib.Path({str(left)!r}).touch()"
+    fail = (
+        "import pathlib, sys, time\n"
+        f"while 'Epoch 0' not in pathlib.Path({str(tmp_path / 'a.txt')!r}).read_text(): time.sleep(0.05)\n"
+        "sys.exit(4)"
+    )
+    both = [
+        steps.Step(title, title.lower(), ("python", "-c", code), tmp_path / f"{title.lower()}.txt", 2)
+        for title, code in (("A", wait), ("B", fail))
+    ]
+    with pytest.raises(steps.StepFailedError, match="b ended with exit code 4"):
+        steps.run_steps(console, both, {})
+    assert "a: " in console.file.getvalue()
+    assert "a: done" not in console.file.getvalue()
+    assert not left.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processes are not bound to CPUs on this system")
+def test_steps_side_by_side_have_cpus_of_their_own(demo, tmp_path, monkeypatch):
+    steps = sys.modules["steps"]
+    monkeypatch.setattr(steps.os, "sched_getaffinity", lambda _: {1, 2, 4, 5, 7})
+    monkeypatch.setattr(steps.shutil, "which", lambda *_, **__: "/usr/bin/taskset")
+    three = [steps.Step(name, name, ("nnUNetv2_train", name), tmp_path / name) for name in "abc"]
+
+    def commands(given) -> list[list[str]]:
+        return [[" ".join(step.command) for step in group] for group in steps.on_cpus_of_their_own(given)]
+
+    two = [["taskset -c 1,2 nnUNetv2_train a", "taskset -c 4,5 nnUNetv2_train b"]]
+    assert commands(three[:2]) == two
+    assert commands(three[:1]) == [["nnUNetv2_train a"]]
+    monkeypatch.setattr(steps.os, "sched_getaffinity", lambda _: {0, 3})
+    assert commands(three) == [
+        ["taskset -c 0 nnUNetv2_train a", "taskset -c 3 nnUNetv2_train b"],
+        ["taskset -c 0 nnUNetv2_train c"],
+    ]
+    monkeypatch.setattr(steps.shutil, "which", lambda *_, **__: None)
+    assert commands(three[:2]) == [["nnUNetv2_train a"], ["nnUNetv2_train b"]]
+
+
+@pytest.mark.skipif(shutil.which("taskset") is None, reason="no taskset here")
+def test_a_step_on_one_cpu(demo, tmp_path):
+    steps = sys.modules["steps"]
+    console = Console(file=io.StringIO(), width=200)
+    cpus = sorted(os.sched_getaffinity(0))
+    command = ("taskset", "-c", str(cpus[-1]), "python", "-c", "import os; print(os.sched_getaffinity(0))")
+    steps.run_steps(console, [steps.Step("T", "t", command, tmp_path / "t.txt")], {})
+    assert f"{{{cpus[-1]}}}" in (tmp_path / "t.txt").read_text(encoding="utf-8").splitlines()
 
 
 def test_a_step_gets_the_exports_and_tells_epochs(demo, tmp_path):
     steps = sys.modules["steps"]
     console = Console(file=io.StringIO(), width=200)
     lines = "import os; print(os.environ['DEMO_X']); print('2026-01-01 10:00:00.000000: Epoch 1')"
-    steps.run_step(console, "T", ["python", "-c", lines], {"DEMO_X": "seen"}, tmp_path / "t.txt", epochs=2)
+    step = steps.Step("T", "t", ("python", "-c", lines), tmp_path / "t.txt", epochs=2)
+    steps.run_steps(console, [step], {"DEMO_X": "seen"})
     assert "seen" in (tmp_path / "t.txt").read_text(encoding="utf-8")
     assert "epoch 2 of 2" in console.file.getvalue()
-
-
-def test_dice():
-    demo = script("dice_table")
-    nan = float("nan")
-
-    def summary(liver: float, spleen: float) -> dict:
-        metrics = {"1": {"Dice": liver}, "2": {"Dice": spleen}}
-        return {
-            "mean": metrics,
-            "metric_per_case": [{"prediction_file": "/x/case_1.nii.gz", "metrics": metrics}],
-        }
-
-    summaries = {"A": summary(0.9, nan), "B": summary(0.8, 0.6)}
-    rows = demo.dice_rows(summaries, {"background": 0, "liver": 1, "spleen": 2})
-    assert rows == [
-        {"organ": "liver", "A": 0.9, "B": 0.8},
-        {"organ": "spleen", "A": None, "B": 0.6},
-        {"organ": "mean", "A": 0.9, "B": pytest.approx(0.7)},
-    ]
-    assert demo.case_dice(summaries["B"], ".nii.gz") == {"case_1": pytest.approx(0.7)}
-    console = Console(file=io.StringIO(), width=100)
-    console.print(demo.dice_table(rows, {"A": "A_2epochs", "B": "B_2epochs"}, "Dice"))
-    assert "-0.100" in console.file.getvalue()
-    assert demo.dice_csv(rows, {"A": "A_2epochs", "B": "B_2epochs"}).splitlines() == [
-        "organ,A_2epochs,B_2epochs",
-        "liver,0.9000,0.8000",
-        "spleen,-,0.6000",
-        "mean,0.9000,0.7000",
-    ]
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -499,15 +524,22 @@ class FakeNNUNet:
         self.ran: list[str] = []
         self.fails_at = ""
 
-    def __call__(self, console, title, command, exports, log, epochs=None) -> float:
+    def __call__(self, console, steps, exports) -> list[float]:
+        for step in steps:
+            self.run(step.command, step.log, exports)
+        return [1.0] * len(steps)
+
+    def run(self, command, log, exports) -> None:
+        command = command[3:] if command[0] == "taskset" else command
+
         def option(name: str) -> str:
             return command[command.index(name) + 1]
 
         what = command[0].removeprefix("nnUNetv2_")
         if what in ("train", "predict"):
             what += f" {option('-tr')}" + " --c" * ("--c" in command)
-        elif what == "evaluate_folder":
-            what += f" {Path(command[2]).name}"
+        elif what == "nnunet-dtc":
+            what = "compare"
         self.ran.append(what)
         self.fails = bool(self.fails_at) and what.startswith(self.fails_at)
         dataset = Path(exports["nnUNet_raw"]) / "Dataset017_BTCV"
@@ -525,13 +557,12 @@ class FakeNNUNet:
                 self.train(dataset, Path(exports["nnUNet_results"]) / dataset.name / model / "fold_0")
             case "predict":
                 self.predict(dataset / "labelsTs", Path(option("-o")))
-            case "evaluate_folder":
-                self.evaluate(Path(command[2]))
+            case "compare":
+                self.compare(command)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("the end of the log\n", encoding="utf-8")
         if self.fails:
             raise sys.modules["steps"].StepFailedError(command[0], 1, log)
-        return 1.0
 
     def preprocess(self, dataset: Path, preprocessed: Path, plans: str) -> None:
         data, copies = preprocessed / f"{plans}_3d_fullres", preprocessed / "gt_segmentations"
@@ -554,29 +585,29 @@ class FakeNNUNet:
         checkpoint(fold / "checkpoint_final.pth")
         (fold / "validation").mkdir()
         shutil.copyfile(dataset / "labelsTr" / "c0.nii.gz", fold / "validation" / "c0.nii.gz")
-        self.evaluate(fold / "validation")
+        (fold / "validation" / "summary.json").write_text("{}", encoding="utf-8")
 
     def predict(self, labels: Path, output: Path) -> None:
         output.mkdir(parents=True)
         for label in sorted(labels.iterdir())[: 1 if self.fails else None]:
             shutil.copyfile(label, output / label.name)
 
-    def evaluate(self, folder: Path) -> None:
-        """The spleen is nowhere."""
-        if self.fails:
-            (folder / "summary.json").write_text('{"metric_per_case": [', encoding="utf-8")
-            return
-        liver = 0.9 if "DTC_" in str(folder) else 0.7
-        metrics = {"1": {"Dice": liver}, "2": {"Dice": float("nan")}}
-        cases = [{"prediction_file": str(f), "metrics": metrics} for f in sorted(folder.glob("*.nii.gz"))]
-        (folder / "summary.json").write_text(json.dumps({"mean": metrics, "metric_per_case": cases}), encoding="utf-8")
+    def compare(self, command) -> None:
+        models = command[2 : command.index("-f")]
+        given = [text.partition("=") for flag, text in itertools.pairwise(command) if flag == "--predictions"]
+        assert ("--test" in command) == bool(given)
+        for model in models:
+            assert (Path(model) / "fold_0" / "checkpoint_final.pth").is_file()
+        for (name, _, folder), model in zip(given, models, strict=bool(given)):
+            assert Path(model).name == f"{name}__nnUNetPlansSmall__3d_fullres"
+            assert {f.name for f in Path(folder).glob("*.nii.gz")} == {"t0.nii.gz", "t1.nii.gz"}
 
 
 @pytest.mark.parametrize("held_out", [True, False])
 def test_all_steps_with_failures_between(demo, tmp_path, monkeypatch, held_out):
     """Held-out cases on a CPU, the fold's validation cases on a GPU: each failing step is the one that goes on."""
     nnunet = FakeNNUNet()
-    monkeypatch.setattr(demo, "run_step", nnunet)
+    monkeypatch.setattr(demo, "run_steps", nnunet)
     monkeypatch.setattr(demo, "_cuda", lambda: not held_out)
     monkeypatch.setattr(demo.signal, "signal", lambda *_: None)
     source, folder = tiny_dataset(tmp_path / "data", held_out), tmp_path / "demo"
@@ -595,37 +626,18 @@ def test_all_steps_with_failures_between(demo, tmp_path, monkeypatch, held_out):
 
     ran, code, said = attempt(fails_at=f"train {dtc}")  # the copies of the labels were cut off
     assert (ran, code) == ([prepare[-1], f"train {vanilla}", f"train {dtc}"], 1)
-    if held_out:
-        ran, code, said = attempt(fails_at=f"predict {dtc}")
-        assert "checkpoint_best.pth was cut off while it was written" in said
-        ran_before = [f"train {dtc} --c", f"predict {vanilla}", f"evaluate_folder {vanilla}", f"predict {dtc}"]
-        assert (ran, code) == (ran_before, 1)
-        ran, code, said = attempt(fails_at=f"evaluate_folder {dtc}")
-        assert (ran, code) == ([f"predict {dtc}", f"evaluate_folder {dtc}"], 1)
+    ran, code, said = attempt(fails_at=f"predict {dtc}" if held_out else "compare")
+    assert "checkpoint_best.pth was cut off while it was written" in said
+    last = [f"predict {vanilla}", f"predict {dtc}"] if held_out else ["compare"]
+    assert (ran, code) == ([f"train {dtc} --c", *last], 1)
     ran, code, said = attempt()
-    assert (ran, code) == ([f"evaluate_folder {dtc}"] if held_out else [f"train {dtc} --c"], 0)
-    what, cases = ("held-out", 2) if held_out else ("validation (fold 0)", 1)
-    assert f"Dice, mean of {cases} {what} cases" in said
-
-    ran, code, said = attempt()  # nothing is left to do
-    assert (ran, code) == ([], 0)
-    for file in ("table.json", "table.csv", "comparison.png"):
-        assert str(folder / file) in said
-    table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
-    assert (table["cases"], table["number_of_cases"]) == (what, cases)
-    assert table["dice"] == {
-        vanilla: {"liver": 0.7, "spleen": None, "mean": 0.7},
-        dtc: {"liver": 0.9, "spleen": None, "mean": 0.9},
-    }
-    assert f"3_train_{dtc}" in table["seconds"]
-    with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
-        assert list(csv.reader(file))[1:] == [
-            ["liver", "0.7000", "0.9000"],
-            ["spleen", "-", "-"],
-            ["mean", "0.7000", "0.9000"],
-        ]
-    assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert (ran, code) == ([*last, "compare"] if held_out else ["compare"], 0)
+    ran, code, said = attempt()  # nothing is left to do but to look again
+    assert (ran, code) == (["compare"], 0)
+    assert str(folder / "comparison" / "index.html") in said
+    seconds = json.loads((folder / demo.SECONDS_FILE).read_text(encoding="utf-8"))
+    assert {f"3_train_{dtc}", "5_compare"} <= seconds.keys()
     small = folder / "nnUNet_preprocessed" / "Dataset017_BTCV" / "nnUNetPlansSmall.json"
     assert small.is_file() == held_out
-    assert not list(folder.rglob("*.tmp"))
+    assert not [file for file in folder.rglob(".*")]
     assert not list(folder.rglob("*.unfinished"))

@@ -38,10 +38,10 @@ def built(tmp_path_factory):
 
 
 def modules():
-    """Where every Python file of the three source folders belongs in the package."""
+    """Where every file of the three source folders belongs in the package."""
     for package, folder in FOLDERS.items():
         for file in sources():
-            if file.startswith(f"{folder}/") and file.endswith(".py"):
+            if file.startswith(f"{folder}/") and file.endswith((".py", ".jinja")):
                 yield file, f"{package}/{file.removeprefix(f'{folder}/')}"
 
 

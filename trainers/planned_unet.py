@@ -11,11 +11,15 @@ from torch import nn
 
 from nnunet_dtc.architectures import with_dtc
 from nnunet_dtc.trainers.base import NamedTrainer
+from nnunet_dtc.trainers.coordinates import CoordinatesRecord
 from nnunet_dtc.trainers.names import TrainerName
 
 
-class PlannedUNetTrainer(NamedTrainer):
-    """nnU-Net's trainer with DTC blocks in the decoder of the U-Net that nnU-Net has planned."""
+class PlannedUNetTrainer(CoordinatesRecord, NamedTrainer):
+    """nnU-Net's trainer with DTC blocks in the decoder of the U-Net that nnU-Net has planned.
+
+    Once an epoch it records where the samples of the blocks go, see ``nnunet_dtc.trainers.coordinates``.
+    """
 
     @classmethod
     def build_network_architecture(

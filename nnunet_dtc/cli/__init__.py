@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from nnunet_dtc.cli import evaluate, plugin, prepare, warm_start
+from nnunet_dtc.cli import compare, complexity, coordinates, evaluate, plugin, prepare, warm_start
 from nnunet_dtc.cli.console import say
+from nnunet_dtc.cli.many_values import ManyValues
 
 app = typer.Typer(
     name="nnunet-dtc",
@@ -21,6 +22,9 @@ for command in (plugin.register, plugin.unregister, plugin.env, plugin.doctor, p
 app.add_typer(prepare.app, name="prepare")
 app.command("warm-start")(warm_start.warm_start)
 app.command()(evaluate.evaluate)
+app.command(cls=ManyValues)(compare.compare)
+app.command()(coordinates.coordinates)
+app.command(cls=ManyValues)(complexity.complexity)
 
 
 def main() -> None:

@@ -1,0 +1,23 @@
+"""Options that take several values behind one flag, as nnU-Net's ``-f 0 1 2``."""
+
+import click
+from typer.core import TyperCommand
+
+MANY = ("-tr", "-f")
+
+
+class ManyValues(TyperCommand):
+    """``-tr A B C`` for ``-tr A -tr B -tr C``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        option, first = None, False
+        for arg in args:
+            if arg.startswith("-"):
+                option, first = (arg, True) if arg in MANY else (None, False)
+            elif option is not None:
+                if not first:
+                    spread.append(option)
+                first = False
+            spread.append(arg)
+        return super().parse_args(ctx, spread)

@@ -1,0 +1,53 @@
+"""The files of a comparison, each written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from nnunet_dtc.comparison.models import ComparisonError
+from nnunet_dtc.comparison.result import Comparison
+from nnunet_dtc.comparison.tables import as_json, markdown
+from nnunet_dtc.files import write_whole
+
+__all__ = ["check_output", "default_output", "write_comparison"]
+
+PREDICTIONS = "predictions"
+
+
+def default_output(dataset: str, kind: str) -> Path:
+    """In the folder where the command is called."""
+    return Path(f"comparison_{dataset}_{kind.replace(' ', '_')}")
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Refuse a folder that is in use. Predictions alone may be there: those of a comparison that was interrupted.
+
+    Raises:
+        ComparisonError: for a file, or a folder with something in it (unless `overwrite`).
+    """
+    if output.exists() and not output.is_dir():
+        raise ComparisonError(f"the output must be a folder, got the file {output}")
+    there = sorted(entry.name for entry in output.iterdir() if entry.name != PREDICTIONS) if output.is_dir() else []
+    if there and not overwrite:
+        raise ComparisonError(
+            f"{output} is not empty ({', '.join(there[:5])}): give another folder by -o, or --overwrite"
+        )
+
+
+def write_comparison(comparison: Comparison, output: Path, page: Callable[[Comparison], str]) -> list[Path]:
+    """Write comparison.md, comparison.json, scores.csv, differences.csv and index.html; other files stay.
+
+    Args:
+        page: makes the HTML, see `nnunet_dtc.comparison.page.render_page`.
+    """
+    contents = {
+        "comparison.md": markdown(comparison),
+        "comparison.json": json.dumps(as_json(comparison), indent=2, allow_nan=False) + "\n",
+        "scores.csv": comparison.scores.to_csv(index=False, lineterminator="\n"),
+        "differences.csv": comparison.differences.to_csv(index=False, lineterminator="\n"),
+        "index.html": page(comparison),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    return [write_whole(output / name, content) for name, content in contents.items()]

@@ -1,0 +1,32 @@
+"""What trainers cost with the plans at hand: parameters and multiply-accumulates counted, times and memory measured.
+
+`counting` has the counts from shapes, `bench` runs one trainer's real training step on random data, `memory` its peak
+memory in a process of its own, `survey` does all of it for several trainers, `report` shows and writes it. `planned`
+reads plans and finds trainers.
+"""
+
+from nnunet_dtc.complexity.bench import check_device
+from nnunet_dtc.complexity.counting import Macs, count_macs, count_parameters, parameters_mib
+from nnunet_dtc.complexity.planned import ComplexityError, PlannedTraining, find_trainer, read_plans
+from nnunet_dtc.complexity.report import markdown, output_files, rich_table, write_report
+from nnunet_dtc.complexity.survey import Complexity, TrainerComplexity, find_trainers, survey_trainers
+
+__all__ = [
+    "Complexity",
+    "ComplexityError",
+    "Macs",
+    "PlannedTraining",
+    "TrainerComplexity",
+    "check_device",
+    "count_macs",
+    "count_parameters",
+    "find_trainer",
+    "find_trainers",
+    "markdown",
+    "output_files",
+    "parameters_mib",
+    "read_plans",
+    "rich_table",
+    "survey_trainers",
+    "write_report",
+]

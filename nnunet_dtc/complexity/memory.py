@@ -1,0 +1,162 @@
+"""Peak memory of a training step, in a process of its own for each trainer: what one used cannot hide in another.
+
+On CUDA it is what torch's allocator had handed out at most during steps after the warm-up, and beside it what it had
+reserved from the device. On the CPU it is by how much the process grew: its largest resident size during the steps,
+less that before the network was built (Python, torch and nnU-Net are some hundred MiB for themselves). Elsewhere
+nothing is measured. MiB are 1024 * 1024 bytes.
+
+In that process glibc gives freed blocks back at once (`MALLOC`). By default it keeps many of them, and how many depends
+on chance: the peaks of one trainer then differed by a tenth from run to run, more than what is to be compared. What it
+keeps comes on top in a training on the CPU.
+
+Run as a module, with the files of a request and of a result as its arguments, it is that process.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from nnunet_dtc.complexity.bench import Bench, nnunet_settings
+from nnunet_dtc.complexity.counting import MIB
+from nnunet_dtc.complexity.planned import ComplexityError, PlannedTraining, find_trainer
+from nnunet_dtc.files import write_whole
+
+__all__ = ["PeakMemory", "measure_peak_memory"]
+
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # bytes
+STEPS = 2  # after the warm-up; they do not differ
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Of the training steps of one trainer, in MiB.
+
+    Attributes:
+        peak_mib: CUDA: allocated by torch; CPU: growth of the process; None where it cannot be measured.
+        reserved_mib: CUDA: reserved by torch from the device; None elsewhere.
+    """
+
+    peak_mib: float | None = None
+    reserved_mib: float | None = None
+
+
+def measure_peak_memory(trainer_name: str, training: PlannedTraining, device: torch.device) -> PeakMemory:
+    """Train some steps in a fresh process.
+
+    Raises:
+        ComplexityError: that process failed, with its last line, or was killed.
+    """
+    if device.type not in ("cpu", "cuda"):
+        return PeakMemory()
+    with tempfile.TemporaryDirectory(prefix="nnunet_dtc_complexity_") as folder:
+        request, result = Path(folder) / "request.json", Path(folder) / "result.json"
+        request.write_text(
+            json.dumps({"trainer": trainer_name, "training": asdict(training), "device": device.type}), encoding="utf-8"
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "nnunet_dtc.complexity.memory", request, result],
+            env=os.environ | MALLOC, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode != 0:
+            raise ComplexityError(f"the memory of {trainer_name} could not be measured: {_reason(done)}")
+        return PeakMemory(**json.loads(result.read_text(encoding="utf-8")))
+
+
+def _reason(done: subprocess.CompletedProcess) -> str:
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        return f"its process was ended by {name}" + ", perhaps out of memory" * (name == "SIGKILL")
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    return lines[-1] if lines else f"its process ended with {done.returncode}"
+
+
+def _measure(trainer_name: str, training: PlannedTraining, device: torch.device) -> PeakMemory:
+    """In this process."""
+    trainer = find_trainer(trainer_name)
+    _load_libraries()
+    before = _resident_mib()
+    _forget_peak()
+    bench = Bench(trainer, training, device)
+    try:
+        with nnunet_settings():
+            bench.warm_up()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+                torch.cuda.reset_peak_memory_stats(device)
+            for _ in range(STEPS):
+                bench.step()
+            if device.type == "cuda":
+                return PeakMemory(
+                    torch.cuda.max_memory_allocated(device) / MIB, torch.cuda.max_memory_reserved(device) / MIB
+                )
+            after = _peak_resident_mib()
+    finally:
+        bench.close()
+    return PeakMemory(after - before if before is not None and after is not None else None)
+
+
+def _load_libraries() -> None:
+    """What torch loads in its first step only (the convolutions' library, optimizers, dynamo) is not the trainer's."""
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.ConvTranspose3d(2, 1, 2, 2))
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    network(torch.ones(1, 1, 4, 4, 4)).sum().backward()
+    optimizer.step()
+
+
+def _forget_peak() -> None:
+    """So that Linux's peak is that of what follows, where it lets itself be reset."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _resident_mib() -> float | None:
+    """Memory of this process now; where only its peak is known, that."""
+    return _of_proc("VmRSS") or _getrusage()
+
+
+def _peak_resident_mib() -> float | None:
+    # not getrusage on Linux: there a process inherits the peak of the one that started it
+    return _of_proc("VmHWM") or _getrusage()
+
+
+def _of_proc(key: str) -> float | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) / 1024  # given in kB, which are KiB
+    return None
+
+
+def _getrusage() -> float | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MIB if sys.platform == "darwin" else peak / 1024
+
+
+def _main(request: str, result: str) -> None:
+    content = json.loads(Path(request).read_text(encoding="utf-8"))
+    training = PlannedTraining(**content["training"])
+    try:
+        peak = _measure(content["trainer"], training, torch.device(content["device"]))
+    except ComplexityError as error:
+        sys.exit(" ".join(str(error).split()))
+    write_whole(Path(result), json.dumps(asdict(peak)))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

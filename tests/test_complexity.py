@@ -1,0 +1,494 @@
+"""Counts against sums by hand, and the real training step of nnU-Net's trainers on small plans."""
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import signal
+import statistics
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from plans import CONFIGURATIONS, DATASET, small_plans
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
+from typer.testing import CliRunner
+
+from nnunet_dtc import DTC3d, complexity, convert_dtc
+from nnunet_dtc.cli import app
+from nnunet_dtc.complexity import bench, memory, survey
+from nnunet_dtc.complexity.counting import count_macs, count_parameters, parameters_mib
+
+CPU = torch.device("cpu")
+VANILLA, DTC = "nnUNetTrainer", "nnUNetTrainerDTC"
+REGIONS = {
+    **DATASET,
+    "labels": {"background": 0, "organs": [1, 2], "spleen": 2, "ignore": 3},
+    "regions_class_order": [1, 2],
+}
+
+
+def planned(configuration="3d_fullres", dataset=DATASET, **sizes):
+    return complexity.PlannedTraining.of(small_plans(), dataset, configuration, **sizes)
+
+
+def run(*arguments, **environment):
+    return CliRunner().invoke(app, ["complexity", *map(str, arguments)], env={"COLUMNS": "200", **environment})
+
+
+# ---- counting ----------------------------------------------------------------------------------------------------
+
+
+def macs_by_hand(configuration, channels, classes, dtc):
+    """Of the planned plain U-Net: a convolution costs its kernel times both channels for each output voxel."""
+    architecture = CONFIGURATIONS[configuration]["architecture"]["arch_kwargs"]
+    features, kernels, strides = (architecture[key] for key in ("features_per_stage", "kernel_sizes", "strides"))
+    axes = len(strides[0])
+    size, voxels, total, before = list(CONFIGURATIONS[configuration]["patch_size"]), [], 0, channels
+    for feature, kernel, stride in zip(features, kernels, strides, strict=True):
+        size = [extent // step for extent, step in zip(size, stride, strict=True)]
+        voxels.append(math.prod(size))
+        total += voxels[-1] * math.prod(kernel) * (before * feature + feature * feature)
+        before = feature
+    for level in reversed(range(len(features) - 1)):
+        low, high, below, own = voxels[level + 1], voxels[level], features[level + 1], features[level]
+        scale = math.prod(strides[level + 1])
+        assert high == low * scale
+        total += low * below * own * scale  # transposed convolution, kernel = stride
+        if dtc:
+            total += low * below * own  # value
+            total += low * below * 2 * axes * scale  # coordinates
+            total += high * own * 2**axes  # samples
+        total += high * math.prod(kernels[level]) * (2 * own * own + own * own)
+    return total + voxels[0] * features[0] * classes
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+@pytest.mark.parametrize("trainer", [VANILLA, DTC])
+def test_macs_of_planned_networks_are_those_by_hand(configuration, trainer):
+    training = planned(configuration)
+    network = training.build_network(complexity.find_trainer(trainer), deep_supervision=False)
+    counted = count_macs(network, training.input_channels, training.patch_size)
+    assert counted.total == macs_by_hand(configuration, 1, 3, dtc=trainer == DTC)
+    assert counted.uncounted == ()
+
+
+def test_macs_of_single_operators():
+    size = (3, 5, 7)
+    voxels = math.prod(size)
+    assert count_macs(nn.Conv3d(4, 6, (1, 3, 3), padding=(0, 1, 1), groups=2), 4, size).total == voxels * 9 * 2 * 6
+    assert count_macs(nn.Conv3d(4, 6, 3, stride=2), 4, size).total == 1 * 2 * 3 * 27 * 4 * 6
+    assert count_macs(nn.ConvTranspose3d(4, 6, (1, 2, 2), (1, 2, 2)), 4, size).total == voxels * 4 * 4 * 6
+    assert count_macs(nn.ConvTranspose3d(4, 6, 3, (1, 2, 2), 1), 4, size).total == voxels * 27 * 4 * 6
+    assert count_macs(nn.Linear(7, 11), 4, size).total == 4 * 3 * 5 * 7 * 11
+    for mode, axes, neighbours in (("bilinear", 2, 4), ("trilinear", 3, 8), ("bicubic", 2, 16), ("nearest", 3, 0)):
+        up = nn.Upsample(scale_factor=2, mode=mode)
+        assert count_macs(up, 4, size[:axes]).total == 4 * 2**axes * math.prod(size[:axes]) * neighbours
+
+    class Sample(nn.Module):
+        def __init__(self, mode, axes):
+            super().__init__()
+            self.mode, self.axes = mode, axes
+
+        def forward(self, x):
+            return F.grid_sample(x, torch.zeros(1, *[9] * self.axes, self.axes), self.mode, align_corners=False)
+
+    for mode, axes, neighbours in (("bilinear", 2, 4), ("bilinear", 3, 8), ("nearest", 3, 0), ("bicubic", 2, 16)):
+        assert count_macs(Sample(mode, axes), 4, size[:axes]).total == 4 * 9**axes * neighbours
+
+
+def test_a_block_without_shifts_costs_what_linear_interpolation_costs():
+    """And the coordinates, which it has all the same."""
+    block = DTC3d(4, 6, (1, 2, 2), 0)
+    linear = nn.Sequential(nn.Conv3d(4, 6, 1), nn.Upsample(scale_factor=(1, 2, 2), mode="trilinear"))
+    parts = (block.base, block.coords, linear)
+    assert count_macs(block, 4, (3, 5, 7)).total == sum(count_macs(part, 4, (3, 5, 7)).total for part in parts)
+
+
+def test_counting_computes_nothing_and_changes_nothing():
+    network = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.BatchNorm3d(8), nn.Conv3d(8, 2, 1)).train()
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    huge = 4096  # 2 TB of features
+    assert count_macs(network, 1, (huge,) * 3).total == huge**3 * (27 * 8 + 16)
+    assert network.training
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+def test_networks_that_read_their_features_are_computed():
+    class Reads(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) * (2 if x.sum().item() > 0 else 1)
+
+    assert count_macs(Reads(3, 5, 1), 3, (7, 9)).total == 7 * 9 * 15
+
+
+def test_operators_without_a_formula_are_named_and_those_with_one_are_counted():
+    @torch.library.custom_op("nnunet_dtc_test::once", mutates_args=())
+    def once(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @torch.library.custom_op("nnunet_dtc_test::twice", mutates_args=())
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    for operator in (once, twice):
+        operator.register_fake(torch.empty_like)
+
+    @register_flop_formula(torch.ops.nnunet_dtc_test.twice)
+    def _operations(shape, *, out_shape=None):
+        return 2 * math.prod(shape)  # a product an element
+
+    class Uses(nn.Module):
+        def forward(self, x):
+            return once(twice(x))
+
+    counted = count_macs(Uses(), 3, (7, 9))
+    assert counted.total == 3 * 7 * 9
+    assert counted.uncounted == ("nnunet_dtc_test.once",)
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_parameters_are_counted_once(configuration):
+    network = planned(configuration).build_network(complexity.find_trainer(DTC), deep_supervision=True)
+    weights = {
+        key: value
+        for key, value in network.state_dict().items()
+        if not key.startswith("decoder.encoder.") and ".all_modules." not in key
+    }
+    assert len(weights) < len(network.state_dict())
+    assert count_parameters(network) == sum(value.numel() for value in weights.values())
+
+
+class BilinearUNet(nn.Module):
+    """The U-Net of table 7: 3 channels to 1, 64 to 1024 features, of which bilinear upsampling halves the last."""
+
+    def __init__(self):
+        super().__init__()
+        widths = (64, 128, 256, 512, 512)
+        self.down = nn.ModuleList(
+            self.twice(before, width, width) for before, width in zip((3, *widths), widths, strict=False)
+        )
+        self.up = nn.ModuleList(nn.Upsample(scale_factor=2, mode="bilinear") for _ in range(4))
+        self.join = nn.ModuleList(
+            self.twice(2 * width, width, after)
+            for width, after in ((512, 256), (256, 128), (128, 64), (64, 64))
+        )  # fmt: skip
+        self.out = nn.Conv2d(64, 1, 1)
+
+    @staticmethod
+    def twice(before, between, after):
+        layers = []
+        for one, other in ((before, between), (between, after)):
+            layers += [nn.Conv2d(one, other, 3, padding=1, bias=False), nn.BatchNorm2d(other), nn.ReLU()]
+        return nn.Sequential(*layers)
+
+    def forward(self, x):
+        kept = [self.down[0](x)]
+        for down in self.down[1:]:
+            kept.append(down(F.max_pool2d(kept[-1], 2)))
+        x = kept.pop()
+        for up, join in zip(self.up, self.join, strict=True):
+            x = join(torch.cat([kept.pop(), up(x)], dim=1))
+        return self.out(x)
+
+
+def test_table_7():
+    """Params (M) 65.95 and 67.25 are MiB, FLOPs (G) 40.13 and 40.52 are multiply-accumulates at 256 x 256."""
+    network = BilinearUNet()
+    assert count_parameters(network) == 17_262_977
+    assert parameters_mib(17_262_977) == pytest.approx(65.95, abs=0.11)
+    before = count_macs(network, 3, (256, 256)).total
+    assert before / 1e9 == pytest.approx(40.13, rel=0.005)
+
+    network = convert_dtc(network, example_input=torch.zeros(1, 3, 32, 32))
+    assert count_parameters(network) == 17_262_977 + 364_496
+    assert parameters_mib(count_parameters(network)) == pytest.approx(67.25, abs=0.01)
+    added = count_macs(network, 3, (256, 256)).total - before
+    by_hand = 0
+    for width, extent in ((512, 16), (256, 32), (128, 64), (64, 128)):  # of the features that are upsampled
+        by_hand += extent**2 * width * (width + 4 * 4) + 4 * extent**2 * width * 4
+    assert added == by_hand
+    assert added / 1e9 == pytest.approx(40.52 - 40.13, abs=0.07)
+
+
+# ---- the training step -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("configuration", "trainer", "dataset"),
+    [
+        ("2d", DTC, DATASET),
+        ("3d_residual", VANILLA, DATASET),
+        ("3d_cascade_fullres", DTC, DATASET),
+        ("3d_fullres", DTC, REGIONS),
+        ("3d_fullres", "nnUNetTrainerDTC_Adam1en3", {**DATASET, "labels": {**DATASET["labels"], "ignore": 3}}),
+        ("3d_fullres", "nnUNetTrainerNoDeepSupervision", DATASET),
+    ],
+)
+def test_steps_train_and_inference_gives_logits(configuration, trainer, dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
+    training = planned(configuration, dataset)
+    one = bench.Bench(complexity.find_trainer(trainer), training, CPU)
+    assert (os.environ["nnUNet_results"], "nnUNet_preprocessed" in os.environ) == (str(tmp_path / "results"), False)
+    network = one._trainer.network
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    seconds, loss = one.timed_step()
+    assert seconds > 0
+    assert math.isfinite(loss)
+    after = dict(network.named_parameters())
+    kernels = [name for name in before if before[name].ndim > 2]
+    same = [name for name in kernels if torch.equal(before[name], after[name])]
+    assert len(same) < len(kernels)
+    assert all(".seg_layers." in name for name in same)  # of which the lowest has no part in the loss
+    assert not one.compiles
+
+    one.start_inference()
+    logits = one.infer()
+    classes = training.manager.get_label_manager(dataset).num_segmentation_heads
+    assert logits.shape == (1, classes, *training.patch_size)
+    assert not logits.requires_grad
+    with torch.no_grad():
+        expected = network.eval()(one._batch["data"][:1])
+    assert torch.equal(logits, expected)
+    scratch = Path(one._trainer.output_folder)
+    assert scratch.is_dir()
+    one.close()
+    assert not scratch.exists()
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_trainer_that_fails_is_named():
+    """Instance normalisation cannot train on one voxel, which is left of this patch at the lowest level."""
+    training = planned("3d_fullres", patch_size=[2, 8, 4])
+    with pytest.raises(complexity.ComplexityError, match=r"nnUNetTrainerDTC cannot train on cpu: Expected more than 1"):
+        bench.Bench(complexity.find_trainer(DTC), training, CPU).step()
+
+
+def test_the_process_that_measures_memory_says_what_failed(tmp_path):
+    """What it writes to stderr in its end is what the user sees."""
+    training = planned("3d_fullres", patch_size=[2, 8, 4])
+    request = {"trainer": DTC, "training": dataclasses.asdict(training), "device": "cpu"}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    with pytest.raises(SystemExit) as ended:
+        memory._main(str(tmp_path / "request.json"), str(tmp_path / "result.json"))
+    message = str(ended.value)
+    assert message.startswith("nnUNetTrainerDTC cannot train on cpu: Expected more than 1 spatial element")
+    assert "\n" not in message
+    assert not (tmp_path / "result.json").exists()
+    assert memory._reason(subprocess.CompletedProcess([], 1, "", f"a warning\n{message}\n")) == message
+    assert memory._reason(subprocess.CompletedProcess([], 3, "", "")) == "its process ended with 3"
+
+
+def test_inference_does_not_come_before_its_start():
+    one = bench.Bench(complexity.find_trainer(VANILLA), planned("2d"), CPU)
+    with pytest.raises(RuntimeError, match="start_inference"):
+        one.infer()
+    one.close()
+
+
+def test_a_killed_process_is_explained():
+    killed = subprocess.CompletedProcess([], -signal.SIGKILL, "", "")
+    assert memory._reason(killed) == "its process was ended by SIGKILL, perhaps out of memory"
+
+
+def test_peak_of_a_process_and_what_is_not_measured(monkeypatch):
+    assert memory.measure_peak_memory(VANILLA, planned("2d"), torch.device("mps")) == memory.PeakMemory()
+    before = memory._resident_mib()
+    if before is None:
+        pytest.skip("this system does not tell the memory of a process")
+    memory._forget_peak()
+    block = torch.ones(64 * 2**20 // 4)  # 64 MiB
+    del block
+    assert memory._peak_resident_mib() - before > 55
+    monkeypatch.setattr(memory, "_of_proc", lambda key: None)
+    assert memory._peak_resident_mib() >= before
+
+
+# ---- all of it ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def preprocessed(tmp_path, monkeypatch):
+    """nnU-Net's folder with the plans, and the variables that point to it."""
+    folder = tmp_path / "preprocessed" / "Dataset998_Test"
+    folder.mkdir(parents=True)
+    (folder / "nnUNetPlans.json").write_text(json.dumps(small_plans()))
+    (folder / "dataset.json").write_text(json.dumps(DATASET))
+    monkeypatch.setenv("nnUNet_preprocessed", str(folder.parent))
+    for variable in ("nnUNet_raw", "nnUNet_results"):
+        monkeypatch.delenv(variable, raising=False)
+    return folder
+
+
+def test_counts_alone(preprocessed, tmp_path):
+    out = tmp_path / "costs.json"
+    trainers = (DTC, VANILLA, "nnUNetTrainerDTC_noweight")
+    done = run("-d", 998, "-c", "3d_fullres", "-tr", *trainers, "--no-measure", "-o", out)
+    assert done.exit_code == 0, done.output
+    content = json.loads(out.read_text())
+    assert content["format"] == 1
+    assert list(content["trainers"]) == list(trainers)
+    assert (content["dataset"], content["plans"], content["configuration"]) == (
+        "Dataset998_Test",
+        "nnUNetPlans",
+        "3d_fullres",
+    )
+    assert (content["patch_size"], content["batch_size"], content["device"]) == ([6, 16, 24], 2, None)
+    costs = content["trainers"]
+    by_hand = [macs_by_hand("3d_fullres", 1, 3, dtc) for dtc in (True, False)]
+    assert [costs[name]["macs"] for name in trainers[:2]] == by_hand
+    assert costs[VANILLA]["ratios"]["macs"] == by_hand[1] / by_hand[0]
+    assert costs[VANILLA]["ratios"]["parameters"] < costs["nnUNetTrainerDTC_noweight"]["ratios"]["parameters"] < 1
+    assert costs[VANILLA]["step_seconds"] is costs[VANILLA]["peak_memory_mib"] is None
+    assert costs[VANILLA]["ratios"]["step_seconds"] is None
+    assert "training step" not in done.output
+    assert f"the ratios are to {DTC}, the first one, and not to nnU-Net's own network, which {VANILLA} has" in (
+        done.output
+    )
+
+
+def test_measured(preprocessed, tmp_path):
+    sizes = ("--patch-size", "64,96", "--batch-size", 1, "--repeats", 2)
+    done = run("-d", 998, "-c", "2d", "-tr", VANILLA, DTC, *sizes, "--device", "cpu", "-o", tmp_path / "costs")
+    assert done.exit_code == 0, done.output
+    assert "patch 64 x 96, batch 1 (planned: patch 16 x 24, batch 2)" in done.output
+    assert "other sizes than the planned ones" in done.output
+    content = json.loads((tmp_path / "costs.json").read_text())
+    assert (content["patch_size"], content["batch_size"], content["repeats"]) == ([64, 96], 1, 2)
+    assert (content["planned_patch_size"], content["planned_batch_size"]) == ([16, 24], 2)
+    assert content["device"]["device"] == "cpu"
+    assert content["device"]["compiled"] is False
+    first, other = (content["trainers"][name] for name in (VANILLA, DTC))
+    training = planned("2d", patch_size=[64, 96], batch_size=1)
+    for name, costs in content["trainers"].items():
+        for kind in ("step", "inference"):
+            assert len(costs[f"{kind}_runs"]) == 2
+            assert min(costs[f"{kind}_runs"]) > 0
+            assert costs[f"{kind}_seconds"] == statistics.median(costs[f"{kind}_runs"])
+        network = training.build_network(complexity.find_trainer(name), True)
+        kept = 4 * network.compute_conv_feature_map_size(training.patch_size) / 2**20
+        assert kept > 0.5
+        assert kept < costs["peak_memory_mib"] < 500  # backward needs the features, and more
+        assert costs["peak_memory_reserved_mib"] is None
+        assert set(costs["ratios"]) == set(survey.QUANTITIES)
+        for quantity, ratio in costs["ratios"].items():
+            assert ratio == pytest.approx(costs[quantity] / first[quantity])
+    assert first["ratios"] == dict.fromkeys(survey.QUANTITIES, 1)
+    assert other["parameters"] > first["parameters"]
+
+    with (tmp_path / "costs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["trainer"] for row in rows] == [VANILLA, DTC]
+    assert float(rows[1]["step_seconds"]) == other["step_seconds"]
+    assert float(rows[1]["peak_memory_mib_ratio"]) == other["ratios"]["peak_memory_mib"]
+    assert rows[0]["peak_memory_reserved_mib"] == ""
+    lines = (tmp_path / "costs.md").read_text().splitlines()
+    assert f"|  | {VANILLA} | {DTC} |" in lines
+    (parameters,) = (line for line in lines if line.startswith("| parameters |"))
+    assert parameters == f"| parameters | {first['parameters']:,} | {other['parameters']:,} " + (
+        f"({other['ratios']['parameters']:.3f}x) |"
+    )
+
+
+def test_a_trainer_of_the_users_own_is_found(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(
+        "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n\n\n"
+        "class nnUNetTrainerDTC_mylab(nnUNetTrainer):\n    pass\n"
+    )
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
+    found = complexity.find_trainer("nnUNetTrainerDTC_mylab")
+    assert found.__name__ == "nnUNetTrainerDTC_mylab"
+    assert capsys.readouterr().out == ""
+
+
+def test_medians_and_ratios():
+    costs = survey.TrainerComplexity(10, 20, (3.0, 1.0, 2.5), (0.4, 0.2), 100.0)
+    dearer = survey.TrainerComplexity(15, 30, (5.0,), (), None)
+    result = complexity.Complexity(planned(), {"A": costs, "B": dearer}, None, 3, ())
+    assert (costs.step_seconds, costs.inference_seconds) == (2.5, pytest.approx(0.3))
+    assert [result.ratio("B", quantity) for quantity in survey.QUANTITIES] == [1.5, 1.5, 2, None, None]
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-c", "3d_huge", "-tr", VANILLA), "have no configuration 3d_huge; they have: 2d, 2d_residual, 3d_lowres"),
+        (("-p", "Others", "-tr", VANILLA), "Others.json: run nnUNetv2_plan_and_preprocess -d 998, or take one of"),
+        (("-p", "Others", "-tr", VANILLA), "or take one of nnUNetPlans (-p)"),
+        (("-tr", "nnUNetTrainerNobodys"), "there is no trainer nnUNetTrainerNobodys: "),
+        (("-tr", VANILLA, "nnUNetTrainerDTC_RF2"), "instead of nnUNetTrainerDTC_RF2 use nnUNetTrainerDTC"),
+        (("-tr", "nnUNetTrainerDTC_mylab"), "_mylab is no suffix of nnunet-dtc"),
+        (("-tr", VANILLA, DTC, VANILLA), "each trainer once, got several of nnUNetTrainer"),
+        (("-tr", VANILLA, "--patch-size", "6,16,25"), "by the strides of the planned network, 2 x 8 x 4, got 6"),
+        (("-tr", VANILLA, "--patch-size", "16,24"), "the patch has 3 axes (planned: 6 x 16 x 24)"),
+        (("-tr", VANILLA, "--patch-size", "6,0,24"), "each at least 1"),
+        (("-tr", VANILLA, "--patch-size", "a"), "--patch-size takes whole numbers of voxels"),
+        (("-tr", VANILLA, "--device", "cuda:1"), "--device is cpu, cuda or mps"),
+        (("-tr", VANILLA, "--plans", "plans.json"), "give either a data set (-d) or the file of plans (--plans)"),
+        (("-tr", VANILLA, "--dataset-json", "dataset.json"), "--dataset-json belongs to --plans"),
+        (("-tr", VANILLA, "-o", "no/such/folder/costs"), "there is no folder"),
+    ],
+)  # fmt: skip
+def test_refused(preprocessed, arguments, message):
+    defaults = () if "-c" in arguments else ("-c", "3d_fullres")
+    done = run("-d", 998, *defaults, *arguments, nnUNet_compile="f")
+    assert done.exit_code == 1
+    assert "Error:" in done.output
+    assert message in done.output
+    assert "Measuring" not in done.output
+
+
+def test_refused_data_sets(preprocessed, tmp_path, monkeypatch):
+    arguments = ("-c", "2d", "-tr", VANILLA, "--no-measure")
+    assert "Could not find a dataset with the ID 5" in run("-d", 5, *arguments).output
+    assert "give either a data set" in run(*arguments).output
+    assert "cannot be read" in run("--plans", tmp_path / "plans.json", *arguments).output
+    assert "is not plans of nnU-Net" in run("--plans", preprocessed / "dataset.json", *arguments).output
+    monkeypatch.delenv("nnUNet_preprocessed")
+    assert "nnUNet_preprocessed is not set" in run("-d", 998, *arguments).output
+    assert run("--plans", preprocessed / "nnUNetPlans.json", *arguments).exit_code == 0
+
+
+def test_refused_configurations():
+    plans = small_plans()
+    plans["configurations"] |= {"a": {"inherits_from": "b"}, "b": {"inherits_from": "a"}}
+    del plans["configurations"]["2d"]["batch_size"]
+    with pytest.raises(complexity.ComplexityError, match="cannot read the configuration a: Circular dependency"):
+        complexity.PlannedTraining.of(plans, DATASET, "a")
+    with pytest.raises(complexity.ComplexityError, match="the configuration 2d has no batch_size"):
+        complexity.PlannedTraining.of(plans, DATASET, "2d")
+    with pytest.raises(complexity.ComplexityError, match="at least one case, got 0"):
+        planned(batch_size=0)
+    with pytest.raises(complexity.ComplexityError, match="cannot build its network from these plans: 'modality'"):
+        broken = planned(dataset={"labels": DATASET["labels"]})
+        complexity.survey_trainers(broken, complexity.find_trainers([VANILLA]), None)
+
+
+def test_devices_that_are_not_there(preprocessed, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for device, message in (("cuda", "torch finds no CUDA GPU here"), ("mps", "torch finds no Apple GPU here")):
+        done = run("-d", 998, "-c", "2d", "-tr", VANILLA, "--device", device)
+        assert (done.exit_code, message in done.output) == (1, True)
+    assert complexity.check_device(None) == CPU
+
+
+def test_nothing_is_overwritten_unless_asked(preprocessed, tmp_path):
+    kept = tmp_path / "costs.md"
+    kept.write_text("mine")
+    arguments = ("-d", "Dataset998_Test", "-c", "2d", "-tr", DTC, "--no-measure", "-o", tmp_path / "costs.csv")
+    done = run(*arguments)
+    assert done.exit_code == 1
+    assert f"will not overwrite {kept} unless asked (--overwrite)" in done.output
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["costs.md", "preprocessed"]
+    assert run(*arguments, "--overwrite").exit_code == 0
+    assert DTC in kept.read_text()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["costs.csv", "costs.json", "costs.md", "preprocessed"]
