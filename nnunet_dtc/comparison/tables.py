@@ -200,19 +200,23 @@ def markdown(comparison: Comparison) -> str:
 
 
 def rich_tables(comparison: Comparison) -> list[Any]:
-    """What the terminal shows: the overview, the cost, and the noise where it is known, as `rich.table.Table`s."""
+    """What the terminal shows: the overview, Dice per organ, the cost, and the noise where it is known, as
+    `rich.table.Table`s."""
     from rich.markup import escape
     from rich.table import Table as RichTable
 
-    shown = [_narrow(overview_table(comparison)), cost_table(comparison)]
+    shown = [_narrow(overview_table(comparison))]
+    if len(comparison.labels.names) > 1:
+        shown.append(organ_table(comparison, comparison.metrics[0]))
+    shown.append(cost_table(comparison))
     if len(comparison.noise):
         shown.append(noise_table(comparison))
     tables = []
     for table in shown:
         rich = RichTable(title=escape(table.title))
         for index, name in enumerate(table.head):
-            options = {"justify": "right", "no_wrap": True} if index else {"overflow": "fold"}
-            rich.add_column(escape(name), **options)
+            # names of models are long and have no spaces to break at
+            rich.add_column(escape(name), justify="right" if index else "left", overflow="fold")
         for row in table.rows:
             rich.add_row(*map(escape, row))
         tables.append(rich)
