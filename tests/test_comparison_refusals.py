@@ -298,3 +298,20 @@ def test_grouping_of_repeats(folders):
         ["nnUNetTrainerDTC_RF10", "nnUNetTrainerDTC_RF10_rep3"],
         ["MyTrainer_rep2"],
     ]
+
+
+def test_names_are_shown_without_what_all_end_in(folders):
+    """Names of short trainings are long, and their ends tell no model from another."""
+    end = "_Adam1en3_4epochs_NoMirroring"
+    given = [folders.train(name + end) for name in ("nnUNetTrainer", "nnUNetTrainerDTC", "nnUNetTrainerDTC_RF10")]
+    given.append(folders.train(f"nnUNetTrainer{end}_rep2"))
+    found = plan(*given).models
+    assert [model.name for model in found] == ["nnUNetTrainer", "nnUNetTrainerDTC", "nnUNetTrainerDTC_RF10"]
+    assert {model.left_out for model in found} == {end}
+    for names, shared in (
+        (("nnUNetTrainer", "nnUNetTrainerDTC"), ""),
+        (("nnUNetTrainer", "nnUNetTrainer_5epochs"), ""),  # nothing is left out that tells them apart
+        (("nnUNetTrainer_5epochs", "nnUNetTrainer_Adam1en3_5epochs"), "_5epochs"),
+        (("nnUNetTrainerDTC_RF1_5epochs", "nnUNetTrainerDTC_RF4_5epochs"), "_5epochs"),
+    ):
+        assert models.common_end(names) == shared

@@ -96,6 +96,12 @@ class Model:
     name: str
     trainings: tuple[Training, ...]
 
+    @property
+    def left_out(self) -> str:
+        """The end of the trainer's name that `name` is without, since all models' have it."""
+        full = full_name(self.trainings)
+        return full.removeprefix(self.name) if full.startswith(self.name) else ""
+
 
 def environment_folder(variable: str, needed_for: str) -> Path:
     """The folder that one of nnU-Net's environment variables names.
@@ -198,15 +204,35 @@ def group_repeats(trainings: Sequence[Training]) -> tuple[Model, ...]:
 
 
 def model_names(members: Sequence[Sequence[Training]], keys: Sequence[tuple]) -> list[str]:
-    """The shortest names that tell them apart: the trainer's, the folder's, the whole path."""
+    """The shortest names that tell them apart: the trainer's without what all end in, the folder's, the whole path."""
     first = [group[0] for group in members]
-    trainers = [group[0].family if len(group) > 1 else group[0].trainer for group in members]
+    trainers = [full_name(group) for group in members]
     whole = [
         f"{trainer}__{training.plans_name}__{training.configuration}"
         for trainer, training in zip(trainers, first, strict=True)
     ]
     paths = [str(training.folder) for training in first]
-    return next(names for names in (trainers, whole, paths) if len(set(names)) == len(keys))
+    names = next(names for names in (trainers, whole, paths) if len(set(names)) == len(keys))
+    if names is trainers:
+        end = common_end(trainers)
+        return [name.removesuffix(end) for name in trainers]
+    return names
+
+
+def full_name(trainings: Sequence[Training]) -> str:
+    """The trainer's name, of repetitions without `_rep<k>`."""
+    return trainings[0].family if len(trainings) > 1 else trainings[0].trainer
+
+
+def common_end(trainers: Sequence[str]) -> str:
+    """The suffixes that different names of trainers all end in, such as `_Adam1en3_5epochs`; without the first part."""
+    parts = [name.split("_") for name in trainers]
+    shared = 0
+    while len({tuple(words[len(words) - shared - 1 :]) for words in parts}) == 1 and all(
+        shared + 1 < len(words) for words in parts
+    ):
+        shared += 1
+    return "".join(f"_{word}" for word in parts[0][len(parts[0]) - shared :])
 
 
 def _spec(trainer: str) -> Any:

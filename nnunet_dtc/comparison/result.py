@@ -21,7 +21,7 @@ class ComparedModel:
     """One of the models, with its repeated trainings.
 
     Attributes:
-        name: as shown; unique in the comparison; the trainer's name where that is unique.
+        name: as shown; unique in the comparison; the trainer's name where that is unique, without what all end in.
         trainer, plans, configuration: nnU-Net's names.
         folder: of the first training.
         folds: that were used; () for predictions of one ensemble that were given without folds.

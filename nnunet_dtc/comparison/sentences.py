@@ -52,6 +52,8 @@ def _subject(facts: Facts) -> list[str]:
     sentences = [
         f"{others} compared with {first.name} on {plan.dataset} ({first.configuration}, {first.plans}): {what}{how}."
     ]
+    if end := plan.models[0].left_out:
+        sentences.append(f"The names of all trainers end in {end}, which is left out here.")
     if plan.seen_in_training:
         names = ", ".join(plan.seen_in_training[:6])
         sentences.append(

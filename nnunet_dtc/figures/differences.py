@@ -82,7 +82,7 @@ def organ_differences(
         plain_axes(ax, "x")
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
-        ax.set_xlabel(f"{units.title(metric)}: difference to {models[0]} ({_points(metric)})")
+        ax.set_xlabel(f"{units.title(metric)}: difference to {_shortened(models[0], 30)} ({_points(metric)})")
         _directions(ax, better_right=units.higher_is_better(metric))
         figure.legend(loc="outside upper left", frameon=False, ncol=1, fontsize=9)
     return figure
