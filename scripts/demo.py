@@ -34,7 +34,7 @@ from steps import Step, StepFailedError, on_cpus_of_their_own, run_steps
 
 CONFIGURATION, FOLD = "3d_fullres", 0
 PHANTOM_ID, PHANTOM_CASES, PHANTOM_TEST_CASES = 917, 32, 6
-CPU_EPOCHS, GPU_EPOCHS = 6, 20
+CPU_EPOCHS, GPU_EPOCHS = 5, 20
 DEFAULT_TRAINERS = ("nnUNetTrainer", "nnUNetTrainerDTC")
 DATASET_NAME = re.compile(r"Dataset(\d{3})_[^/]+")
 OPTIONS_FILE, SECONDS_FILE = "demo.json", "seconds.json"

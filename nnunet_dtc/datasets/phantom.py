@@ -240,7 +240,7 @@ def _organ_distances(rng: np.random.Generator, p: _Points) -> dict[str, np.ndarr
         ],
         blend_mm=22,
     )
-    d["spleen"] = _ellipsoid(p, about((102, 44, 56), (5, 8, 11)), size((32, 50, 48), 0.12), turn((20, -8, 24), 12))
+    d["spleen"] = _ellipsoid(p, about((102, 44, 56), (5, 8, 11)), size((33, 51, 50), 0.12), turn((20, -8, 24), 12))
 
     for side, name, z in ((-1, "right_kidney", -34), (1, "left_kidney", -18)):
         center = about((side * 62, 44, z), (5, 6, 13))
@@ -508,7 +508,7 @@ def _densities(rng, shape, spacing_zyx, body, organs, territory) -> np.ndarray:
     arterial = rng.uniform(0.85, 1.35)
     contrast = rng.random() < 0.2  # some drink a contrast agent before the scan
     for n in ("bowel", "colon"):
-        content = (rng.uniform(110, 190) if contrast else rng.uniform(15, 45)) + 14 * grain
+        content = (rng.uniform(170, 290) if contrast else rng.uniform(15, 45)) + 14 * grain
         paint(territory[n], 70.0 * phase + 20)
         paint(territory[n] + 4, content)
     gas = np.maximum(territory["colon"] + 6, 0.6 - texture)
@@ -522,7 +522,7 @@ def _densities(rng, shape, spacing_zyx, body, organs, territory) -> np.ndarray:
         value = base + rng.normal(0, 6) + own + 5 * texture + 4 * grain
         if n == "stomach":
             paint(territory[n], 55 + 35 * phase)
-            value = (rng.uniform(90, 170) if contrast else rng.uniform(8, 50)) + 10 * grain
+            value = (rng.uniform(170, 290) if contrast else rng.uniform(8, 50)) + 10 * grain
             paint(territory[n] + 5, value)
             continue
         if n == "pancreas":  # lobules with fat between them

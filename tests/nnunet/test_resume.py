@@ -72,3 +72,7 @@ def test_ends_as_one_training(workspace, resumed, latest):
         assert checkpoint["logging"][key][:FINISHED] == latest["logging"][key]
     rates = [0.01 * (1 - epoch / EPOCHS) ** 0.9 for epoch in range(EPOCHS)]  # nnU-Net's schedule
     assert checkpoint["logging"]["lrs"] == pytest.approx(rates)
+    rows = (fold / "coordinates.csv").read_text(encoding="utf-8").splitlines()[1:]
+    epochs = [int(row.split(",")[0]) for row in rows]
+    assert epochs == sorted(epochs)
+    assert {epochs.count(epoch) for epoch in range(EPOCHS)} == {len(rows) // EPOCHS}  # each epoch is there once
