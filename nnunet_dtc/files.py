@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["check_complete", "label_values", "unknown_values", "write_whole"]
 
 
-def write_whole(file: Path, text: str) -> Path:
-    """Write a text file as UTF-8 with the line ends that the text has: whole, or what was there stays as it was."""
+def write_whole(file: Path, content: str | bytes) -> Path:
+    """Write a file, text as UTF-8 with the line ends that it has: whole, or what was there stays as it was."""
     unfinished = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        unfinished.write_text(text, encoding="utf-8", newline="")
+        unfinished.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         unfinished.replace(file)
     finally:
         unfinished.unlink(missing_ok=True)

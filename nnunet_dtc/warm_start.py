@@ -18,16 +18,13 @@ from typing import Any
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_dtc.checkpoints import CheckpointError, is_second_name, open_checkpoint
 from nnunet_dtc.dtc import is_dtc
-from nnunet_dtc.plugin.ext_trainer.nnunet_dtc_trainers import defined_by
-from nnunet_dtc.trainers import trainer_class
-from nnunet_dtc.trainers.names import TrainerNameError
+from nnunet_dtc.plugin.finder import find_trainer
 
 COORDS_SEED = 0  # the same checkpoint gives the same file
 
@@ -57,7 +54,7 @@ def warm_start(checkpoint: Path | str, trainer_name: str) -> WarmStart:
             its plans; the message lists what differs.
         ValueError: the trainer has no DTC.
     """
-    trainer = _find_trainer(trainer_name)
+    trainer = _find_dtc_trainer(trainer_name)
     source = open_checkpoint(checkpoint)
     weights = source["network_weights"]
     if any(key.endswith(".coords.weight") for key in weights):
@@ -103,16 +100,12 @@ def warm_start(checkpoint: Path | str, trainer_name: str) -> WarmStart:
     return WarmStart(network, trainer, source, Path(checkpoint))
 
 
-def _find_trainer(name: str) -> type[nnUNetTrainer]:
-    """The class that nnU-Net itself takes for this name; ours where nobody else has it, registered or not.
-
-    Raises:
-        ValueError: it is none with DTC.
-    """
+def _find_dtc_trainer(name: str) -> type[nnUNetTrainer]:
+    """ValueError where nobody has this trainer, or it has no DTC."""
     needed = f"-tr takes a DTC trainer such as nnUNetTrainerDTC, got {name}"
     try:
-        trainer = trainer_class(name) if defined_by(name) is None else recursive_find_trainer_class_by_name(name)
-    except (AttributeError, TrainerNameError, RuntimeError) as error:
+        trainer = find_trainer(name)
+    except ValueError as error:
         raise ValueError(f"{needed} ({error})") from error
     if not getattr(getattr(trainer, "spec", None), "dtc", False):
         raise ValueError(needed)

@@ -343,6 +343,7 @@ class Demo:
             self.console.print(f"[cyan]export {name}={escape(_quoted(value))}[/cyan]", soft_wrap=True)
         self.make_dataset()
         self.prepare()
+        self.split()
         self.run_side_by_side(*(step for trainer in self.options.trainers if (step := self.training(trainer))))
         self.predict()
         self.compare()
@@ -374,6 +375,14 @@ class Demo:
             f"  {PHANTOM_CASES} to train with, {PHANTOM_TEST_CASES} held out: {escape(str(self.dataset))}\n"
             f"[green]done[/green] in {self.seconds['0_phantom']:.0f} s"
         )
+
+    def split(self) -> None:
+        """The five folds that nnU-Net would draw. Two trainings that begin at once would both write them."""
+        from nnunet_dtc.datasets.splits import five_folds, write_splits
+
+        ending = self.description["file_ending"]
+        cases = [file.name.removesuffix(ending) for file in (self.dataset / "labelsTr").glob(f"*{ending}")]
+        write_splits(self.preprocessed / self.dataset.name / "splits_final.json", five_folds(cases))
 
     def prepare(self) -> None:
         """Plan and preprocess; on a CPU with small plans."""

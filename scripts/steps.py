@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -144,6 +145,7 @@ def _found(command: Sequence[str]) -> list[str]:
 
 def _to_its_end(process: subprocess.Popen, step: Step, alone: bool, progress: Progress, console: Console) -> float:
     """Log and tell what a command prints until it ends; returns the seconds it took."""
+    threading.Thread(target=_clear_away, args=(process,), daemon=True).start()
     started = time.monotonic()
     prefix = "" if alone else f"{step.name}: "
     bar = progress.add_task(f"{prefix}starting", total=step.epochs, note="")
@@ -196,6 +198,15 @@ def _follow(
         if epochs and what.startswith("predicting"):
             progress.update(bar, completed=epochs)
         progress.update(bar, description=prefix + what[:1].lower() + what[1:])
+
+
+def _clear_away(process: subprocess.Popen) -> None:
+    """When a command has ended, end workers that it left behind: they would keep its output open for ever."""
+    if os.name != "posix":
+        return
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # not reaped: its number is still its group's
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _end(process: subprocess.Popen, patience_s: float = 10) -> None:

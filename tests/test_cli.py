@@ -22,7 +22,10 @@ def test_the_console_script_is_installed():
 
 def test_help_lists_the_commands():
     text = run("--help").output
-    for command in ("register", "unregister", "env", "doctor", "trainers", "warm-start", "prepare", "evaluate"):
+    for command in (
+        "register", "unregister", "env", "doctor", "trainers", "warm-start", "prepare", "evaluate", "compare",
+        "coordinates", "complexity",
+    ):  # fmt: skip
         assert command in text
 
 

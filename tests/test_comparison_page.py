@@ -22,6 +22,9 @@ from PIL import Image
 
 from nnunet_dtc.comparison.page import render_page
 from nnunet_dtc.comparison.page_pictures import PictureError, draw_picture, is_ct
+from nnunet_dtc.comparison.sentences import what_was_predicted
+from nnunet_dtc.comparison.statistics import paired_differences, summarise
+from nnunet_dtc.comparison.tables import case_table, difference_table, markdown, noise_table, overview_table
 
 A, B, C = "nnUNetTrainer", "nnUNetTrainerDTC", "nnUNetTrainerDTC_RF10_250epochs"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -183,6 +186,7 @@ def test_noise_is_said_where_it_is_known(ct, ct_page, photo_page):
     text = Parsed(ct_page).text
     for sentence in ct.noise["sentence"]:
         assert re.sub(r"\s+", " ", sentence) in text
+    assert "Is that more than chance between trainings? Dice, " in text
     assert "no repeated trainings" not in text
     assert "no repeated trainings" in Parsed(photo_page).text
 
@@ -206,7 +210,76 @@ def test_what_is_not_known_is_a_dash_and_not_an_error(ct):
     assert not any(label.endswith("of the folds") for label in page.tables)
     assert "Pseudo Dice" not in page.text
     assert page.tables["NSD 1mm of all cases"][1][1:] == [DASH, DASH, DASH]
-    assert "predicted by the ensemble" in page.text
+    assert "2 held-out cases, predictions as they were given" in page.text
+    assert "ensemble" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "folds", "given", "expected"),
+    [
+        ("validation", (0, 1), (), "2 validation cases of folds 0, 1, each predicted by the model of its own fold"),
+        ("test", (0, 1), (), "2 held-out cases, predicted by the ensemble of folds 0, 1"),
+        ("test", (0,), (), "2 held-out cases, predicted by the model of fold 0"),
+        ("test per fold", (0, 1), (), "2 held-out cases, predicted by each model of folds 0, 1 alone"),
+        ("test", (0, 1), (A, B), "2 held-out cases, predictions as they were given"),
+        ("test", (), (A, B), "2 held-out cases, predictions as they were given"),
+        ("test", (0, 1), (B,), f"2 held-out cases, predicted by the ensemble of folds 0, 1 ({B}: as given)"),
+    ],
+)
+def test_who_predicted_is_said_as_it_was(ct, kind, folds, given, expected):
+    models = tuple(
+        dataclasses.replace(model, folds=folds, checkpoint="predictions were given" if model.name in given else "x.pth")
+        for model in ct.models
+    )
+    assert what_was_predicted(kind, models, 2) == expected
+    small = dataclasses.replace(ct, kind=kind, models=models, metrics=("dice",), pictures=(), sentences=())
+    facts = re.search(r'<p class="facts">(.*?)</p>', render_page(small)).group(1)
+    assert html.unescape(facts) == f"{expected} · 3d_fullres · nnUNetPlans"
+
+
+def test_an_invented_organ_is_in_the_verdict_and_in_the_case(ct):
+    """The label of the first case has no liver: A leaves it empty, B invents it."""
+    scores = ct.scores.copy()
+    here = (scores["case"] == "phantom_001") & (scores["organ"] == "liver")
+    metrics = list(ct.metrics)
+    scores.loc[here & (scores["model"] == A), metrics] = math.nan
+    scores.loc[here & (scores["model"] == B), metrics] = [math.inf if m == "hd95_mm" else 0.0 for m in metrics]
+    names = [A, B]
+    changed = dataclasses.replace(
+        ct,
+        metrics=("dice",),
+        scores=scores,
+        differences=paired_differences(scores, ["dice"], names, ct.labels.names),
+        summary=summarise(scores, ["dice"], names, per_fold=False),
+        pictures=(),
+    )
+    filled = scores.copy()
+    filled.loc[here & (filled["model"] == A), "dice"] = 1.0
+    of_case = filled.groupby(["model", "case", "organ"])["dice"].mean().groupby(["model", "case"]).mean() * 100
+    gains = of_case[B] - of_case[A]
+    page = Parsed(render_page(changed))
+    assert [row[3] for row in page.tables["Dice of all cases"][1:]] == [f"{g:+.2f}".replace("-", MINUS) for g in gains]
+    assert [row[3] for row in case_table(changed, "dice").rows] == [f"{gain:+.2f}" for gain in gains]
+    overview = page.tables["Table of all models"]
+    shown = f"{gains.mean():+.2f}".replace("-", MINUS)
+    assert f"{shown} points" in page.text
+    assert overview[3][2] != shown
+    assert "The differences in this table are those of its means; the paired ones above" in page.text
+
+
+def test_a_difference_of_percentages_is_in_points(ct, ct_page):
+    assert overview_table(ct).head[1:3] == ("Dice (%)", "difference (points)")
+    assert overview_table(ct).head[-2:] == ("HD95 (mm)", "difference (mm)")
+    assert difference_table(ct, "dice", B).title == f"Dice (points): {B} minus {A}"
+    assert case_table(ct, "nsd_1mm").head[-1] == f"{B}: difference (points)"
+    noise = noise_table(ct)
+    assert [row[1] for row in noise.rows] == ["Dice (points)", "NSD 1mm (points)", "NSD 2mm (points)", "HD95 (mm)"]
+    p = f"{ct.noise['p_noise'].iloc[0]:.3f}".replace("0.000", "< 0.001")
+    assert noise.rows[0][4] == p
+    text = markdown(ct) + Parsed(ct_page).text
+    assert not re.search(r"difference (of|is) [+-][\d.]+ %", text)
+    assert "difference (points)" in Parsed(ct_page).tables["Dice of all cases"][0]
+    assert "difference (mm)" in Parsed(ct_page).tables["HD95 of the folds"][0]
 
 
 # ---- the page as a file ------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from nnunet_dtc.comparison import statistics
 
@@ -83,6 +84,80 @@ def test_paired_differences_leave_out_infinite_ones_on_both_sides(scores):
     assert (dice["better"], dice["worse"], dice["equal"]) == (2, 1, 0)
     assert table.loc[("dice", "liver"), "equal"] == 1
     assert math.isnan(dice["p"])  # three pairs
+
+
+@pytest.fixture
+def invented():
+    """The labels of a and b have no spleen: A leaves it empty, B and C invent it in a, C in b, too. All livers are
+    alike. The liver's NSD of A in case b is not known, since its surface touches voxels to ignore everywhere."""
+    nan, inf = math.nan, math.inf
+    empty, wrong, liver = (nan, nan, nan), (0.0, 0.0, inf), (0.8, 0.6, 4.0)
+    rows = [
+        ("A", 1, 0, "a", "liver", *liver),
+        ("A", 1, 0, "a", "spleen", *empty),
+        ("A", 1, 0, "b", "liver", 0.8, nan, nan),
+        ("A", 1, 0, "b", "spleen", *empty),
+        ("B", 1, 0, "a", "liver", *liver),
+        ("B", 1, 0, "a", "spleen", *wrong),
+        ("B", 1, 0, "b", "liver", *liver),
+        ("B", 1, 0, "b", "spleen", *empty),
+        ("C", 1, 0, "a", "liver", *liver),
+        ("C", 1, 0, "a", "spleen", *wrong),
+        ("C", 1, 0, "b", "liver", *liver),
+        ("C", 1, 0, "b", "spleen", *wrong),
+    ]
+    columns = ["model", "repeat", "fold", "case", "organ", "dice", "nsd_1mm", "hd95_mm"]
+    return pd.DataFrame(rows, columns=columns).astype({"fold": "Int64"})
+
+
+def test_an_invented_organ_is_a_loss_against_the_rightly_empty_one(invented):
+    metrics = ("dice", "nsd_1mm", "hd95_mm")
+    table = statistics.paired_differences(invented, metrics, ["A", "B", "C"], ["liver", "spleen"])
+    table = table.set_index(["model", "metric", "organ"])
+    b = table.loc[("B", "dice", "spleen")]
+    # case a: 0 against 1; case b: both are empty, and nothing is compared
+    assert (b["n"], b["mean"], b["worse"], b["equal"], b["counted_as_1"]) == (1, -1, 1, 0, 1)
+    b = table.loc[("B", "dice", "")]
+    # case a: (0.8 + 0) / 2 - (0.8 + 1) / 2, case b: 0.8 - 0.8
+    assert b["mean"] == pytest.approx((-0.5 + 0) / 2)
+    assert (b["n"], b["worse"], b["equal"], b["counted_as_1"], b["left_out"]) == (2, 1, 1, 1, 0)
+    nsd = table.loc[("B", "nsd_1mm", "")]
+    # case b: the NSD of A is not known, and is not 1
+    assert (nsd["n"], nsd["mean"], nsd["counted_as_1"]) == (1, pytest.approx(0.3 - 0.8), 1)
+    assert table.loc[("B", "nsd_1mm", "liver"), "n"] == 1
+    c = table.loc[("C", "dice", "")]
+    assert (c["mean"], c["worse"], c["counted_as_1"]) == (pytest.approx(-0.5), 2, 2)
+    hd95 = table.loc[table.index.get_level_values("metric") == "hd95_mm"]
+    assert hd95["counted_as_1"].sum() == 0
+    assert hd95.loc[("B", "hd95_mm", "spleen")][["n", "left_out"]].to_list() == [0, 1]
+    assert hd95.loc[("C", "hd95_mm", "")][["n", "left_out"]].to_list() == [1, 2]
+    # means are of what each model has itself
+    summary = statistics.summarise(invented, metrics, ["A", "B", "C"], per_fold=False).set_index(["model", "metric"])
+    assert summary.loc[("B", "dice"), "mean"] == pytest.approx((0.4 + 0.8) / 2)
+    assert summary.loc[("B", "dice"), "difference"] == pytest.approx(0.6 - 0.8)
+    by_case = statistics.case_differences(invented, "dice", "A", "B")
+    assert by_case.to_dict() == pytest.approx({"a": -0.5, "b": 0})
+
+
+def test_more_repeats_are_no_loss_by_themselves():
+    """One of two trainings leaves an absent organ empty, one of two misses an organ: each is half as bad as both."""
+    nan, inf = math.nan, math.inf
+    rows = [
+        ("A", 1, 0, "a", "liver", nan, nan),
+        ("A", 2, 0, "a", "liver", 0.0, inf),
+        ("A", 1, 0, "b", "liver", 0.8, 3.0),
+        ("A", 2, 0, "b", "liver", 0.0, inf),
+        ("A", 1, 0, "c", "liver", nan, nan),
+        ("A", 2, 0, "c", "liver", nan, nan),
+        ("A", 1, 0, "d", "liver", 0.0, inf),
+        ("A", 2, 0, "d", "liver", 0.0, inf),
+    ]
+    for over_folds in (False, True):
+        averaged = statistics.average_repeats(frame(rows), METRICS, over_folds).set_index("case")
+        assert averaged["dice"].to_list() == pytest.approx([0.5, 0.4, nan, 0.0], nan_ok=True)
+        assert averaged["hd95_mm"].to_list() == pytest.approx([inf, 3.0, nan, inf], nan_ok=True)
+        alone = statistics.average_repeats(frame(rows), ("hd95_mm",), over_folds).set_index("case")
+        pd.testing.assert_frame_equal(alone[["hd95_mm"]], averaged[["hd95_mm"]])
 
 
 def test_a_case_has_one_score_however_often_it_was_predicted():
@@ -184,11 +259,61 @@ def test_run_to_run_noise_by_hand():
     assert b["difference"] == pytest.approx(0.82 - 0.72)
     assert b["run_to_run"] == pytest.approx(one * math.sqrt(1 / 2 + 1 / 3))
     assert c["run_to_run"] == pytest.approx(one * math.sqrt(1 / 2 + 1))
+    # Student's t with 3 degrees of freedom: F(t) = 1/2 + (x / (1 + x**2) + atan(x)) / pi with x = t / sqrt(3)
+    for row in (b, c):
+        x = row["difference"] / row["run_to_run"] / math.sqrt(3)
+        assert row["p_noise"] == pytest.approx(1 - 2 / math.pi * (x / (1 + x**2) + math.atan(x)))
+    assert b["p_noise"] == pytest.approx(0.0148, abs=1e-4)
     assert b["exceeds"]
     assert not c["exceeds"]
-    assert "difference of +10.00 % exceeds the run-to-run noise of 1.97 %" in b["sentence"]
-    assert "difference of +1.00 % does not exceed the run-to-run noise of 2.65 %" in c["sentence"]
+    assert "the difference is +10.00 points, the run-to-run noise 1.97 points" in b["sentence"]
+    assert "a difference at least as large in 1.4 % of such comparisons (Student's t, 3 degrees" in b["sentence"]
+    assert "This is more than the noise explains." in b["sentence"]
+    assert "the difference is +1.00 points, the run-to-run noise 2.65 points" in c["sentence"]
+    assert "a difference at least as large in 73 % of such comparisons" in c["sentence"]
+    assert "The noise may explain it." in c["sentence"]
     assert "pooled with those of 1 more model" in c["sentence"]
+    assert "%" not in b["sentence"].split("Noise alone")[0]
+    assert " mm" in noise[noise["metric"] == "hd95_mm"].iloc[0]["sentence"]
+
+
+def test_noise_of_two_models_is_students_test():
+    a, b = [0.70, 0.74], [0.80, 0.77]
+    row = noise_of({"A": a, "B": b}).iloc[0]
+    assert row["difference"] > 2 * row["run_to_run"]  # two standard deviations, and yet
+    assert row["p_noise"] == pytest.approx(stats.ttest_ind(b, a).pvalue)
+    assert not row["exceeds"]
+
+
+def test_noise_alone_seldom_exceeds_itself():
+    rng = np.random.default_rng(8)
+    found = [noise_of({"A": each[:2], "B": each[2:]}).iloc[0]["exceeds"] for each in rng.normal(0.8, 0.01, (60, 4))]
+    assert np.mean(found) <= 0.15
+
+
+def test_trainings_that_gave_the_same_have_no_noise():
+    noise = noise_of({"A": [0.5, 0.5], "B": [0.5, 0.5], "C": [0.75, 0.75]})
+    assert noise[noise["metric"] == "dice"]["p_noise"].to_list() == [1.0, 0.0]
+    assert noise[noise["metric"] == "dice"]["exceeds"].to_list() == [False, True]
+
+
+def test_a_repeat_that_is_rightly_empty_is_no_noise_of_its_own():
+    """Its mean counts the empty organ as the mean over the trainings does."""
+    nan, inf = math.nan, math.inf
+    rows = [
+        *[("A", repeat, 0, "a", "liver", 0.5, 1.0) for repeat in (1, 2)],
+        *[("B", repeat, 0, "a", "liver", dice, 1.0) for repeat, dice in ((1, 0.5), (2, 0.46))],
+        ("A", 1, 0, "a", "spleen", nan, nan),
+        ("A", 2, 0, "a", "spleen", 0.0, inf),
+        ("B", 1, 0, "a", "spleen", 0.0, inf),
+        ("B", 2, 0, "a", "spleen", 0.0, inf),
+    ]
+    scores = frame(rows)
+    summary = statistics.summarise(scores, METRICS, ["A", "B"], per_fold=False)
+    row = statistics.run_to_run(scores, METRICS, {"A": 2, "B": 2}, summary, per_fold=False).iloc[0]
+    a, b = [(0.5 + 1) / 2, (0.5 + 0) / 2], [0.25, 0.23]
+    assert row["difference"] == pytest.approx(np.mean(b) - np.mean(a))
+    assert row["p_noise"] == pytest.approx(stats.ttest_ind(b, a).pvalue)
 
 
 def test_the_sentence_says_how_weak_two_trainings_a_side_are():
@@ -200,4 +325,4 @@ def test_the_sentence_says_how_weak_two_trainings_a_side_are():
 def test_without_repeats_there_is_no_noise_to_speak_of():
     noise = noise_of({"A": [0.7], "B": [0.8]})
     assert noise.empty
-    assert list(noise.columns) == ["model", "metric", "difference", "run_to_run", "exceeds", "sentence"]
+    assert list(noise.columns) == ["model", "metric", "difference", "run_to_run", "p_noise", "exceeds", "sentence"]

@@ -7,12 +7,26 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from model_folders import CONFIGURATION, DATASET, EPOCHS, FOLDS, SPACING, Folders, dice, read_image, spoil, write_image
+from model_folders import (
+    CONFIGURATION,
+    DATASET,
+    EPOCHS,
+    FOLDS,
+    PLANS,
+    SPACING,
+    Folders,
+    dice,
+    read_image,
+    spoil,
+    write_image,
+)
+from scipy import stats
 from typer.testing import CliRunner
 
 from nnunet_dtc.cli import app
 from nnunet_dtc.comparison.compare import compare
 from nnunet_dtc.comparison.logs import count_parameters, epoch_rows
+from nnunet_dtc.comparison.page import render_page
 from nnunet_dtc.comparison.pictures import choose_cases, raw_images
 from nnunet_dtc.comparison.plan import Options, plan_comparison
 from nnunet_dtc.evaluation.metrics import surface_distances
@@ -47,7 +61,12 @@ def test_from_the_command_line_to_the_files(folders, tmp_path):
     vanilla = folders.train("nnUNetTrainer", share=0.2, seed=1)
     other = folders.train("nnUNetTrainerDTC_RF10", share=0.1, seed=2, extra=11, seconds=14.0)
     memory = tmp_path / "complexity.json"
-    memory.write_text(json.dumps({"trainers": {"nnUNetTrainer": {"peak_memory_mib": 1234.5}}}))
+    memory.write_text(
+        json.dumps(
+            {"dataset": DATASET, "plans": PLANS, "configuration": CONFIGURATION}
+            | {"trainers": {"nnUNetTrainer": {"peak_memory_mib": 1234.5}}}
+        )
+    )
     arguments = [
         "-d",
         998,
@@ -178,7 +197,8 @@ def test_repeats_belong_to_one_model(folders):
     assert noise["run_to_run"] == pytest.approx(
         math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2) * math.sqrt(1 / 2 + 1 / 2)
     )
-    assert bool(noise["exceeds"]) == (abs(b.mean() - a.mean()) > noise["run_to_run"])
+    assert noise["p_noise"] == pytest.approx(stats.ttest_ind(b, a).pvalue)
+    assert bool(noise["exceeds"]) == (noise["p_noise"] < 0.05)
     assert "2 and 2 trainings" in noise["sentence"]
     assert any("2 of nnUNetTrainer, 2 of nnUNetTrainerDTC" in sentence for sentence in result.sentences)
     curves = result.curves
@@ -214,6 +234,70 @@ def test_an_absent_organ_is_counted_and_said(folders):
     assert (row["n"], row["left_out"]) == (len(CASES) - 1, 1)
     assert any("0 of nnUNetTrainer, 1 of nnUNetTrainerDTC" in sentence for sentence in result.sentences)
     assert result.differences["n"].max() == len(CASES)
+
+
+def test_an_invented_organ_is_counted_and_said(folders):
+    label = folders.label("case_e")
+    label[label == 2] = 0
+    write_image(folders.gt / "case_e.nii.gz", label)
+    vanilla, other = folders.train("nnUNetTrainer", seed=1), folders.train("nnUNetTrainerDTC", seed=2)
+    again = folders.train("nnUNetTrainerDTC_rep2", seed=3)
+    for model, spleen in ((vanilla, 0), (other, 5), (again, 0)):
+        file = model / "fold_1" / "validation" / "case_e.nii.gz"
+        array = read_image(file)
+        array[array == 2] = 0
+        array[:, 0, :spleen] = 2
+        write_image(file, array)
+        folders.write_summary(file.parent)
+    result = compared(vanilla, other, again)
+    row = result.differences.set_index(["metric", "organ"]).loc[("dice", "spleen")]
+    assert (row["n"], row["counted_as_1"]) == (len(CASES), 1)
+    paired = []
+    for case in CASES:
+        spleen = {vanilla: 1.0, other: 0.0, again: 1.0}  # of case_e
+        of = {
+            model: [
+                spleen[model] if (case, organ) == ("case_e", "spleen") else case_dice(folders, model, case, organ)
+                for organ in ORGANS
+            ]
+            for model in spleen
+        }
+        paired.append(np.mean([of[other], of[again]]) - np.mean(of[vanilla]))
+    overall = result.differences.set_index(["metric", "organ"]).loc[("dice", "")]
+    assert overall["mean"] == pytest.approx(np.mean(paired))
+    text = " ".join(result.sentences)
+    assert "though not in the means (pairs of a case and an organ: 1 of nnUNetTrainerDTC and nnUNetTrainer)" in text
+    assert "count as Dice and NSD 1 in the mean over them (predictions of an organ: 0 of nnUNetTrainer, 1 of" in text
+    plain = result.summary.set_index(["model", "metric"]).loc[("nnUNetTrainerDTC", "dice"), "difference"]
+    expected = f"Dice of nnUNetTrainerDTC {100 * np.mean(paired):+.2f} instead of {100 * plain:+.2f} points"
+    assert f"So the mean paired difference is not the difference of the means: {expected}" in text
+
+
+def test_where_all_is_counted_nothing_is_said_of_empty_organs(folders):
+    result = compared(folders.train("nnUNetTrainer", seed=1), folders.train("nnUNetTrainerDTC", seed=2))
+    assert not any("empty" in sentence for sentence in result.sentences)
+    assert (result.differences["counted_as_1"] == 0).all()
+
+
+@pytest.mark.parametrize("known", [{0: FOLDS[0]}, None])
+def test_what_the_folds_were_checked_against_is_said_as_it_was(folders, known):
+    """Fold 1 is not in the file: it is the same for both models, and no more is known of it."""
+    file = folders.preprocessed / DATASET / "splits_final.json"
+    folders.write_splits(known) if known else file.unlink()
+    result = compared(folders.train("nnUNetTrainer", seed=1), folders.train("nnUNetTrainerDTC", seed=2))
+    same = "The folds' validation cases are the same for all models"
+    more = ", and those of splits_final.json in the folds that it has." if known else "; there was no splits_final.json"
+    assert any(sentence.startswith(same + more) for sentence in result.sentences)
+
+
+def test_pictures_without_images_are_left_out_and_said(folders):
+    for file in (folders.raw / DATASET / "imagesTr").iterdir():
+        file.unlink()
+    result = compared(folders.train("nnUNetTrainer", seed=1), folders.train("nnUNetTrainerDTC", seed=2))
+    assert any(sentence.endswith("their pictures are left out of the page.") for sentence in result.sentences)
+    page = render_page(result)
+    assert "The picture is left out: its image was not found" in page
+    assert "<img" not in page
 
 
 def test_pictures_are_of_the_cases_that_the_rule_names(folders):

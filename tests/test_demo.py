@@ -192,12 +192,12 @@ def test_a_file_is_whole_or_as_it_was(demo, tmp_path, monkeypatch):
     it.folder.mkdir()
     it.took("a", 1)
 
-    def full(self, text, **more):
-        self.open("w").write(text[:5])
+    def full(self, content):
+        self.open("wb").write(content[:5])
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_text", full)
+        patched.setattr(Path, "write_bytes", full)
         with pytest.raises(OSError, match="no space"):
             it.took("b", 2)
     assert demo.read_json(file) == {"a": 1}
@@ -455,6 +455,16 @@ def test_when_one_of_two_fails_the_other_is_ended(demo, tmp_path):
     assert not left.exists()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="no process groups on this system")
+def test_a_killed_command_whose_worker_lives_on_is_a_failed_one(demo, tmp_path):
+    """As when the system kills nnU-Net for want of memory: its workers keep the pipe open."""
+    steps = sys.modules["steps"]
+    console = Console(file=io.StringIO(), width=200)
+    command = ("bash", "-c", "sleep 3600 & kill -9 $$")
+    with pytest.raises(steps.StepFailedError, match="a ended with exit code -9"):
+        steps.run_steps(console, [steps.Step("A", "a", command, tmp_path / "a.txt")], {})
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processes are not bound to CPUs on this system")
 def test_steps_side_by_side_have_cpus_of_their_own(demo, tmp_path, monkeypatch):
     steps = sys.modules["steps"]
@@ -640,4 +650,6 @@ def test_all_steps_with_failures_between(demo, tmp_path, monkeypatch, held_out):
     small = folder / "nnUNet_preprocessed" / "Dataset017_BTCV" / "nnUNetPlansSmall.json"
     assert small.is_file() == held_out
     assert not [file for file in folder.rglob(".*")]
+    splits = json.loads((folder / "nnUNet_preprocessed" / "Dataset017_BTCV" / "splits_final.json").read_text())
+    assert sorted(case for fold in splits for case in fold["val"]) == [f"c{k}" for k in range(5)]
     assert not list(folder.rglob("*.unfinished"))

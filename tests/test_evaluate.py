@@ -548,3 +548,32 @@ def test_read_json_refuses_other_files(tmp_path):
         file.write_text(content)
         with pytest.raises(ValueError, match=r"x\.json is no evaluation"):
             ev.read_json(file)
+
+
+def test_the_spacing_of_a_tiff_is_what_nnunet_reads(tmp_path):
+    """With three axes from the .json beside it; with two there is none, whatever resolution a header has for prints."""
+    from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+    from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+    from PIL import Image
+
+    prediction, label = draw(3)
+    for folder, array in (("predictions", prediction), ("labels", label)):
+        (tmp_path / folder).mkdir()
+        Tiff3DIO().write_seg(array, str(tmp_path / folder / "case.tif"), {"spacing": SPACING})
+    found = ev.evaluate_folders(tmp_path / "predictions", tmp_path / "labels", LABELS, ".tif", processes=1)
+    expected = score_case(prediction, label, SPACING, LABELS, ev.DEFAULT_TOLERANCES)
+    for organ in LABELS.names:
+        assert found.cases["case"][organ].scores == pytest.approx(expected[organ].scores)
+    assert Tiff3DIO().read_seg(str(tmp_path / "labels" / "case.tif"))[1]["spacing"] == list(SPACING)
+
+    (tmp_path / "labels" / "case.json").write_text('{"spacing": [1, 0, 1]}')
+    with pytest.raises(ev.EvaluationError, match=r"positive spacing of three axes, got \(1.0, 0.0, 1.0\)"):
+        ev.evaluate_folders(tmp_path / "predictions", tmp_path / "labels", LABELS, ".tif", processes=1)
+
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    Image.fromarray(label[2]).save(flat / "a.tif", dpi=(72, 72))
+    NaturalImage2DIO().write_seg(prediction[2][None], str(flat / "b.tif"), {})
+    a, b = (ev.images.read_grid(flat / f"{name}.tif") for name in "ab")
+    assert a == b
+    assert a.spacing == (1.0, 1.0)

@@ -30,7 +30,8 @@ class CoordinatesRecord(nnUNetTrainer):
         if self.local_rank == 0 and self._coordinates_epoch != self.current_epoch and is_on():
             first, self._coordinates_epoch = self._coordinates_epoch is None, self.current_epoch
             try:
-                # nnU-Net puts the cases that are sure to hold foreground at the end of a batch
+                # nnU-Net puts the cases that are sure to hold foreground at the end of a batch; with several GPUs the
+                # first one's batch may have none, and then this is a patch from anywhere
                 lines = self._record_coordinates(batch["data"][-1:])
             except Exception as error:  # whatever it is, the training is worth more
                 lines = [f"The DTC coordinates of this epoch are not recorded: {type(error).__name__}: {error}"]

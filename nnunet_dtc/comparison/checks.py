@@ -94,7 +94,13 @@ def choose_folds(trainings: Sequence[Training], wanted: Sequence[int] | None, pa
                 f"fold {_list(missing)} of {training.folder} has no {part}; folds with one: {_list(folds) or 'none'}"
             )
         if not folds:
-            whole = " (fold_all has seen all cases in training)" if (training.folder / "fold_all").is_dir() else ""
+            whole = ""
+            if (training.folder / "fold_all").is_dir():
+                whole = (
+                    " (fold_all has seen all cases in training)"
+                    if part == VALIDATION
+                    else " (of fold_all, predict with nnUNetv2_predict and give --predictions TRAINER=FOLDER)"
+                )
             raise ComparisonError(f"no fold of {training.folder} has a {part}{whole}")
     if wanted is not None:
         if not wanted:
@@ -115,6 +121,11 @@ def validation_cases(training: Training, fold: int) -> dict[str, Path]:
         return {}
     files = (file for file in folder.iterdir() if file.name.endswith(ending) and not file.name.startswith("."))
     return {file.name.removesuffix(ending): file for file in sorted(files)}
+
+
+def is_validated(training: Training, fold: int) -> bool:
+    """Whether a fold's validation is finished: nnU-Net writes its summary last."""
+    return (training.fold_folder(fold) / VALIDATION / "summary.json").is_file()
 
 
 def check_case_sets(trainings: Sequence[Training], folds: Iterable[int], splits: Sequence[Mapping] | None) -> None:

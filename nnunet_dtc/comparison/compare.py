@@ -16,14 +16,13 @@ from nnunet_dtc.comparison.models import ComparisonError, Model, Training
 from nnunet_dtc.comparison.plan import Plan, held_out_set
 from nnunet_dtc.comparison.predictions import image_cases, predict_ensemble, predict_fold, prediction_files
 from nnunet_dtc.comparison.result import CasePicture, ComparedModel, Comparison
-from nnunet_dtc.comparison.sentences import Facts, write_sentences
+from nnunet_dtc.comparison.sentences import GIVEN, Facts, write_sentences
 from nnunet_dtc.evaluation import Pair, evaluate_pairs
 from nnunet_dtc.evaluation.folders import Progress
 
 __all__ = ["NOT_RECORDED", "compare"]
 
 NOT_RECORDED = "not recorded by nnU-Net"
-GIVEN = "predictions were given"
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def compare(
         EvaluationError: for files that cannot be evaluated.
     """
     options, names = plan.options, [model.name for model in plan.models]
-    memory = read_peak_memory(options.complexity) if options.complexity else {}
+    memory = read_peak_memory(options.complexity, plan.trainings[0]) if options.complexity else {}
     logs = _read_logs(plan, progress)
     sources = _sources(plan, output, tell)
     scores = _score(plan, sources, progress)
@@ -92,7 +91,9 @@ def _read_logs(plan: Plan, progress: Progress | None) -> dict[Training, Training
     wanted = {}
     for training in plan.trainings:
         given = plan.names[training] in plan.options.predictions
-        wanted[training] = training.folds_with("checkpoint_final.pth") if given else plan.folds
+        wanted[training] = (
+            training.folds_with("checkpoint_final.pth") if given and plan.options.folds is None else plan.folds
+        )
     total, done = sum(map(len, wanted.values())), 0
     logs = {}
 
@@ -186,7 +187,7 @@ def _compared(
         plans=first.plans_name,
         configuration=first.configuration,
         folder=first.folder,
-        folds=() if given else plan.folds,
+        folds=() if given and plan.options.folds is None else plan.folds,
         repeats=tuple(training.trainer for training in model.trainings),
         checkpoint=checkpoint,
         epochs=max((epochs for log in own for epochs in log.epochs.values()), default=None),

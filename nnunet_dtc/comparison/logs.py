@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from nnunet_dtc.checkpoints import is_second_name, open_checkpoint
+from nnunet_dtc.checkpoints import CheckpointError, is_second_name, open_checkpoint
 from nnunet_dtc.comparison.checks import plans_of
 from nnunet_dtc.comparison.models import ComparisonError, Training
 
@@ -67,7 +67,7 @@ def read_log(
     Raises:
         ComparisonError: for a checkpoint of another trainer, configuration or other plans than its folder's, or a
             missing one that was asked for.
-        CheckpointError: for one that cannot be read.
+        CheckpointError: for one that was asked for and cannot be read safely; others count as missing.
     """
     expected = plans_of(training.plans, training.configuration)
     rows, epochs, parameters, missing = [], {}, {}, []
@@ -78,8 +78,15 @@ def read_log(
             if checkpoint is not None:
                 raise ComparisonError(f"there is no {training.fold_folder(fold) / checkpoint}")
             missing.append(fold)
-        else:
+            progress()
+            continue
+        try:
             content = open_checkpoint(file)
+        except CheckpointError:
+            if checkpoint is not None:
+                raise
+            missing.append(fold)  # scores do not need it
+        else:
             _check_origin(file, content, training, expected)
             log = content.get("logging") or {}
             rows += [{"fold": fold, **row} for row in epoch_rows(log)]
@@ -119,18 +126,24 @@ def count_parameters(weights: Mapping[str, torch.Tensor]) -> int:
     return count
 
 
-def read_peak_memory(file: Path) -> dict[str, float | None]:
+def read_peak_memory(file: Path, training: Training) -> dict[str, float | None]:
     """MiB of a training step by trainer, from what `nnunet-dtc complexity` wrote.
 
     Raises:
-        ComparisonError: if the file is something else.
+        ComparisonError: if the file is something else, or of another data set, plans or configuration than `training`.
     """
     try:
-        trainers = json.loads(Path(file).read_text(encoding="utf-8"))["trainers"]
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        trainers = content["trainers"]
+        of = content["dataset"], content["plans"], content["configuration"]
+        if of != (wanted := (training.dataset, training.plans_name, training.configuration)):
+            raise ComparisonError(f"{file} is of {', '.join(map(str, of))}; the models are of {', '.join(wanted)}")
         return {
             name: None if entry.get("peak_memory_mib") is None else float(entry["peak_memory_mib"])
             for name, entry in trainers.items()
         }
+    except ComparisonError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ComparisonError(f"{file} was not written by nnunet-dtc complexity: {error!r}") from error
 

@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from nnunet_dtc._version import __version__
 from nnunet_dtc.comparison.page_pictures import PictureError, draw_picture, is_ct
 from nnunet_dtc.comparison.result import CasePicture, ComparedModel, Comparison
-from nnunet_dtc.comparison.statistics import FEWEST_PAIRS, average_repeats, case_means, fold_means
+from nnunet_dtc.comparison.sentences import what_was_predicted
+from nnunet_dtc.comparison.statistics import FEWEST_PAIRS, average_repeats, case_differences, case_means, fold_means
 from nnunet_dtc.evaluation import units
 from nnunet_dtc.figures.curves import training_curves
 from nnunet_dtc.figures.differences import MOST_NAMED_CASES, organ_differences, paired_cases
@@ -30,11 +31,6 @@ from nnunet_dtc.figures.style import VARIABLES, inline_svg, jpeg_uri, series
 
 __all__ = ["render_page"]
 
-KINDS = {
-    "validation": "validation predictions of the folds",
-    "test": "test cases, predicted by the ensemble of the folds",
-    "test per fold": "test cases, predicted by each fold's model",
-}
 SURE = 0.05
 NONE = "\N{EN DASH}"
 PICTURE_WIDTH = {True: 1500, False: 2000}  # pixels, for up to four columns and for more
@@ -91,11 +87,7 @@ class _Content:
 
     def everything(self) -> dict[str, Any]:
         comparison = self.comparison
-        kind = KINDS.get(comparison.kind, comparison.kind)
-        number = comparison.scores["case"].nunique()
-        folds = sorted({fold for model in comparison.models for fold in model.folds})
-        facts = [f"{number} case{'s' * (number != 1)}", kind]
-        facts += [f"fold{'s' * (len(folds) != 1)} {', '.join(map(str, folds))}"] if folds else []
+        facts = [what_was_predicted(comparison.kind, comparison.models, comparison.scores["case"].nunique())]
         facts += [", ".join(dict.fromkeys(model.configuration for model in comparison.models))]
         facts += [", ".join(dict.fromkeys(model.plans for model in comparison.models))]
         return {
@@ -150,7 +142,7 @@ class _Content:
         rows = table[(table["model"] == model) & (table["metric"] == metric) & (table["organ"] == "")]
         result = {
             "metric": units.title(metric),
-            "unit": "points" if units.unit(metric) == "%" else units.unit(metric),
+            "unit": units.difference_unit(metric),
             "lower": not units.higher_is_better(metric),
         }
         if rows.empty or math.isnan(rows.iloc[0]["mean"]):
@@ -195,6 +187,7 @@ class _Content:
             "rows": rows,
             "spread": bool(self.comparison.summary["std_folds"].notna().any()),
             "infinite": [f"{name}: {count}" for name, count in missed.items() if count],
+            "filled": bool((self.comparison.differences["counted_as_1"] > 0).any()),
         }
 
     def _cost(self) -> dict[str, Any] | None:
@@ -267,11 +260,13 @@ class _Content:
 
     def _case_table(self, metric: str) -> dict[str, Any]:
         wide = self._wide(metric).sort_index()
+        scores = self.comparison.scores
+        paired = {model: case_differences(scores, metric, self.first, model) for model in self.others}
         rows = []
         for case, values in wide.iterrows():
             cells = [_value(metric, values[self.first])]
             for model in self.others:
-                cells += [_value(metric, values[model]), _signed(metric, values[model] - values[self.first])]
+                cells += [_value(metric, values[model]), _signed(metric, paired[model][case])]
             rows.append({"case": case, "cells": cells})
         return {"metric": self._column(metric), "open": metric in self.shown, "rows": rows}
 
@@ -302,7 +297,7 @@ class _Content:
         return {
             "title": units.title(metric),
             "unit": units.unit(metric),
-            "difference": "points" if units.unit(metric) == "%" else units.unit(metric),
+            "difference": units.difference_unit(metric),
             "lower": not units.higher_is_better(metric),
         }
 

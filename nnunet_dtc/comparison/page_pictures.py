@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from matplotlib.figure import Figure
 
 from nnunet_dtc.comparison.result import CasePicture
+from nnunet_dtc.evaluation.images import PIXELS, pixel_spacing
 from nnunet_dtc.evaluation.labels import LabelSet
 from nnunet_dtc.figures.cases import Zoom, case_panel
 from nnunet_dtc.figures.views import PLANES, body, cut, errors, pixel_aspect, telling_slice, zoom_boxes
@@ -18,9 +19,6 @@ from nnunet_dtc.figures.views import PLANES, body, cut, errors, pixel_aspect, te
 __all__ = ["PictureError", "draw_picture", "is_ct"]
 
 CT_WINDOW_HU = (-160.0, 240.0)
-
-NO_SPACING = (".png", ".bmp", ".tif", ".tiff")
-"""Images of these kinds have pixels, not mm; what their headers say is the resolution of a print."""
 
 THICK = 1.5
 """Slices that are so many times thicker than pixels are wide are cut along, whichever way they lie."""
@@ -111,13 +109,13 @@ def _read(file: Path) -> _Volume:
     if not flat:
         image = sitk.DICOMOrient(image, "LPS")
     array, spacing = sitk.GetArrayFromImage(image), image.GetSpacing()[::-1]
+    if str(file).lower().endswith(PIXELS):
+        spacing = pixel_spacing(file, dimension)[::-1]
     if flat and dimension == 3:
         axis = array.shape[:3].index(1)
         array, spacing = array.squeeze(axis), tuple(s for a, s in enumerate(spacing) if a != axis)
     if flat:
         array, spacing = array[None], (1.0, *spacing)
-    if str(file).lower().endswith(NO_SPACING):
-        spacing = (1.0, 1.0, 1.0)
     return _Volume(array, spacing, flat)
 
 

@@ -174,8 +174,9 @@ def _plan_test(
     if not references:
         raise ComparisonError(f"there is no label (*{ending}) in {labels}")
     folds: tuple[int, ...] = ()
+    if predicting or options.folds is not None:  # given predictions: the folds that made them, as the user says
+        folds = checks.choose_folds(predicting or trainings, options.folds, options.checkpoint)
     if predicting:
-        folds = checks.choose_folds(predicting, options.folds, options.checkpoint)
         check_predictable(predicting, folds, held_out_set(options, first, tuple(references), lambda line: None))
     for folder in options.predictions.values():
         find_pairs(folder, labels, ending)
@@ -183,7 +184,7 @@ def _plan_test(
     splits = checks.read_splits(Path(preprocessed), first.dataset) if preprocessed else None
     validated = folds or first.folds_with(checks.VALIDATION)
     checked = ""
-    if validated and all(checks.validation_cases(training, fold) for training in trainings for fold in validated):
+    if validated and all(checks.is_validated(training, fold) for training in trainings for fold in validated):
         checks.check_case_sets(trainings, validated, splits)
         checked = "splits_final.json" if splits is not None else "each other"
     known = {case for fold in splits or () for part in ("train", "val") for case in fold.get(part, ())}

@@ -87,8 +87,10 @@ class Comparison:
             first model; NaN for that one).
         differences: model, metric, organ ("" is the mean over organs), n, mean, low, high, p, p_holm, better, worse,
             equal (counts of cases; "better" is in favour of `model`, for HD95 too), left_out (pairs of cases and
-            organs with an infinite HD95); paired by case, the model minus the first one.
-        noise: model, metric, difference, run_to_run, exceeds (True, False or NA), sentence; empty without repeats.
+            organs with an infinite HD95), counted_as_1 (pairs with a rightly empty prediction on one side, which counts
+            as Dice and NSD 1); paired by case, the model minus the first one.
+        noise: model, metric, difference, run_to_run, p_noise (how often the noise alone gives as much), exceeds
+            (p_noise < 0.05: True, False or NA), sentence; empty without repeats.
         curves: model, repeat, fold, epoch (from 0), train_loss, val_loss, pseudo_dice, ema_pseudo_dice, learning_rate,
             seconds.
         pictures: at most four different cases.

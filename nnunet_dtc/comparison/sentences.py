@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,9 +13,12 @@ from nnunet_dtc.comparison.logs import TrainingLog
 from nnunet_dtc.comparison.models import Training
 from nnunet_dtc.comparison.plan import Plan
 from nnunet_dtc.comparison.result import ComparedModel
-from nnunet_dtc.comparison.statistics import FEWEST_PAIRS, RESAMPLES
+from nnunet_dtc.comparison.statistics import FEWEST_PAIRS, RESAMPLES, rightly_empty, summarise
+from nnunet_dtc.evaluation import units
 
-__all__ = ["Facts", "write_sentences"]
+__all__ = ["Facts", "what_was_predicted", "write_sentences"]
+
+GIVEN = "predictions were given"  # as `ComparedModel.checkpoint` says it
 
 
 @dataclass(frozen=True)
@@ -36,21 +40,37 @@ def write_sentences(facts: Facts) -> tuple[str, ...]:
     return tuple(sentence for part in parts for sentence in part(facts))
 
 
+def what_was_predicted(kind: str, models: Sequence[ComparedModel], cases: int) -> str:
+    """How many cases of which kind, and by which folds' models: `3 held-out cases, predicted by the model of fold 0`.
+
+    Args:
+        kind: of the comparison.
+        models: whose folds, and which predictions were given, is said.
+        cases: how many.
+    """
+    what = f"{cases} {'validation' if kind == 'validation' else 'held-out'} case{'s' * (cases != 1)}"
+    given = [model.name for model in models if model.checkpoint == GIVEN or not model.folds]
+    if len(given) == len(models):
+        return f"{what}, predictions as they were given"
+    used = sorted({fold for model in models if model.name not in given for fold in model.folds})
+    folds = f"fold{'s' * (len(used) > 1)} {', '.join(map(str, used))}"
+    if kind == "validation":
+        how = f" of {folds}, each predicted by the model of its own fold"
+    elif len(used) == 1:
+        how = f", predicted by the model of {folds}"
+    elif kind == "test per fold":
+        how = f", predicted by each model of {folds} alone"
+    else:
+        how = f", predicted by the ensemble of {folds}"
+    return what + how + (f" ({', '.join(given)}: as given)" if given else "")
+
+
 def _subject(facts: Facts) -> list[str]:
     plan, first = facts.plan, facts.models[0]
-    cases = len(plan.references)
-    what = f"{cases} {'validation' if plan.options.kind == 'validation' else 'held-out'} case{'s' * (cases != 1)}"
-    folds = f"{'folds' if len(plan.folds) > 1 else 'fold'} {', '.join(map(str, plan.folds))}" if plan.folds else ""
-    how = {
-        "validation": f" of {folds}, each predicted by the model of its own fold",
-        "test": f", predicted by the ensemble of {folds}" if len(plan.folds) > 1 else f", predicted by {folds}",
-        "test per fold": f", predicted by each model of {folds} alone",
-    }[plan.options.kind]
-    if not plan.folds:
-        how = ", predictions as they were given"
+    what = what_was_predicted(plan.options.kind, facts.models, len(plan.references))
     others = ", ".join(model.name for model in facts.models[1:])
     sentences = [
-        f"{others} compared with {first.name} on {plan.dataset} ({first.configuration}, {first.plans}): {what}{how}."
+        f"{others} compared with {first.name} on {plan.dataset} ({first.configuration}, {first.plans}): {what}."
     ]
     if end := plan.models[0].left_out:
         sentences.append(f"The names of all trainers end in {end}, which is left out here.")
@@ -64,26 +84,33 @@ def _subject(facts: Facts) -> list[str]:
 
 
 def _checkpoints(facts: Facts) -> list[str]:
-    options = facts.plan.options
+    plan, options = facts.plan, facts.plan.options
     if options.kind == "validation":
         return [
             "nnU-Net does not record which checkpoint made a validation folder: it is the final one, unless the "
             "training was called with --val_best, which writes into the same folder."
         ]
     sentences = []
-    if facts.plan.folds:
+    predicted = [name for name in plan.names.values() if name not in options.predictions]
+    if predicted:
         averaged = {"logits": "logits, as nnU-Net does", "softmax": "softmax outputs, as the paper does"}[
             options.average
         ]
-        average = f" The folds were averaged over their {averaged}." if len(facts.plan.folds) > 1 else ""
+        average = f" The folds were averaged over their {averaged}." if len(plan.folds) > 1 else ""
+        models = ", ".join(predicted) if options.predictions else "every model"
         sentences.append(
-            f"nnU-Net predicted with {options.checkpoint} of every model." + (average if options.kind == "test" else "")
+            f"nnU-Net predicted with {options.checkpoint} of {models}." + (average if options.kind == "test" else "")
         )
     if options.predictions:
-        sentences.append(
-            f"Predictions were given for {', '.join(options.predictions)}; from which folds and checkpoints they were "
-            "made is not known."
-        )
+        given = f"Predictions were given for {', '.join(options.predictions)}"
+        if options.folds is None:
+            sentences.append(f"{given}; from which folds and checkpoints they were made is not known.")
+        else:
+            folds = f"fold{'s' * (len(plan.folds) > 1)} {', '.join(map(str, plan.folds))}"
+            sentences.append(
+                f"{given}; that they are of {folds} is what was said with them, from which checkpoints they were made "
+                "is not known."
+            )
     return sentences
 
 
@@ -91,9 +118,12 @@ def _splits(facts: Facts) -> list[str]:
     checked = facts.plan.splits_checked
     if not checked:
         return ["Whether the models were trained on the same splits could not be checked: not all have been validated."]
+    subject = "The folds' validation cases"
+    if facts.plan.options.kind != "validation":
+        subject = "The validation cases of the folds that all models have validated"
     if checked == "each other":
-        return ["The folds' validation cases are the same for all models; there was no splits_final.json to compare."]
-    return ["The folds' validation cases are those of splits_final.json for all models."]
+        return [f"{subject} are the same for all models; there was no splits_final.json to compare."]
+    return [f"{subject} are the same for all models, and those of splits_final.json in the folds that it has."]
 
 
 def _means(facts: Facts) -> list[str]:
@@ -109,6 +139,7 @@ def _means(facts: Facts) -> list[str]:
         sentences.append("± is the standard deviation (n - 1) of the folds' means, each of its own cases.")
     if options.absent == "skip":
         sentences.append("An organ that neither the prediction nor the label has is not counted.")
+        sentences += _rightly_empty(facts)
     else:
         sentences.append("An organ that neither the prediction nor the label has counts as Dice and NSD 1.")
     infinite = scores[np.isinf(scores["hd95_mm"])].groupby("model", sort=False).size()
@@ -119,6 +150,42 @@ def _means(facts: Facts) -> list[str]:
             "out of its means, and out of paired differences on both sides, so that the difference of two means of "
             "HD95 need not be the mean paired difference."
         )
+    return sentences
+
+
+def _rightly_empty(facts: Facts) -> list[str]:
+    """Where a prediction that is rightly empty counts all the same, since another one of the case is not."""
+    sentences, names = [], [model.name for model in facts.models]
+    per_fold = facts.plan.options.kind == "test per fold"
+    within = facts.scores[rightly_empty(facts.scores, ["model", "case", "organ"])].groupby("model").size()
+    if len(within):
+        counts = ", ".join(f"{within.get(name, 0)} of {name}" for name in names)
+        where = "paired differences, and in means over trainings" if per_fold else "the mean over them"
+        sentences.append(
+            "Where the label lacks an organ that some of a model's trainings or folds leave empty and others do not, "
+            f"those that leave it empty count as Dice and NSD 1 in {where} (predictions of an organ: {counts})."
+        )
+    filled = facts.differences[(facts.differences["organ"] == "") & (facts.differences["counted_as_1"] > 0)]
+    if filled.empty:
+        return sentences
+    pairs = filled.groupby("model", sort=False)["counted_as_1"].max()
+    counts = ", ".join(f"{count} of {model} and {names[0]}" for model, count in pairs.items())
+    sentences.append(
+        "Where the label lacks an organ that one of two compared models leaves empty and the other does not, the empty "
+        f"one counts as Dice and NSD 1 in their paired difference, though not in the means (pairs of a case and an "
+        f"organ: {counts})."
+    )
+    metrics = list(dict.fromkeys(filled["metric"]))
+    plain = summarise(facts.scores, metrics, names, per_fold).set_index(["model", "metric"])["difference"]
+    unlike = []
+    for row in filled.itertuples():
+        of_means = plain[row.model, row.metric]
+        if round(units.factor(row.metric) * (row.mean - of_means), 2) != 0:  # NaN too: there is no other mean
+            instead = f"instead of {units.signed(row.metric, of_means)} " if not math.isnan(of_means) else ""
+            size = f"{units.signed(row.metric, row.mean)} {instead}{units.difference_unit(row.metric)}"
+            unlike.append(f"{units.title(row.metric)} of {row.model} {size}")
+    if unlike:
+        sentences.append(f"So the mean paired difference is not the difference of the means: {', '.join(unlike)}.")
     return sentences
 
 
@@ -147,7 +214,9 @@ def _repeats(facts: Facts) -> list[str]:
             "is not known, nor whether the differences are larger (train the same again as ..._rep2)."
         ]
     counts = ", ".join(f"{len(model.repeats)} of {model.name}" for model in facts.models)
-    sentences = [f"Trainings: {counts}; a model's scores are the mean over its trainings."]
+    sentences = [
+        f"Trainings: {counts}; a model's scores are the mean over its trainings, HD95 over those where it is finite."
+    ]
     if once := [model.name for model in facts.models if len(model.repeats) == 1]:
         sentences.append(f"The noise of {', '.join(once)}, trained once, is taken to be that of the others.")
     return sentences
@@ -174,4 +243,4 @@ def _trainings(facts: Facts) -> list[str]:
 def _pictures(facts: Facts) -> list[str]:
     if not facts.no_images:
         return []
-    return ["The images of some pictured cases were not found (nnUNet_raw): only their segmentations are shown."]
+    return ["The images of some pictured cases were not found (nnUNet_raw): their pictures are left out of the page."]

@@ -4,6 +4,11 @@ A model's score of a case and organ is the mean over its repeated trainings. Mea
 then over cases, as in the paper. Scores that are not counted are NaN and left out; an infinite HD95 (the organ is
 absent in the prediction or the reference) is left out of means, and out of a paired difference on both sides.
 
+An organ that neither the prediction nor the reference has is not counted in a mean. But where a score is set against
+another of the same case and organ that does count (the other prediction invented the organ: Dice and NSD 0), leaving
+the organ out would hide that the other one is worse. So within one model's repeats, and within a pair of models for
+their difference, the rightly empty prediction counts as Dice and NSD 1 there.
+
 Differences are paired by case, for cases differ more than models. Their interval is the percentile bootstrap over
 cases, their p-value Wilcoxon's signed-rank test with zero differences split between both signs (`zsplit`); over the
 organs, p-values are corrected by Holm's method within one model and metric. Both see the cases alone: that another
@@ -20,7 +25,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from nnunet_dtc.evaluation.units import higher_is_better, signed, title, unit
+from nnunet_dtc.evaluation.units import difference_unit, higher_is_better, signed, title, value
 
 __all__ = [
     "CONFIDENCE",
@@ -28,11 +33,13 @@ __all__ = [
     "RESAMPLES",
     "average_repeats",
     "bootstrap_interval",
+    "case_differences",
     "case_means",
     "fold_means",
     "holm",
     "means",
     "paired_differences",
+    "rightly_empty",
     "run_to_run",
     "summarise",
     "wilcoxon_p",
@@ -41,22 +48,39 @@ __all__ = [
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 FEWEST_PAIRS = 6  # with five, the smallest p-value of the signed-rank test is 2 / 2**5 = 0.06
+MORE_THAN_NOISE = 0.05  # p of the noise alone, below which a difference is more than that
 SAME = 1e-9  # differences below are round-off: the case counts as equal
 DIFFERENCES = (
     *("model", "metric", "organ", "n", "mean", "low", "high"),
-    *("p", "p_holm", "better", "worse", "equal", "left_out"),
+    *("p", "p_holm", "better", "worse", "equal", "left_out", "counted_as_1"),
 )
-NOISE = ("model", "metric", "difference", "run_to_run", "exceeds", "sentence")
+NOISE = ("model", "metric", "difference", "run_to_run", "p_noise", "exceeds", "sentence")
+
+
+def rightly_empty(scores: pd.DataFrame, keys: Sequence[str]) -> pd.Series:
+    """Which rows have no Dice (the organ is absent in prediction and reference) while another row of the same `keys`
+    has one. An NSD alone may be NaN for another reason: a surface that touches voxels to ignore everywhere."""
+    counts = scores["dice"].notna()
+    return ~counts & counts.groupby([scores[key] for key in keys], dropna=False).transform("any")
 
 
 def average_repeats(scores: pd.DataFrame, metrics: Sequence[str], over_folds: bool = False) -> pd.DataFrame:
-    """The mean over repeated trainings of each model, (fold,) case and organ; infinite where one of them is.
+    """The mean over repeated trainings of each model, (fold,) case and organ.
+
+    A repeat that is rightly empty counts as Dice and NSD 1 where another one counts. HD95 is the mean of the finite
+    ones, and infinite where all that count are infinite.
 
     Args:
+        scores: with `dice`, whatever the metrics are.
         over_folds: over the folds, too: one score for each model, case and organ.
     """
     keys = ["model", "case", "organ"] if over_folds else ["model", "fold", "case", "organ"]
-    return scores.groupby(keys, dropna=False, sort=False)[list(metrics)].mean().reset_index()
+    columns = list(metrics)
+    filled = _with_ones(scores, columns, rightly_empty(scores, keys))
+    averaged = _finite(filled, columns).groupby(keys, dropna=False, sort=False)[columns].mean()
+    by_key = [scores[key] for key in keys]
+    infinite = np.isinf(filled[columns].astype(float)).groupby(by_key, dropna=False, sort=False).any()
+    return averaged.mask(averaged.isna().to_numpy() & infinite.to_numpy(), math.inf).reset_index()
 
 
 def case_means(scores: pd.DataFrame, metrics: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
@@ -100,29 +124,35 @@ def summarise(scores: pd.DataFrame, metrics: Sequence[str], models: Sequence[str
 def paired_differences(
     scores: pd.DataFrame, metrics: Sequence[str], models: Sequence[str], organs: Sequence[str], seed: int = 0
 ) -> pd.DataFrame:
-    """`Comparison.differences`: every other model against the first, for the mean over organs ("") and each organ."""
-    averaged = average_repeats(scores, metrics, over_folds=True)
+    """`Comparison.differences`: every other model against the first, for the mean over organs ("") and each organ.
+
+    `counted_as_1` says how many pairs of case and organ had a rightly empty prediction on one side, which has no part
+    in the means; `left_out` how many had an infinite HD95 on either side.
+    """
+    averaged = average_repeats(scores, dict.fromkeys(("dice", *metrics)), over_folds=True)
     rows = []
     for model in models[1:]:
         for metric in metrics:
-            first, other = (
-                averaged[averaged["model"] == name].pivot(index="case", columns="organ", values=metric)
-                for name in (models[0], model)
-            )
-            other = other.loc[first.index]
-            infinite = np.isinf(first) | np.isinf(other)
-            first, other = first.mask(infinite), other.mask(infinite)
-            rows.append(
-                _paired(model, metric, "", other.mean(axis=1) - first.mean(axis=1), int(infinite.sum().sum()), seed)
-            )
+            first, other, infinite, ones = _pair(averaged, metric, models[0], model)
+            of_all = other.mean(axis=1) - first.mean(axis=1)
+            rows.append(_paired(model, metric, "", of_all, infinite.sum().sum(), ones.sum().sum(), seed))
             of_organs = [
-                _paired(model, metric, organ, other[organ] - first[organ], int(infinite[organ].sum()), seed)
+                _paired(
+                    model, metric, organ, other[organ] - first[organ], infinite[organ].sum(), ones[organ].sum(), seed
+                )
                 for organ in organs
             ]
             for row, corrected in zip(of_organs, holm([row["p"] for row in of_organs]), strict=True):
                 row["p_holm"] = corrected
             rows += of_organs
     return pd.DataFrame(rows, columns=list(DIFFERENCES))
+
+
+def case_differences(scores: pd.DataFrame, metric: str, first: str, model: str) -> pd.Series:
+    """The paired differences of the means over organs, by case, that `paired_differences` is about."""
+    averaged = average_repeats(scores, dict.fromkeys(("dice", metric)), over_folds=True)
+    of_first, of_other, _, _ = _pair(averaged, metric, first, model)
+    return of_other.mean(axis=1) - of_first.mean(axis=1)
 
 
 def bootstrap_interval(differences: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -172,7 +202,9 @@ def run_to_run(
 
     The standard deviation between the means of repeated trainings, pooled over all models that have some, times
     sqrt(1/k + 1/k') for the k and k' trainings of the two models, is the standard deviation of their difference were
-    there nothing but that noise.
+    there nothing but that noise. `p_noise` is how often the noise alone gives a difference at least as large:
+    two-sided, by Student's t, for the standard deviation is itself an estimate from few trainings. `exceeds` is
+    p_noise < 0.05.
 
     Args:
         trainings: how many of each model, in the order of the comparison.
@@ -181,7 +213,9 @@ def run_to_run(
     if freedom == 0:
         return pd.DataFrame(columns=list(NOISE))
     models = list(trainings)
-    of_repeat = means(scores, metrics, per_fold, ("model", "repeat")).reset_index()
+    # as in `average_repeats`, so that the repeats' means are spread around the mean that is compared
+    filled = _with_ones(scores, list(metrics), rightly_empty(scores, ["model", "fold", "case", "organ"]))
+    of_repeat = means(filled, metrics, per_fold, ("model", "repeat")).reset_index()
     rows = []
     for metric in metrics:
         squares = of_repeat.groupby("model")[metric].agg(lambda each: ((each - each.mean()) ** 2).sum(skipna=False))
@@ -190,24 +224,52 @@ def run_to_run(
             noise = one_training * math.sqrt(1 / trainings[models[0]] + 1 / trainings[model])
             here = (summary["model"] == model) & (summary["metric"] == metric)
             difference = float(summary.loc[here, "difference"].iloc[0])
-            known = not (math.isnan(noise) or math.isnan(difference))
-            exceeds = abs(difference) > noise if known else pd.NA
+            p = _noise_p(difference, noise, freedom)
+            exceeds = pd.NA if math.isnan(p) else p < MORE_THAN_NOISE
             rows.append(
                 {
                     "model": model,
                     "metric": metric,
                     "difference": difference,
                     "run_to_run": noise,
+                    "p_noise": p,
                     "exceeds": exceeds,
-                    "sentence": _noise_sentence(
-                        metric, models[0], model, trainings, difference, noise, exceeds, freedom
-                    ),
+                    "sentence": _noise_sentence(metric, models[0], model, trainings, difference, noise, p, freedom),
                 }
             )
     return pd.DataFrame(rows, columns=list(NOISE)).astype({"exceeds": "boolean"})
 
 
-def _paired(model: str, metric: str, organ: str, differences: pd.Series, left_out: int, seed: int) -> dict:
+def _pair(
+    averaged: pd.DataFrame, metric: str, first: str, model: str
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Of both models, case by organ: their scores as they are paired, where one was infinite (both are NaN then), and
+    where one is rightly empty and counts as 1."""
+    both = averaged[averaged["model"].isin((first, model))]
+    empty = rightly_empty(both, ["case", "organ"]) & higher_is_better(metric)
+    both = _with_ones(both, [metric], empty).assign(empty=empty)
+
+    def table(name: str, column: str) -> pd.DataFrame:
+        return both[both["model"] == name].pivot(index="case", columns="organ", values=column)
+
+    of_first = table(first, metric)
+    of_other = table(model, metric).loc[of_first.index]
+    infinite = np.isinf(of_first) | np.isinf(of_other)
+    ones = table(first, "empty") | table(model, "empty").loc[of_first.index]
+    return of_first.mask(infinite), of_other.mask(infinite), infinite, ones
+
+
+def _noise_p(difference: float, noise: float, freedom: int) -> float:
+    if math.isnan(difference) or math.isnan(noise):
+        return math.nan
+    if noise < SAME:  # all repeats gave the same
+        return float(abs(difference) < SAME)
+    return float(2 * stats.t.sf(abs(difference) / noise, freedom))
+
+
+def _paired(
+    model: str, metric: str, organ: str, differences: pd.Series, left_out: int, counted_as_1: int, seed: int
+) -> dict:
     values = differences.dropna().to_numpy(dtype=float)
     values = np.where(np.abs(values) < SAME, 0.0, values)
     low, high = bootstrap_interval(values, seed)
@@ -226,7 +288,8 @@ def _paired(model: str, metric: str, organ: str, differences: pd.Series, left_ou
         "better": int((favour > 0).sum()),
         "worse": int((favour < 0).sum()),
         "equal": int((favour == 0).sum()),
-        "left_out": left_out,
+        "left_out": int(left_out),
+        "counted_as_1": int(counted_as_1),
     }
 
 
@@ -237,27 +300,43 @@ def _noise_sentence(
     trainings: Mapping[str, int],
     difference: float,
     noise: float,
-    exceeds: object,
+    p: float,
     freedom: int,
 ) -> str:
     subject = f"{title(metric)}, {model} against {first}"
-    if exceeds is pd.NA:
+    if math.isnan(p):
         return f"{subject}: no mean of every training, so the run-to-run noise is not known."
-    sizes = f"{signed(metric, difference)} {unit(metric)}", f"{signed(metric, noise).lstrip('+')} {unit(metric)}"
-    verdict = "exceeds" if exceeds else "does not exceed"
+    points = difference_unit(metric)
+    size, deviation = (f"{text} {points}" for text in (signed(metric, difference), value(metric, noise)))
+    verdict = "This is more than the noise explains" if p < MORE_THAN_NOISE else "The noise may explain it"
     # the chi-square interval of a standard deviation, as multiples of its estimate
     low, high = (math.sqrt(freedom / stats.chi2.ppf(q, freedom)) for q in ((1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2))
     weak = "This estimate of the noise is weak" if freedom < 10 else "As to this estimate of the noise"
     return (
-        f"{subject}: the difference of {sizes[0]} {verdict} the run-to-run noise of {sizes[1]} (one standard deviation "
-        f"of such a difference). {weak}: it comes from {trainings[first]} and {trainings[model]} trainings"
-        f"{_pooled(first, model, trainings)}, and the true noise may be {low:.1f} to {high:.1f} times as large (95 %)."
+        f"{subject}: the difference is {size}, the run-to-run noise {deviation} (one standard deviation of such a "
+        f"difference). Noise alone gives a difference at least as large in {_percentage(p)} % of such comparisons "
+        f"(Student's t, {freedom} degree{'s' * (freedom > 1)} of freedom). {verdict}. {weak}: it comes from "
+        f"{trainings[first]} and {trainings[model]} trainings{_pooled(first, model, trainings)}, and the true noise "
+        f"may be {low:.1f} to {high:.1f} times as large (95 %)."
     )
+
+
+def _percentage(p: float) -> str:
+    """`less than 0.1`, `4.9`, `37`: never rounded up to the 5 that it is below."""
+    if p < 0.001:
+        return "less than 0.1"
+    return f"{math.floor(1000 * p) / 10:.1f}" if p < 0.1 else f"{100 * p:.0f}"
 
 
 def _pooled(first: str, model: str, trainings: Mapping[str, int]) -> str:
     others = sum(count > 1 for name, count in trainings.items() if name not in (first, model))
     return f", pooled with those of {others} more model{'s' * (others > 1)}" if others else ""
+
+
+def _with_ones(scores: pd.DataFrame, metrics: Sequence[str], rows: pd.Series) -> pd.DataFrame:
+    """Dice and NSD of these rows are 1."""
+    agreement = [metric for metric in metrics if higher_is_better(metric)]
+    return scores.assign(**{metric: scores[metric].mask(rows, 1.0) for metric in agreement})
 
 
 def _finite(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from nnunet_dtc._version import __version__
 from nnunet_dtc.comparison.result import Comparison
-from nnunet_dtc.comparison.statistics import average_repeats, case_means, fold_means
+from nnunet_dtc.comparison.statistics import average_repeats, case_differences, case_means, fold_means
 from nnunet_dtc.evaluation import units
 
 __all__ = [
@@ -53,7 +53,7 @@ def overview_table(comparison: Comparison) -> Table:
     summary = comparison.summary.set_index(["model", "metric"])
     head = ["Model"]
     for metric in comparison.metrics:
-        head += [f"{units.title(metric)} ({units.unit(metric)})", "difference"]
+        head += [f"{units.title(metric)} ({units.unit(metric)})", f"difference ({units.difference_unit(metric)})"]
     rows = []
     for model in comparison.models:
         row = [model.name]
@@ -116,7 +116,7 @@ def difference_table(comparison: Comparison, metric: str, model: str) -> Table:
         )
         for entry in frame.itertuples()
     ]
-    title = f"{_titled(metric)}: {model} minus {comparison.models[0].name}"
+    title = f"{units.title(metric)} ({units.difference_unit(metric)}): {model} minus {comparison.models[0].name}"
     head = ("Organ", "pairs", "difference", "95 % interval", "p", "p (Holm)", "better / equal / worse")
     return Table(title, head, tuple(rows))
 
@@ -133,18 +133,19 @@ def fold_table(comparison: Comparison, metric: str) -> Table:
 
 
 def case_table(comparison: Comparison, metric: str) -> Table:
-    """Means over organs: a row for each case, a column for each model and each difference to the first."""
+    """Means over organs: a row for each case, a column for each model and each paired difference to the first."""
     frame = mean_of_cases(comparison).pivot(index="case", columns="model", values=metric)
     first, *others = (model.name for model in comparison.models)
+    paired = {name: case_differences(comparison.scores, metric, first, name) for name in others}
     rows = tuple(
         (
             str(case),
             *(units.value(metric, row[name]) for name in (first, *others)),
-            *(units.signed(metric, row[name] - row[first]) for name in others),
+            *(units.signed(metric, paired[name][case]) for name in others),
         )
         for case, row in frame.iterrows()
     )
-    head = ("Case", first, *others, *(f"{name}: difference" for name in others))
+    head = ("Case", first, *others, *(f"{name}: difference ({units.difference_unit(metric)})" for name in others))
     return Table(f"{_titled(metric)} per case", head, rows)
 
 
@@ -153,15 +154,18 @@ def noise_table(comparison: Comparison) -> Table:
     rows = tuple(
         (
             entry.model,
-            _titled(entry.metric),
+            f"{units.title(entry.metric)} ({units.difference_unit(entry.metric)})",
             units.signed(entry.metric, entry.difference),
             units.value(entry.metric, entry.run_to_run),
+            _p(entry.p_noise),
             "not known" if pd.isna(entry.exceeds) else "yes" if entry.exceeds else "no",
         )
         for entry in comparison.noise.itertuples()
     )
-    head = ("Model", "metric", "difference", "run-to-run noise", "difference exceeds it")
-    return Table("Differences and the noise between repeated trainings (one standard deviation)", head, rows)
+    head = ("Model", "metric", "difference", "run-to-run noise", "p of noise alone", "more than noise")
+    return Table(
+        "Differences and the noise between repeated trainings (one standard deviation, Student's t)", head, rows
+    )
 
 
 def organ_means(comparison: Comparison) -> pd.DataFrame:

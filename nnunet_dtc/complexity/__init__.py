@@ -7,9 +7,10 @@ reads plans and finds trainers.
 
 from nnunet_dtc.complexity.bench import check_device
 from nnunet_dtc.complexity.counting import Macs, count_macs, count_parameters, parameters_mib
-from nnunet_dtc.complexity.planned import ComplexityError, PlannedTraining, find_trainer, read_plans
+from nnunet_dtc.complexity.planned import ComplexityError, PlannedTraining, read_plans
 from nnunet_dtc.complexity.report import markdown, output_files, rich_table, write_report
 from nnunet_dtc.complexity.survey import Complexity, TrainerComplexity, find_trainers, survey_trainers
+from nnunet_dtc.plugin.finder import find_trainer
 
 __all__ = [
     "Complexity",

@@ -25,8 +25,9 @@ import torch
 
 from nnunet_dtc.complexity.bench import Bench, nnunet_settings
 from nnunet_dtc.complexity.counting import MIB
-from nnunet_dtc.complexity.planned import ComplexityError, PlannedTraining, find_trainer
+from nnunet_dtc.complexity.planned import ComplexityError, PlannedTraining
 from nnunet_dtc.files import write_whole
+from nnunet_dtc.plugin.finder import find_trainer
 
 __all__ = ["PeakMemory", "measure_peak_memory"]
 

@@ -1,7 +1,5 @@
 """What is measured: the trainers' networks for one configuration of one data set's plans."""
 
-import contextlib
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -13,16 +11,11 @@ from typing import Any
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunet_dtc.plugin.ext_trainer.nnunet_dtc_trainers import defined_by
-from nnunet_dtc.trainers import trainer_class
-from nnunet_dtc.trainers.names import TrainerNameError
-
-__all__ = ["ComplexityError", "PlannedTraining", "find_trainer", "is_vanilla", "read_plans"]
+__all__ = ["ComplexityError", "PlannedTraining", "is_vanilla", "read_plans"]
 
 
 class ComplexityError(ValueError):
@@ -205,19 +198,6 @@ def _load(file: Path, needed: str, kind: str) -> dict[str, Any]:
     if not isinstance(content, dict) or needed not in content:
         raise ComplexityError(f"{file} is not {kind} of nnU-Net: it has no {needed!r}")
     return content
-
-
-def find_trainer(name: str) -> type[nnUNetTrainer]:
-    """The class that nnU-Net itself takes for this name; ours where nobody else has it, registered or not.
-
-    Raises:
-        ComplexityError: nobody has it, or it is a malformed name of ours; with the name to use or the grammar.
-    """
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net says where it looks
-            return trainer_class(name) if defined_by(name) is None else recursive_find_trainer_class_by_name(name)
-    except (AttributeError, AssertionError, TrainerNameError, RuntimeError) as error:
-        raise ComplexityError(f"there is no trainer {name}: {error}") from error
 
 
 def is_vanilla(trainer: type[nnUNetTrainer]) -> bool:

@@ -14,7 +14,8 @@ from nnunet_dtc._version import __version__
 from nnunet_dtc.complexity.bench import Bench, nnunet_settings
 from nnunet_dtc.complexity.counting import count_macs, count_parameters, parameters_mib
 from nnunet_dtc.complexity.memory import PeakMemory, measure_peak_memory
-from nnunet_dtc.complexity.planned import ComplexityError, PlannedTraining, find_trainer, is_vanilla
+from nnunet_dtc.complexity.planned import ComplexityError, PlannedTraining, is_vanilla
+from nnunet_dtc.plugin.finder import find_trainer
 
 __all__ = ["QUANTITIES", "Complexity", "Machine", "TrainerComplexity", "find_trainers", "survey_trainers"]
 

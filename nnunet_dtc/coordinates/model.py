@@ -23,9 +23,6 @@ from nnunet_dtc.checkpoints import open_checkpoint
 from nnunet_dtc.coordinates.stages import StageCoordinates, StageNumbers, axis_names, collect, measure
 from nnunet_dtc.plugin.registration import EXT_VARIABLE, ext_trainer_folder
 
-NO_GEOMETRY = (".png", ".bmp", ".tif", ".jpg")
-"""Images of these kinds have pixels, not mm: nnU-Net takes 1 for their spacing."""
-
 
 class CoordinatesError(ValueError):
     """A model or an image whose coordinates cannot be shown, with the reason."""
@@ -68,7 +65,8 @@ class Model:
 
     @property
     def has_geometry(self) -> bool:
-        return self.predictor.dataset_json["file_ending"].lower() not in NO_GEOMETRY
+        """Whether its images have mm. Photographs have pixels, for whose spacing nnU-Net takes 1."""
+        return self.predictor.plans_manager.plans["image_reader_writer"] != "NaturalImage2DIO"
 
 
 @dataclass(frozen=True)

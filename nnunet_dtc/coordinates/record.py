@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnunet_dtc.coordinates.stages import StageNumbers, collect, measure
+from nnunet_dtc.files import write_whole
 
 FILE_NAME = "coordinates.csv"
 OFF_VARIABLE = "NNUNET_DTC_COORDINATES"
@@ -89,12 +90,7 @@ def write_epoch(file: Path, epoch: int, rows: Sequence[dict[str, Any]]) -> None:
         with file.open("a", encoding="utf-8", newline="") as stream:
             stream.write(as_csv(rows, header=False))
         return
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(as_csv((), header=True) + "".join(kept) + as_csv(rows, header=False), encoding="utf-8")
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(file, as_csv((), header=True) + "".join(kept) + as_csv(rows, header=False))
 
 
 def as_rows(stages: Sequence[StageNumbers], epoch: int) -> list[dict[str, Any]]:
@@ -124,7 +120,7 @@ def log_line(stage: StageNumbers) -> str:
     used = " ".join("-" if math.isnan(axis.used) else f"{100 * axis.used:.0f}" for axis in axes)
     line = f"DTC {stage.title}: shift mm mean (max) {spread}, % of the bound {used}"
     if any(math.isnan(axis.bound_voxels) for axis in axes):
-        line = line.replace("% of the bound", "% of RF/4 (no bound)")
+        line = line.replace("% of the bound", "% of lambda (no bound)")
     named = [f"{axis.axis} {' '.join(axis.states)}" for axis in axes if axis.states]
     return line + (f"; {', '.join(named)}" if named else "")
 

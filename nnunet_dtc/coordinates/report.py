@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from nnunet_dtc._version import __version__
 from nnunet_dtc.coordinates import stages
 from nnunet_dtc.coordinates.model import Coordinates
 from nnunet_dtc.coordinates.record import as_csv, as_rows
+from nnunet_dtc.files import write_whole
 
 FORMAT = 1
 NAMES = ("coordinates.json", "coordinates.csv", "coordinates.png")
@@ -54,13 +54,8 @@ def write_report(found: Coordinates, folder: Path, overwrite: bool = False) -> t
     text = json.dumps(as_json(found), indent=2, allow_nan=False) + "\n"
     table = as_csv(as_rows(found.numbers, found.model.epochs - 1))
     Path(folder).mkdir(exist_ok=True)
-    for file, content in zip(files, (text.encode(), table.encode(), picture.getvalue()), strict=True):
-        unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-        try:
-            unfinished.write_bytes(content)
-            unfinished.replace(file)
-        finally:
-            unfinished.unlink(missing_ok=True)
+    for file, content in zip(files, (text, table, picture.getvalue()), strict=True):
+        write_whole(file, content)
     return files
 
 
@@ -149,17 +144,25 @@ def rich_table(found: Coordinates) -> Any:
 
     name = escape(unit(found))
     table = Table(title=escape(f"{found.model.trainer}, {found.patch.case}: shifts of the samples"))
-    table.add_column("stage")
+    table.add_column("stage", no_wrap=True)
     table.add_column("axis")
     for column in (f"mean {name}", f"95 % {name}", f"max {name}", f"bound {name}", "used %", "saturated %", "shut %"):
         table.add_column(column, justify="right")
     table.add_column("state")
     for stage in found.numbers:
-        for index, axis in enumerate(stage.axes):
+        output = [size * step for size, step in zip(stage.sizes, stage.stride, strict=True)]
+        told = [
+            f"{stage.stage} of {stage.stages}",
+            f"{stages.times(stage.sizes)} to",
+            stages.times(output),
+        ]  # narrow, over the rows
+        if len(stage.axes) == 2:
+            told = [told[0], " ".join(told[1:])]
+        for text, axis in zip(told, stage.axes, strict=True):
             lengths = [axis.mean_mm, axis.p95_mm, axis.max_mm, axis.bound_mm]
             shares = [axis.used, axis.saturated, axis.shut]
             table.add_row(
-                stage.title if index == 0 else "",
+                text,
                 axis.axis,
                 *("-" if math.isnan(value) else f"{value:.3g}" for value in lengths),
                 *("-" if math.isnan(value) else f"{100 * value:.1f}" for value in shares),

@@ -63,10 +63,6 @@ class StageCoordinates:
         """Whether a shift has a bound, which is then its scale."""
         return self.offset == "tanh" and self.weight in ("sigmoid", "none")
 
-    def scales(self) -> tuple[float, ...]:
-        """lambda of equation 1 in voxels of the input map, per axis."""
-        return tuple(shift_scale(self.receptive_field, size) for size in self.sizes)
-
     def shifts(self) -> Tensor:
         """Tensor[N, g, ..]: the shifts along each axis in voxels of the input map, before clamping."""
         return sampling_shifts(self.coords, self.sizes, self.receptive_field, offset=self.offset, weight=self.weight)
@@ -178,7 +174,7 @@ class StageNumbers:
     def title(self) -> str:
         """Such as ``stage 1 of 2 (4 x 12 x 8 to 4 x 24 x 16)``."""
         output = [size * step for size, step in zip(self.sizes, self.stride, strict=True)]
-        return f"stage {self.stage} of {self.stages} ({_times(self.sizes)} to {_times(output)})"
+        return f"stage {self.stage} of {self.stages} ({times(self.sizes)} to {times(output)})"
 
 
 def collect(network: nn.Module, data: Tensor, limit: int | None = None) -> tuple[object, list[StageCoordinates]]:
@@ -382,7 +378,8 @@ def _thin(coords: Tensor, limit: int) -> Tensor:
     return thinned.transpose(0, 1).reshape(1, flat.shape[1], -1)
 
 
-def _times(sizes: Sequence[int]) -> str:
+def times(sizes: Sequence[int]) -> str:
+    """Such as ``4 x 12 x 8``."""
     return " x ".join(str(size) for size in sizes)
 
 

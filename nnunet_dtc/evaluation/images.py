@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +15,11 @@ from nnunet_dtc.files import last_line
 
 __all__ = [
     "ENDINGS",
+    "PIXELS",
     "EvaluationError",
     "Grid",
     "grid_difference",
+    "pixel_spacing",
     "read_grid",
     "read_labels",
 ]
@@ -23,8 +27,9 @@ __all__ = [
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl", ".png", ".bmp")
 """Label files that are looked for where no dataset.json says the ending."""
 
-NO_GEOMETRY = (".png", ".bmp")
-"""Images of these kinds have pixels, not mm: their spacing is 1, as in nnU-Net (NaturalImage2DIO)."""
+PIXELS = (".png", ".bmp", ".jpg", ".tif", ".tiff")
+"""Images of these kinds have pixels, not mm; what their headers say is the resolution of a print. As in nnU-Net, the
+spacing is 1 (NaturalImage2DIO), and of a TIFF with three axes that of the .json beside it (Tiff3DIO)."""
 
 CORNER_TOLERANCE = 0.1
 """How far apart the corners of two equal grids may be, in voxels (of the shorter side). Headers round: NIfTI keeps
@@ -84,10 +89,31 @@ def read_grid(file: Path) -> Grid:
             f"a label image must have 2 or 3 axes and one number a voxel, got {dimension} axes and "
             f"{reader.GetNumberOfComponents()} numbers a voxel in {file}"
         )
-    if str(file).lower().endswith(NO_GEOMETRY):
+    if str(file).lower().endswith(PIXELS):
         identity = tuple(np.eye(dimension).ravel().tolist())
-        return Grid(reader.GetSize(), (1.0,) * dimension, (0.0,) * dimension, identity)
+        return Grid(reader.GetSize(), pixel_spacing(file, dimension), (0.0,) * dimension, identity)
     return Grid(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+
+
+def pixel_spacing(file: Path, axes: int) -> tuple[float, ...]:
+    """The spacing (x, y, z) of a file of the kinds `PIXELS`: 1, or for a TIFF with three axes what nnU-Net has written
+    into the .json of the same name, of an image without its channel's _0000.
+
+    Raises:
+        EvaluationError: if that file holds no spacing of three axes.
+    """
+    file = Path(file)
+    beside = file.with_name(re.sub(r"_\d{4}$", "", file.stem) + ".json"), file.with_suffix(".json")
+    found = next((path for path in beside if path.is_file()), None)
+    if axes != 3 or found is None or file.suffix.lower() not in (".tif", ".tiff"):
+        return (1.0,) * axes
+    try:
+        spacing = tuple(float(length) for length in json.loads(found.read_text(encoding="utf-8"))["spacing"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(f"{found} must hold the spacing of {file.name}: {error!r}") from error
+    if len(spacing) != 3 or min(spacing) <= 0:
+        raise EvaluationError(f"{found} must hold a positive spacing of three axes, got {spacing}")
+    return spacing[::-1]
 
 
 def grid_difference(a: Grid, b: Grid) -> str | None:

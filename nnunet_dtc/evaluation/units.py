@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["factor", "higher_is_better", "signed", "title", "unit", "value"]
+__all__ = ["difference_unit", "factor", "higher_is_better", "signed", "title", "unit", "value"]
 
 
 def higher_is_better(metric: str) -> bool:
@@ -20,6 +20,11 @@ def factor(metric: str) -> float:
 def unit(metric: str) -> str:
     """Of what is shown."""
     return "%" if higher_is_better(metric) else "mm"
+
+
+def difference_unit(metric: str) -> str:
+    """Of a difference as it is shown: that of two percentages is in percentage points."""
+    return "points" if higher_is_better(metric) else unit(metric)
 
 
 def title(metric: str) -> str:

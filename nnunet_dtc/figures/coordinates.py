@@ -23,7 +23,8 @@ from matplotlib.ticker import PercentFormatter
 from scipy import ndimage
 
 from nnunet_dtc.coordinates.stages import BINS, StageCoordinates, StageNumbers
-from nnunet_dtc.figures.predictions import PALETTE, informative_slices
+from nnunet_dtc.figures.overlay import PALETTE
+from nnunet_dtc.figures.views import informative_slices
 
 __all__ = ["coordinates_figure"]
 
@@ -332,7 +333,7 @@ def _draw_histogram(ax: Axes, stage: StageCoordinates, number: StageNumbers, uni
         ax.text(0.5, 0.5, word, color=FAINT, ha="center", va="center", transform=ax.transAxes)
     if not stage.bounded:
         ax.annotate(
-            "of RF/4: no bound",
+            "of lambda: no bound",
             (1, 1),
             (0, 5),
             "axes fraction",

@@ -82,7 +82,8 @@ def organ_differences(
         plain_axes(ax, "x")
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
-        ax.set_xlabel(f"{units.title(metric)}: difference to {_shortened(models[0], 30)} ({_points(metric)})")
+        points = units.difference_unit(metric)
+        ax.set_xlabel(f"{units.title(metric)}: difference to {_shortened(models[0], 30)} ({points})")
         _directions(ax, better_right=units.higher_is_better(metric))
         figure.legend(loc="outside upper left", frameon=False, ncol=1, fontsize=9)
     return figure
@@ -167,7 +168,7 @@ def _clouds(values: pd.DataFrame, metric: str, models: Sequence[str]) -> Figure:
         )
         plain_axes(ax, "y")
         ax.set_title(model, loc="left")
-        ax.set_ylabel(f"difference ({_points(metric)})")
+        ax.set_ylabel(f"difference ({units.difference_unit(metric)})")
     axes[-1].set_xlabel(f"{first}: {_score_label(metric)}")
     return figure
 
@@ -175,11 +176,6 @@ def _clouds(values: pd.DataFrame, metric: str, models: Sequence[str]) -> Figure:
 def _score_label(metric: str) -> str:
     lower = "" if units.higher_is_better(metric) else ", lower is better"
     return f"{units.title(metric)} ({units.unit(metric)}{lower})"
-
-
-def _points(metric: str) -> str:
-    """The unit of a difference: that of two percentages is in percentage points."""
-    return "points" if units.unit(metric) == "%" else units.unit(metric)
 
 
 def _directions(ax: Axes, better_right: bool) -> None:
