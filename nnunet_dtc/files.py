@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import tempfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["check_complete", "label_values", "unknown_values", "write_whole"]
+__all__ = ["check_complete", "check_writable", "label_values", "output_files", "unknown_values", "write_whole"]
 
 
 def write_whole(file: Path, content: str | bytes) -> Path:
@@ -25,6 +26,38 @@ def write_whole(file: Path, content: str | bytes) -> Path:
     finally:
         unfinished.unlink(missing_ok=True)
     return file
+
+
+def output_files(out: Path, endings: tuple[str, ...], overwrite: bool = False) -> tuple[Path, ...]:
+    """OUT with each of the endings; OUT itself may have one of them.
+
+    Raises:
+        FileExistsError: one of them is there, and `overwrite` is not asked for.
+        NotADirectoryError: their folder is not there.
+    """
+    out = Path(out)
+    if out.suffix in endings:
+        out = out.with_suffix("")
+    files = tuple(out.with_name(out.name + ending) for ending in endings)
+    if not out.parent.is_dir():
+        raise NotADirectoryError(f"there is no folder {out.parent} to write {files[0].name} into")
+    there = [str(file) for file in files if file.exists()]
+    if there and not overwrite:
+        raise FileExistsError(f"will not overwrite {' and '.join(there)} unless asked (--overwrite)")
+    return files
+
+
+def check_writable(folder: Path) -> None:
+    """By a file that is gone again: what the permissions say is not all.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write into {folder} ({error.strerror or error}): give another place by -o") from error
 
 
 def check_complete(file: Path) -> None:

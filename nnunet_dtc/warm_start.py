@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from nnunet_dtc.checkpoints import CheckpointError, is_second_name, open_checkpoint
 from nnunet_dtc.dtc import is_dtc
+from nnunet_dtc.environment import environment
 from nnunet_dtc.plugin.finder import find_trainer
 
 COORDS_SEED = 0  # the same checkpoint gives the same file
@@ -145,7 +146,7 @@ def save_latest(start: WarmStart, fold_folder: Path) -> Path:
     """
     check_fold_folder(start, fold_folder)
     init_args = deepcopy(start.source["init_args"])
-    with tempfile.TemporaryDirectory() as scratch, _environment(nnUNet_results=scratch, nnUNet_wandb_enabled="0"):
+    with tempfile.TemporaryDirectory() as scratch, environment(nnUNet_results=scratch, nnUNet_wandb_enabled="0"):
         arguments = {key: init_args[key] for key in ("plans", "configuration", "fold", "dataset_json")}
         plans = deepcopy(arguments.pop("plans"))
         with contextlib.redirect_stdout(io.StringIO()):
@@ -239,17 +240,3 @@ def _write(target: Path, write: Callable[[Path], None]) -> None:
         unfinished = Path(folder) / target.name
         write(unfinished)
         unfinished.replace(target)
-
-
-@contextlib.contextmanager
-def _environment(**values: str):
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value

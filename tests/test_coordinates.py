@@ -888,4 +888,4 @@ def test_what_the_command_refuses(here):
     assert "nnU-Net cannot preprocess" in refused(model, "-i", here / "bad_0000.nii.gz")
     if not torch.cuda.is_available():
         result = CliRunner().invoke(app, ["coordinates", str(model), "-i", str(image), "--device", "cuda"])
-        assert "torch sees no CUDA device" in result.output
+        assert "torch finds no CUDA GPU" in result.output

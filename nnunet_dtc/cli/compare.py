@@ -72,6 +72,7 @@ def compare(
         from nnunet_dtc.comparison.plan import Options, plan_comparison
         from nnunet_dtc.comparison.report import check_output, default_output, write_comparison
         from nnunet_dtc.comparison.tables import rich_tables
+        from nnunet_dtc.environment import check_device
         from nnunet_dtc.evaluation import parse_tolerance
 
         if per_fold and not test:
@@ -93,7 +94,7 @@ def compare(
             predictions=_named_folders(predictions or []),
             checkpoint=checkpoint,
             average=average,
-            device=device or _default_device(),
+            device=check_device(device).type,
             complexity=complexity,
             tolerances=tuple(parse_tolerance(text) for text in tolerance or ("1", "2")),
             absent=absent,
@@ -122,9 +123,3 @@ def _named_folders(texts: list[str]) -> dict[str, Path]:
             raise ValueError(f"--predictions takes TRAINER=FOLDER, each trainer once, got {text!r}")
         named[name] = Path(folder)
     return named
-
-
-def _default_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -41,7 +41,8 @@ def complexity(
     """
     from nnunet_dtc import complexity as cx
     from nnunet_dtc.complexity.bench import WARM_UP
-    from nnunet_dtc.complexity.report import caption, check_writable, title
+    from nnunet_dtc.complexity.report import OUTPUTS, caption, title
+    from nnunet_dtc.files import check_writable, output_files
 
     try:
         plans, dataset_description = cx.read_plans(dataset, plans_name, plans_file, dataset_json)
@@ -50,7 +51,7 @@ def complexity(
         )
         chosen = cx.check_device(device) if measure else None
         if output is not None:
-            check_writable(cx.output_files(output, overwrite)[0].parent)
+            check_writable(output_files(output, OUTPUTS, overwrite)[0].parent)
         found = cx.find_trainers(trainers)
         if chosen is not None:
             say(

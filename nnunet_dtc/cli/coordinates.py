@@ -45,12 +45,13 @@ def coordinates(
     """
     from nnunet_dtc.coordinates import model as models
     from nnunet_dtc.coordinates import report
+    from nnunet_dtc.environment import check_device
 
     try:
         if output is not None:
             report.output_files(output, overwrite)
         place = _numbers(center)
-        on = _device(device)
+        on = check_device(device)
         with err.status("loading the model ..."):
             loaded = models.load_model(model, fold, checkpoint)
         with err.status("preprocessing the image ..."):
@@ -75,17 +76,3 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
     if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts):
         raise ValueError(f"--center takes two or three whole numbers with commas between them, got {text!r}")
     return tuple(int(part) for part in parts)
-
-
-def _device(name: str | None) -> str:
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cuda", "cpu", "mps"):
-        raise ValueError(f"--device must be cuda, cpu or mps, got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no CUDA device here")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("--device mps: torch sees no Apple device here")
-    return name

@@ -1,6 +1,5 @@
 """``nnunet-dtc evaluate``."""
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +42,8 @@ def evaluate(
     """Score segmentations: Dice, surface Dice (NSD) and HD95 per case and organ, and their means."""
     from nnunet_dtc import evaluation
     from nnunet_dtc.evaluation.labels import find_dataset_json
-    from nnunet_dtc.evaluation.report import output_files, rich_table
+    from nnunet_dtc.evaluation.report import OUTPUTS, rich_table
+    from nnunet_dtc.files import check_writable, output_files
 
     try:
         tolerances = [evaluation.parse_tolerance(text) for text in tolerance or ("1", "2")]
@@ -58,7 +58,7 @@ def evaluate(
             label_set, ending = evaluation.labels_from_dataset_json(dataset_json)
         pairs = evaluation.find_pairs(predictions, labels, ending, subset)
         output = output or predictions / "metrics"
-        _check_writable(output_files(output, overwrite)[0].parent)
+        check_writable(output_files(output, OUTPUTS, overwrite)[0].parent)
         with progress_bars() as progress:
             result = evaluation.evaluate_pairs(pairs, label_set, tolerances, absent, processes, progress)
         out.print(rich_table(result))  # first: should the writing fail, the scores are seen
@@ -66,16 +66,3 @@ def evaluate(
     except (ValueError, OSError) as error:
         raise fail(error) from error
     say(f"wrote {written[0]} and {written[1]}")
-
-
-def _check_writable(folder: Path) -> None:
-    """By a file that is gone again: what the permissions say is not all.
-
-    Raises:
-        OSError: nothing can be written there.
-    """
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"cannot write into {folder} ({error.strerror or error}): give another place by -o") from error

@@ -5,11 +5,11 @@ memory in a process of its own, `survey` does all of it for several trainers, `r
 reads plans and finds trainers.
 """
 
-from nnunet_dtc.complexity.bench import check_device
 from nnunet_dtc.complexity.counting import Macs, count_macs, count_parameters, parameters_mib
 from nnunet_dtc.complexity.planned import ComplexityError, PlannedTraining, read_plans
-from nnunet_dtc.complexity.report import markdown, output_files, rich_table, write_report
+from nnunet_dtc.complexity.report import markdown, rich_table, write_report
 from nnunet_dtc.complexity.survey import Complexity, TrainerComplexity, find_trainers, survey_trainers
+from nnunet_dtc.environment import check_device
 from nnunet_dtc.plugin.finder import find_trainer
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "find_trainer",
     "find_trainers",
     "markdown",
-    "output_files",
     "parameters_mib",
     "read_plans",
     "rich_table",

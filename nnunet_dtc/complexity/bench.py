@@ -22,8 +22,9 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 
 from nnunet_dtc.complexity.planned import ComplexityError, PlannedTraining
+from nnunet_dtc.environment import environment
 
-__all__ = ["Bench", "check_device", "nnunet_settings"]
+__all__ = ["Bench", "nnunet_settings"]
 
 WARM_UP = 3  # steps at least: compilation, choice of algorithms, the optimizer's state
 WARM_UP_LIMIT = 20  # with gradient scaling the first steps are skipped until the scale fits
@@ -66,8 +67,8 @@ class Bench:
         data_folder = folders["nnUNet_preprocessed"] / plans.dataset_name / data
         data_folder.mkdir(parents=True)
         (data_folder / "case.b2nd").touch()  # by the ending the trainer chooses the reader of its data
-        environment = {name: str(folder) for name, folder in folders.items()} | {"nnUNet_wandb_enabled": "0"}
-        with _environment(**environment), contextlib.redirect_stdout(io.StringIO()):
+        variables = {name: str(folder) for name, folder in folders.items()} | {"nnUNet_wandb_enabled": "0"}
+        with environment(**variables), contextlib.redirect_stdout(io.StringIO()):
             made = trainer(
                 deepcopy(training.plans) | {"continue_training": False},
                 training.configuration,
@@ -187,23 +188,6 @@ def _random_batch(trainer: nnUNetTrainer, training: PlannedTraining) -> dict[str
     return {"data": data, "target": target}
 
 
-def check_device(name: str | None) -> torch.device:
-    """The device of a name ("cpu", "cuda", "mps"), CUDA where there is one and the CPU elsewhere for None.
-
-    Raises:
-        ComplexityError: it is not there, or is none of these.
-    """
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda", "mps"):
-        raise ComplexityError(f"--device is cpu, cuda or mps (CUDA_VISIBLE_DEVICES chooses a GPU), got {name}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ComplexityError("--device cuda: torch finds no CUDA GPU here (nnunet-dtc doctor says what it finds)")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise ComplexityError("--device mps: torch finds no Apple GPU here")
-    return torch.device(name)
-
-
 @contextlib.contextmanager
 def nnunet_settings() -> Iterator[None]:
     """Of cuDNN, as ``nnUNetv2_train`` sets them."""
@@ -226,17 +210,3 @@ def _synchronize(device: torch.device) -> None:
 
 def _autocast(device: torch.device) -> contextlib.AbstractContextManager:
     return torch.autocast(device.type) if device.type == "cuda" else contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

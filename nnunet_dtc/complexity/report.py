@@ -5,17 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nnunet_dtc.complexity.survey import QUANTITIES, Complexity, versions
-from nnunet_dtc.files import write_whole
+from nnunet_dtc.files import output_files, write_whole
 
-__all__ = ["FORMAT", "caption", "check_writable", "markdown", "output_files", "rich_table", "title", "write_report"]
+__all__ = ["FORMAT", "OUTPUTS", "caption", "markdown", "rich_table", "title", "write_report"]
 
 FORMAT = 1
+OUTPUTS = (".json", ".csv", ".md")
 PEAK_IS = {"cuda": "as allocated by torch", "cpu": "as growth of the process"}
 UNITS = {
     "parameters": "of the network, each once",
@@ -66,45 +66,13 @@ def as_json(complexity: Complexity) -> dict[str, Any]:
     }
 
 
-def output_files(out: Path, overwrite: bool = False) -> tuple[Path, Path, Path]:
-    """OUT.json, OUT.csv and OUT.md; OUT may be written with any of these endings.
-
-    Raises:
-        FileExistsError: one of them is there, and ``overwrite`` is not asked for.
-        NotADirectoryError: their folder is not there.
-    """
-    out = Path(out)
-    if out.suffix in (".json", ".csv", ".md"):
-        out = out.with_suffix("")
-    files = tuple(out.with_name(out.name + ending) for ending in (".json", ".csv", ".md"))
-    if not out.parent.is_dir():
-        raise NotADirectoryError(f"there is no folder {out.parent} to write {files[0].name} into")
-    there = [str(file) for file in files if file.exists()]
-    if there and not overwrite:
-        raise FileExistsError(f"will not overwrite {' and '.join(there)} unless asked (--overwrite)")
-    return files
-
-
-def check_writable(folder: Path) -> None:
-    """By a file that is gone again.
-
-    Raises:
-        OSError: nothing can be written there.
-    """
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"cannot write into {folder} ({error.strerror or error}): give another place by -o") from error
-
-
 def write_report(complexity: Complexity, out: Path, overwrite: bool = False) -> tuple[Path, Path, Path]:
     """Write OUT.json, OUT.csv (a row a trainer; empty is what was not measured) and OUT.md, each whole or not at all.
 
     Raises:
-        FileExistsError, NotADirectoryError: see ``output_files``.
+        FileExistsError, NotADirectoryError: see ``nnunet_dtc.files.output_files``.
     """
-    files = output_files(out, overwrite)
+    files = output_files(out, OUTPUTS, overwrite)
     content = as_json(complexity)
     rows = []
     for name, costs in content["trainers"].items():

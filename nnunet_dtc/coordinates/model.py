@@ -5,7 +5,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch._dynamo import OptimizedModule
 
 from nnunet_dtc.checkpoints import open_checkpoint
 from nnunet_dtc.coordinates.stages import StageCoordinates, StageNumbers, axis_names, collect, measure
+from nnunet_dtc.environment import environment
 from nnunet_dtc.plugin.registration import EXT_VARIABLE, ext_trainer_folder
 
 
@@ -291,15 +292,7 @@ def _quietly(function: Any, *arguments: Any, **options: Any) -> Any:
         return function(*arguments, **options)
 
 
-@contextlib.contextmanager
-def _trainers_known() -> Iterator[None]:
+def _trainers_known() -> contextlib.AbstractContextManager:
     """nnU-Net's finder finds our trainers, registered or not."""
-    before = os.environ.get(EXT_VARIABLE)
-    os.environ[EXT_VARIABLE] = os.pathsep.join(filter(None, (before, str(ext_trainer_folder()))))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[EXT_VARIABLE]
-        else:
-            os.environ[EXT_VARIABLE] = before
+    folders = filter(None, (os.environ.get(EXT_VARIABLE), str(ext_trainer_folder())))
+    return environment(**{EXT_VARIABLE: os.pathsep.join(folders)})

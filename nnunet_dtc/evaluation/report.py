@@ -22,11 +22,12 @@ from typing import Any
 from nnunet_dtc._version import __version__
 from nnunet_dtc.evaluation.labels import LabelSet, Organ
 from nnunet_dtc.evaluation.scoring import OrganScores, metric_names
-from nnunet_dtc.files import write_whole
+from nnunet_dtc.files import output_files, write_whole
 
-__all__ = ["Evaluation", "output_files", "read_json", "write_report"]
+__all__ = ["OUTPUTS", "Evaluation", "read_json", "write_report"]
 
 FORMAT = 1
+OUTPUTS = (".json", ".csv")
 ORDER = "over the organs of each case, then over cases; scores that are null are not counted"
 
 
@@ -140,32 +141,13 @@ def mean(values: Iterable[float]) -> float:
     return math.fsum(finite) / len(finite) if finite else math.nan
 
 
-def output_files(out: Path, overwrite: bool = False) -> tuple[Path, Path]:
-    """OUT.json and OUT.csv; OUT may be written with either ending.
-
-    Raises:
-        FileExistsError: if one of them is there and `overwrite` is not asked for.
-        NotADirectoryError: if their folder is not there.
-    """
-    out = Path(out)
-    if out.suffix in (".json", ".csv"):
-        out = out.with_suffix("")
-    files = (out.with_name(out.name + ".json"), out.with_name(out.name + ".csv"))
-    if not out.parent.is_dir():
-        raise NotADirectoryError(f"there is no folder {out.parent} to write {files[0].name} into")
-    there = [str(file) for file in files if file.exists()]
-    if there and not overwrite:
-        raise FileExistsError(f"will not overwrite {' and '.join(there)} unless asked (--overwrite)")
-    return files
-
-
 def write_report(evaluation: Evaluation, out: Path, overwrite: bool = False) -> tuple[Path, Path]:
     """Write OUT.json and OUT.csv (one row for each case and organ; NaN is empty, infinity `inf`), each whole or not.
 
     Raises:
-        FileExistsError, NotADirectoryError: see `output_files`.
+        FileExistsError, NotADirectoryError: see `nnunet_dtc.files.output_files`.
     """
-    as_json, as_csv = output_files(out, overwrite)
+    as_json, as_csv = output_files(out, OUTPUTS, overwrite)
     table = io.StringIO(newline="")
     rows = evaluation.rows()
     writer = csv.DictWriter(table, rows[0].keys(), lineterminator="\n")
