@@ -315,3 +315,13 @@ def test_names_are_shown_without_what_all_end_in(folders):
         (("nnUNetTrainerDTC_RF1_5epochs", "nnUNetTrainerDTC_RF4_5epochs"), "_5epochs"),
     ):
         assert models.common_end(names) == shared
+
+
+def test_a_training_step_knows_no_epochs(folders):
+    """What `complexity` measured for the plain name holds for a shorter training, too; another optimizer is another."""
+    steps = [models.read_training(folders.train(name)).same_step for name in (
+        "nnUNetTrainerDTC_RF4_5epochs_NoMirroring_rep2", "nnUNetTrainerDTC_Adam1en3_5epochs", "nnUNetTrainerDA5",
+    )]  # fmt: skip
+    assert steps[0][-1] == "nnUNetTrainerDTC_RF4"
+    assert steps[1][-1] == "nnUNetTrainerDTC_Adam1en3"
+    assert steps[2] == ("nnUNetTrainerDA5",)

@@ -193,7 +193,7 @@ def _compared(
         epochs=max((epochs for log in own for epochs in log.epochs.values()), default=None),
         parameters=max((count for log in own for count in log.parameters.values()), default=None),
         epoch_seconds=None if math.isnan(seconds) else float(seconds),
-        peak_memory_mib=next((memory[name] for name in (first.trainer, first.family) if name in memory), None),
+        peak_memory_mib=next((memory[name] for name in first.same_step if name in memory), None),
     )
 
 

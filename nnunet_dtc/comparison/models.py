@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dtc.evaluation.labels import LabelSet, labels_from_dataset_json
-from nnunet_dtc.trainers.names import TrainerNameError, UnknownSuffixError, parse
+from nnunet_dtc.trainers.names import DEFAULT_EPOCHS, TrainerNameError, UnknownSuffixError, parse
 
 __all__ = [
     "ComparisonError",
@@ -71,6 +71,15 @@ class Training:
         """The trainer's name without `_rep<k>`."""
         spec = _spec(self.trainer)
         return self.trainer if spec is None else str(replace(spec, repetition=1))
+
+    @property
+    def same_step(self) -> tuple[str, ...]:
+        """Trainers with the same training step: it does not know epochs, mirroring and repetitions."""
+        spec = _spec(self.trainer)
+        if spec is None:
+            return (self.trainer,)
+        plain = replace(spec, epochs=DEFAULT_EPOCHS, mirroring=True, repetition=1)
+        return self.trainer, self.family, str(plain)
 
     @property
     def repetition(self) -> int:
