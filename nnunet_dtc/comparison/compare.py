@@ -193,6 +193,7 @@ def _compared(
         epochs=max((epochs for log in own for epochs in log.epochs.values()), default=None),
         parameters=max((count for log in own for count in log.parameters.values()), default=None),
         epoch_seconds=None if math.isnan(seconds) else float(seconds),
+        left_out=model.left_out,
         peak_memory_mib=next((memory[name] for name in first.same_step if name in memory), None),
     )
 
@@ -235,5 +236,7 @@ def _pictures(plan: Plan, sources: Sequence[_Source], scores: pd.DataFrame) -> t
         found = images.get(case, ())
         return found if all(file.is_file() for file in found) else ()
 
-    made = pictures.make_pictures(used, [model.name for model in plan.models], files, plan.references, images_of)
+    averaged = statistics.average_repeats(scores, ["dice"], over_folds=True)
+    names = [model.name for model in plan.models]
+    made = pictures.make_pictures(used, names, files, plan.references, images_of, averaged)
     return made, any(not picture.images for picture in made)

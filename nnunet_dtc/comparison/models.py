@@ -157,9 +157,12 @@ def find_trainings(dataset: str, configuration: str, trainers: Sequence[str], pl
             there = sorted(path.name.removesuffix(suffix) for path in parent.glob(f"*{suffix}") if path.is_dir())
             others = sorted(path.name for path in parent.glob("*__*__*") if path.is_dir())
             found = f"trained there: {', '.join(there)}" if there else f"there are: {', '.join(others) or 'no models'}"
+            if elsewhere := [name for name in others if name.startswith(f"{trainer}__")]:
+                advice = f"it has {', '.join(elsewhere)}: say so by -p and -c"
+            else:
+                advice = f"train it by nnUNetv2_train {parent.name} {configuration} FOLD -tr {trainer} -p {plans}"
             raise ComparisonError(
-                f"{trainer} has no model of {plans} and {configuration} in {parent} ({found}); train it by "
-                f"nnUNetv2_train {parent.name} {configuration} FOLD -tr {trainer} -p {plans}"
+                f"{trainer} has no model of {plans} and {configuration} in {parent} ({found}); {advice}"
             )
     return folders
 

@@ -90,6 +90,8 @@ class _Content:
         facts = [what_was_predicted(comparison.kind, comparison.models, comparison.scores["case"].nunique())]
         facts += [", ".join(dict.fromkeys(model.configuration for model in comparison.models))]
         facts += [", ".join(dict.fromkeys(model.plans for model in comparison.models))]
+        if end := comparison.models[0].left_out:
+            facts += [f"trainers: all {end}"]
         return {
             "version": __version__,
             "dataset": comparison.dataset,
@@ -153,8 +155,14 @@ class _Content:
             "interval": _interval(metric, row),
             "counts": "better in {better}, worse in {worse}, equal in {equal} of {n} cases".format_map(row),
             "p": "" if math.isnan(row["p"]) else _p(row["p"]),
-            "says": _verdict(metric, row),
+            "says": _verdict(metric, row) + self._doubt(model, metric),
         }
+
+    def _doubt(self, model: str, metric: str) -> str:
+        """Where repeated trainings say that the noise between them may be all."""
+        noise = self.comparison.noise
+        here = noise[(noise["model"] == model) & (noise["metric"] == metric)]["exceeds"]
+        return " But the noise between trainings may explain it." if (here == False).any() else ""  # noqa: E712
 
     def _noise_sentences(self) -> list[str]:
         """Those about Dice first: one for each model, then the other metrics'."""

@@ -45,6 +45,7 @@ def make_pictures(
     files: Mapping[tuple[str, str], Path],
     references: Mapping[str, Path],
     images_of: Callable[[str], tuple[Path, ...]],
+    chosen_by: pd.DataFrame,
 ) -> tuple[CasePicture, ...]:
     """`Comparison.pictures`.
 
@@ -53,8 +54,10 @@ def make_pictures(
         files: those predictions, by model and case.
         references: by case.
         images_of: the channels of a case, empty where they cannot be found.
+        chosen_by: model, case, organ, dice that cases are chosen by: the mean over repeated trainings.
     """
     means = case_means(shown, ["dice"], ["model", "case"]).pivot(index="case", columns="model", values="dice")
+    all_means = case_means(chosen_by, ["dice"], ["model", "case"]).pivot(index="case", columns="model", values="dice")
     organs: dict[tuple[str, str], dict[str, float]] = {}
     for row in shown.itertuples():
         organs.setdefault((row.model, row.case), {})[row.organ] = float(row.dice)
@@ -68,7 +71,7 @@ def make_pictures(
             dice={model: float(means.loc[case, model]) for model in models},
             organ_dice={model: organs[model, case] for model in models},
         )
-        for case, why in choose_cases(means[list(models)]).items()
+        for case, why in choose_cases(all_means[list(models)]).items()
     )
 
 

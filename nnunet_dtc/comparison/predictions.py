@@ -9,6 +9,7 @@ same checkpoints and images are taken again, and no others.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnunet_dtc.comparison.models import ComparisonError, Training
+from nnunet_dtc.plugin.registration import EXT_VARIABLE, environment_value
 
 __all__ = [
     "AVERAGES",
@@ -232,6 +234,7 @@ def _run(command: Sequence[str], log: Path, tell: Tell) -> None:
             stdout=output,
             stderr=subprocess.STDOUT,
             check=False,
+            env={**os.environ, EXT_VARIABLE: environment_value()},  # our trainers, registered or not
         ).returncode
     if status != 0:
         last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]

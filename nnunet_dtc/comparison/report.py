@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
+
 from nnunet_dtc.comparison.models import ComparisonError
 from nnunet_dtc.comparison.result import Comparison
 from nnunet_dtc.comparison.tables import as_json, markdown
@@ -45,9 +47,18 @@ def write_comparison(comparison: Comparison, output: Path, page: Callable[[Compa
     contents = {
         "comparison.md": markdown(comparison),
         "comparison.json": json.dumps(as_json(comparison), indent=2, allow_nan=False) + "\n",
-        "scores.csv": comparison.scores.to_csv(index=False, lineterminator="\n"),
-        "differences.csv": comparison.differences.to_csv(index=False, lineterminator="\n"),
+        "scores.csv": _with_full_names(comparison, comparison.scores).to_csv(index=False, lineterminator="\n"),
+        "differences.csv": _with_full_names(comparison, comparison.differences).to_csv(
+            index=False, lineterminator="\n"
+        ),
         "index.html": page(comparison),
     }
     output.mkdir(parents=True, exist_ok=True)
     return [write_whole(output / name, content) for name, content in contents.items()]
+
+
+def _with_full_names(comparison: Comparison, frame: pd.DataFrame) -> pd.DataFrame:
+    """For tables that are read without the sentences beside them."""
+    return frame.assign(
+        model=frame["model"].map({model.name: model.name + model.left_out for model in comparison.models})
+    )

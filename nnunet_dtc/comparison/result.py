@@ -31,6 +31,7 @@ class ComparedModel:
         parameters: of the network.
         epoch_seconds: median over epochs and folds.
         peak_memory_mib: of a training step, where `complexity` measured it.
+        left_out: the end of the trainer's name that `name` is without.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ComparedModel:
     parameters: int | None
     epoch_seconds: float | None
     peak_memory_mib: float | None
+    left_out: str = ""
 
 
 @dataclass(frozen=True)

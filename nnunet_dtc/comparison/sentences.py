@@ -193,7 +193,9 @@ def _statistics(facts: Facts) -> list[str]:
     sentences = [
         f"Differences are paired by case; their 95 % intervals are percentile bootstraps over cases ({RESAMPLES} "
         f"resamples, seed {facts.plan.options.seed}); p is of Wilcoxon's signed-rank test (two-sided, zero differences "
-        "split), corrected over organs by Holm's method within one model and metric."
+        "split), corrected over organs by Holm's method within one model and metric.",
+        "Intervals are of the mean, p is of ranks: where few cases differ much, as with HD95, one may hold 0 and the "
+        "other be small. Both say what other cases might give, not what another training would give.",
     ]
     pairs = facts.differences["n"]
     if (pairs < FEWEST_PAIRS).any():
@@ -215,7 +217,9 @@ def _repeats(facts: Facts) -> list[str]:
         ]
     counts = ", ".join(f"{len(model.repeats)} of {model.name}" for model in facts.models)
     sentences = [
-        f"Trainings: {counts}; a model's scores are the mean over its trainings, HD95 over those where it is finite."
+        f"Trainings: {counts}; a model's scores are the mean over its trainings, HD95 over those where it is finite.",
+        "Pictures are of each model's first training, with that one's Dice; the cases are chosen by the mean over "
+        "trainings.",
     ]
     if once := [model.name for model in facts.models if len(model.repeats) == 1]:
         sentences.append(f"The noise of {', '.join(once)}, trained once, is taken to be that of the others.")

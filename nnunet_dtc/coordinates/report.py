@@ -139,15 +139,21 @@ def draw(found: Coordinates) -> Any:
 
 def rich_table(found: Coordinates) -> Any:
     """A row for each stage and axis, as a ``rich.table.Table``."""
+    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
     name = escape(unit(found))
-    table = Table(title=escape(f"{found.model.trainer}, {found.patch.case}: shifts of the samples"))
+    table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        title=escape(f"{found.model.trainer}, {found.patch.case}: shifts of the samples"),
+    )
     table.add_column("stage", no_wrap=True)
     table.add_column("axis")
-    for column in (f"mean {name}", f"95 % {name}", f"max {name}", f"bound {name}", "used %", "saturated %", "shut %"):
-        table.add_column(column, justify="right")
+    for column in (f"mean {name}", f"95 % {name}", f"max {name}", f"bound {name}", "used %", "sat. %", "shut %"):
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column("state")
     for stage in found.numbers:
         output = [size * step for size, step in zip(stage.sizes, stage.stride, strict=True)]

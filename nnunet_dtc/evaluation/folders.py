@@ -95,6 +95,11 @@ def find_pairs(predictions: Path, labels: Path, ending: str | None = None, subse
     problems = [f"prediction without a label: {predicted[case]}" for case in sorted(predicted.keys() - labelled.keys())]
     if not subset:
         missing = sorted(labelled.keys() - predicted.keys())
+        if missing:
+            problems.append(
+                f"{len(missing)} of {len(labelled)} labels in {labels} have no prediction in {predictions} (of one "
+                "fold's validation: --subset; the predictions come first, then the labels)"
+            )
         problems += [f"label without a prediction: {labelled[case]}" for case in missing]
     _refuse(problems)
     return [Pair(case, predicted[case], labelled[case]) for case in sorted(predicted)]
