@@ -488,7 +488,7 @@ class Demo:
             f"\n[bold]The comparison as a page:[/bold] {escape(str(output / 'index.html'))}", soft_wrap=True
         )
         if self.options.epochs < 100:
-            self.say("One short training each: differences of a few hundredths are chance.")
+            self.say("One short training each: which organs have begun to be learned is chance.")
 
 
 def _unfinished(folder: Path) -> Path:
