@@ -325,3 +325,15 @@ def test_a_training_step_knows_no_epochs(folders):
     assert steps[0][-1] == "nnUNetTrainerDTC_RF4"
     assert steps[1][-1] == "nnUNetTrainerDTC_Adam1en3"
     assert steps[2] == ("nnUNetTrainerDA5",)
+
+
+def test_the_memory_of_other_plans_is_not_shown(folders, tmp_path):
+    a, b = folders.train("nnUNetTrainer"), folders.train("nnUNetTrainerDTC")
+    file = tmp_path / "complexity.json"
+    measured = {"dataset": DATASET, "plans": "nnUNetPlans", "configuration": "2d", "trainers": {}}
+    file.write_text(json.dumps(measured))
+    result = run(a, b, "--complexity", file)
+    assert result.exit_code == 1
+    assert f"is of {DATASET}, nnUNetPlans, 2d; the models are of {DATASET}, nnUNetPlans, 3d_fullres" in result.output
+    file.write_text("[]")
+    assert "was not written by nnunet-dtc complexity" in run(a, b, "--complexity", file).output

@@ -136,16 +136,15 @@ def read_peak_memory(file: Path, training: Training) -> dict[str, float | None]:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
         trainers = content["trainers"]
         of = content["dataset"], content["plans"], content["configuration"]
-        if of != (wanted := (training.dataset, training.plans_name, training.configuration)):
-            raise ComparisonError(f"{file} is of {', '.join(map(str, of))}; the models are of {', '.join(wanted)}")
-        return {
+        memory = {
             name: None if entry.get("peak_memory_mib") is None else float(entry["peak_memory_mib"])
             for name, entry in trainers.items()
         }
-    except ComparisonError:
-        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ComparisonError(f"{file} was not written by nnunet-dtc complexity: {error!r}") from error
+    if of != (wanted := (training.dataset, training.plans_name, training.configuration)):
+        raise ComparisonError(f"{file} is of {', '.join(map(str, of))}; the models are of {', '.join(wanted)}")
+    return memory
 
 
 def _check_origin(file: Path, content: Mapping[str, Any], training: Training, expected: Mapping[str, Any]) -> None:

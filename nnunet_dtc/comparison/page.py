@@ -162,7 +162,7 @@ class _Content:
         """Where repeated trainings say that the noise between them may be all."""
         noise = self.comparison.noise
         here = noise[(noise["model"] == model) & (noise["metric"] == metric)]["exceeds"]
-        return " But the noise between trainings may explain it." if (here == False).any() else ""  # noqa: E712
+        return " But the noise between trainings may explain it." if here.eq(False).any() else ""
 
     def _noise_sentences(self) -> list[str]:
         """Those about Dice first: one for each model, then the other metrics'."""

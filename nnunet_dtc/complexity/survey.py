@@ -110,7 +110,8 @@ def find_trainers(names: Sequence[str]) -> dict[str, type]:
     """The classes of these names, in this order.
 
     Raises:
-        ComplexityError: there is none, one twice, or one that nobody has.
+        ComplexityError: there is none, or one twice.
+        ValueError: one that nobody has, see ``find_trainer``.
     """
     if not names:
         raise ComplexityError("give at least one trainer: -tr nnUNetTrainer nnUNetTrainerDTC")

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from torch._dynamo import OptimizedModule
 from nnunet_dtc.checkpoints import open_checkpoint
 from nnunet_dtc.coordinates.stages import StageCoordinates, StageNumbers, axis_names, collect, measure
 from nnunet_dtc.environment import environment
-from nnunet_dtc.plugin.registration import EXT_VARIABLE, ext_trainer_folder
+from nnunet_dtc.plugin.registration import EXT_VARIABLE, environment_value
 
 
 class CoordinatesError(ValueError):
@@ -294,5 +293,4 @@ def _quietly(function: Any, *arguments: Any, **options: Any) -> Any:
 
 def _trainers_known() -> contextlib.AbstractContextManager:
     """nnU-Net's finder finds our trainers, registered or not."""
-    folders = filter(None, (os.environ.get(EXT_VARIABLE), str(ext_trainer_folder())))
-    return environment(**{EXT_VARIABLE: os.pathsep.join(folders)})
+    return environment(**{EXT_VARIABLE: environment_value()})
