@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
 PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-EXTRAS = {"demo": "", "test": "[test]"}
+EXTRAS = {"demo": "[cpu]", "test": "[test]"}
 
 
 def main(arguments: list[str]) -> int:

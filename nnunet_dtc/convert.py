@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from nnunet_dtc.dtc import dtc_class, is_dtc
-from nnunet_dtc.sampling import Offset, Weight, check_receptive_field, check_variant
+from nnunet_dtc.shifts import Offset, Weight, check_receptive_field, check_variant
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LINEAR_MODES = {"bilinear": 2, "trilinear": 3}

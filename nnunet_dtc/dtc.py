@@ -8,8 +8,10 @@
 transposed convolution of figure 3b. Ours, where the paper is silent: the kernel of the coordinate convolution is its
 stride (this fits table 7's parameters), both convolutions have biases, and the coordinates start from weights of a
 normal distribution with standard deviation 0.001 (DySample's choice) and biases of zero. They do not start at exactly
-zero: on an axis with stride 1 the block would sample at voxel centres, where linear interpolation has a kink and
-round-off would choose the side of the gradient.
+zero: on an axis with stride 1 the block would sample at voxel centres, where linear interpolation has a kink.
+
+``base`` may be any upsampling. One that also wants the encoder's features of the output's size says so by an attribute
+``needs_skip = True`` and takes them as its second argument; the block then takes them, too, and hands them on.
 """
 
 from collections.abc import Sequence
@@ -18,14 +20,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nnunet_dtc.sampling import (
+from nnunet_dtc.heads import CoordinateHead2d, CoordinateHead3d, ValueHead2d, ValueHead3d
+from nnunet_dtc.sampling import deformable_upsample
+from nnunet_dtc.shifts import (
     Offset,
     Weight,
     check_receptive_field,
     check_stride,
     check_variant,
     coords_channels,
-    deformable_upsample,
 )
 
 COORDS_INIT_STD = 0.001
@@ -35,8 +38,9 @@ class _DTC(nn.Module):
     """What DTC2d and DTC3d share. The state dict has ``base.*``, ``value.*`` and ``coords.*``."""
 
     axes: ClassVar[int]
-    conv: ClassVar[type[nn.Module]]
     transposed_conv: ClassVar[type[nn.Module]]
+    value_head: ClassVar[type[nn.Module]]
+    coordinate_head: ClassVar[type[nn.Module]]
 
     def __init__(
         self,
@@ -65,8 +69,8 @@ class _DTC(nn.Module):
         if base is None:
             base = self.transposed_conv(in_channels, out_channels, self.stride, self.stride, **factory)
         self.base = base
-        self.value = self.conv(in_channels, out_channels, 1, **factory)
-        self.coords = self.transposed_conv(
+        self.value = self.value_head(in_channels, out_channels, 1, **factory)
+        self.coords = self.coordinate_head(
             in_channels, coords_channels(self.axes, weight), self.stride, self.stride, **factory
         )
         self.reset_coords()
@@ -76,35 +80,42 @@ class _DTC(nn.Module):
         nn.init.normal_(self.coords.weight, std=COORDS_INIT_STD)
         nn.init.zeros_(self.coords.bias)
 
-    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+    @property
+    def needs_skip(self) -> bool:
+        """Whether ``forward`` needs the encoder's features, because the base does."""
+        return getattr(self.base, "needs_skip", False)
+
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None, *, skip: Tensor | None = None) -> Tensor:
         """(N, in_channels, S_1, .., S_g) to (N, out_channels, S_1 * stride_1, ..), in the dtype of the base.
 
         ``output_size`` is what hosts may pass to a transposed convolution; it must be that size (or end in it).
+        ``skip`` (N, any channels, S_1 * stride_1, ..) is for a base that ``needs_skip``.
         """
         if x.ndim != self.axes + 2 or x.shape[1] != self.in_channels:
             shape = ", ".join(["N", str(self.in_channels), *"DHW"[-self.axes :]])
             raise ValueError(f"{type(self).__name__} takes ({shape}), got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise TypeError(f"{type(self).__name__} takes a floating tensor, got {x.dtype}")
-        branch = deformable_upsample(
+        out = tuple(size * step for size, step in zip(x.shape[2:], self.stride, strict=True))
+        if output_size is not None and tuple(output_size)[-self.axes :] != out:
+            raise ValueError(f"output_size must be size * stride, {out}, got output_size={tuple(output_size)}")
+        if self.needs_skip and skip is None:
+            raise ValueError(f"{type(self.base).__name__} needs the encoder's features of size {out}: pass skip=...")
+        base = self.base(x, skip) if self.needs_skip else self.base(x)
+        if tuple(base.shape) != (x.shape[0], self.out_channels, *out):
+            raise ValueError(
+                f"base must upsample {tuple(x.shape)} by stride {self.stride} to {self.out_channels} channels, "
+                f"{(x.shape[0], self.out_channels, *out)}, got {tuple(base.shape)} from {type(self.base).__name__}"
+            )
+        return deformable_upsample(
             self.value(x),
             self.coords(x),
             self.stride,
             self.receptive_field,
+            base=base,
             offset=self.offset_kind,
             weight=self.weight_kind,
         )
-        if output_size is not None and tuple(output_size)[-self.axes :] != tuple(branch.shape[2:]):
-            raise ValueError(
-                f"output_size must be size * stride, {tuple(branch.shape[2:])}, got output_size={tuple(output_size)}"
-            )
-        base = self.base(x)
-        if base.shape != branch.shape:
-            raise ValueError(
-                f"base must upsample {tuple(x.shape)} by stride {self.stride} to {self.out_channels} channels, "
-                f"{tuple(branch.shape)}, got {tuple(base.shape)} from {type(self.base).__name__}"
-            )
-        return base + branch.to(base.dtype)
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
         """What the block adds to its base, in elements of feature maps of one case (nnU-Net's measure of memory).
@@ -149,8 +160,9 @@ class DTC2d(_DTC):
     )
 
     axes = 2
-    conv = nn.Conv2d
     transposed_conv = nn.ConvTranspose2d
+    value_head = ValueHead2d
+    coordinate_head = CoordinateHead2d
 
 
 class DTC3d(_DTC):
@@ -160,8 +172,9 @@ class DTC3d(_DTC):
     )
 
     axes = 3
-    conv = nn.Conv3d
     transposed_conv = nn.ConvTranspose3d
+    value_head = ValueHead3d
+    coordinate_head = CoordinateHead3d
 
 
 def dtc_class(axes: int) -> type[_DTC]:

@@ -26,7 +26,8 @@ def deformable_upsample_loops(value, coords, stride, receptive_field, offset="ta
                     shift = shift * coords[(n, axes + a, *out)]
                 bound = sizes[a] / 2 if math.isinf(receptive_field) else receptive_field / 4
                 position = (out[a] + 0.5) / stride[a] - 0.5 + bound * shift
-                position = torch.clamp(position, 0, sizes[a] - 1)
+                if not 0 <= position.item() < sizes[a] - 1:  # clamped; on the last voxel the slope above it: none
+                    position = 0 * position + position.detach().clamp(0, sizes[a] - 1)
                 low = min(math.floor(position.item()), max(sizes[a] - 2, 0))
                 lower.append(low)
                 fraction.append(position - low)

@@ -31,7 +31,7 @@ from nnunet_dtc.coordinates.stages import BINS, _thin
 from nnunet_dtc.dtc import is_dtc
 from nnunet_dtc.figures.coordinates import coordinates_figure
 from nnunet_dtc.figures.views import informative_slices
-from nnunet_dtc.sampling import sampling_shifts, shift_scale
+from nnunet_dtc.shifts import sampling_shifts, shift_scale
 
 VARIANTS = [("tanh", "sigmoid"), ("tanh", "none"), ("tanh", "linear"), ("linear", "sigmoid"), ("linear", "none")]
 UNEVEN = {"kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]], "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 1]]}

@@ -196,3 +196,24 @@ def test_hosts_may_pass_the_output_size():
         ValueError, match=r"output_size must be size \* stride, \(2, 6, 10\), got output_size=\(2, 7, 10\)"
     ):
         dtc(x, output_size=[2, 7, 10])
+
+
+class _NeedsSkip(nn.Module):
+    """Upsamples by the nearest and adds the encoder's features."""
+
+    needs_skip = True
+
+    def forward(self, x, skip):
+        return nn.functional.interpolate(x, scale_factor=2) + skip
+
+
+def test_a_base_that_needs_the_encoders_features_is_given_them():
+    torch.manual_seed(0)
+    dtc = randomise_coords(DTC2d(3, 3, 2, base=_NeedsSkip()).double())
+    assert dtc.needs_skip
+    x, skip = torch.randn(1, 3, 2, 4, dtype=torch.float64), torch.randn(1, 3, 4, 8, dtype=torch.float64)
+    branch = deformable_upsample_loops(dtc.value(x), dtc.coords(x), (2, 2), 2)
+    torch.testing.assert_close(dtc(x, skip=skip), dtc.base(x, skip) + branch, rtol=0, atol=1e-11)
+    with pytest.raises(ValueError, match=r"_NeedsSkip needs the encoder's features of size \(4, 8\): pass skip="):
+        dtc(x)
+    assert not DTC2d(3, 3, 2).needs_skip

@@ -1,7 +1,7 @@
 """Collect the coordinates of DTC blocks, and what they amount to, per decoder stage and axis.
 
 Sun et al., arXiv:2601.17939, figure 7, show where the samples of the last stage go. The numbers and their thresholds
-are ours. With the shift of :func:`nnunet_dtc.sampling.sampling_shifts`, lambda * Offset * Weight in voxels of the
+are ours. With the shift of :func:`nnunet_dtc.shifts.sampling_shifts`, lambda * Offset * Weight in voxels of the
 stage's input map, and its scale lambda (RF / 4 voxels, for infinity half the map), an axis of a stage is
 
 - **dead** where its shift is the same at all positions, within ``DEAD_VARIATION`` of the scale: no deformation is
@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_dtc.dtc import is_dtc
-from nnunet_dtc.sampling import Offset, Weight, axis_activations, deformable_upsample, sampling_shifts, shift_scale
+from nnunet_dtc.sampling import deformable_upsample
+from nnunet_dtc.shifts import Offset, Weight, axis_activations, sampling_shifts, shift_scale
 
 SATURATED_OFFSET = 0.98
 SHUT_WEIGHT = 0.02

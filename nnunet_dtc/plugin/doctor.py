@@ -42,7 +42,7 @@ def examine() -> Iterator[Finding]:
     yield from _registration()
     yield _finder()
     yield _device()
-    yield Finding("backend", "ok", "torch's grid_sample (every device and dtype)")
+    yield from _backends()
     yield from _folders()
 
 
@@ -136,6 +136,28 @@ def _device() -> Finding:
     return Finding(
         "device", "note", f"CPU, {torch.get_num_threads()} threads", "pass -device cpu to nnU-Net's commands"
     )
+
+
+def _backends() -> Iterator[Finding]:
+    """The backend of each device that is here."""
+    import torch
+
+    from nnunet_dtc.backends import BACKENDS, VARIABLE, backend_for
+
+    slow = "torch's grid_sample, slow in 3D"
+    forced = f", forced by {VARIABLE}" if os.environ.get(VARIABLE, "").strip() else ""
+    for device in ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available():
+        try:
+            name = backend_for(device).name
+        except (ValueError, RuntimeError) as error:
+            yield Finding("backend", "wrong", str(error), f"unset {VARIABLE}, or choose another")
+            continue
+        fast = next((backend for backend in BACKENDS.values() if backend.device == device), None)
+        if forced or fast is None or name == fast.name:
+            seen = slow if name == "reference" else f"{name}, fused kernels"
+            yield Finding("backend", "ok", f"on {device}: {seen}{forced}")
+        else:
+            yield Finding("backend", "note", f"on {device}: {slow}", f"for fused kernels: {fast.why_not()}")
 
 
 def _folders() -> Iterator[Finding]:

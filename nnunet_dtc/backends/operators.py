@@ -1,0 +1,118 @@
+"""Each backend as an operator of torch: with shapes for tracing, a gradient, and a count of its products.
+
+``nnunet_dtc::upsample_<backend>(base, value, coords, stride, receptive_field, offset, weight) -> Tensor`` is opaque to
+``torch.compile``, which therefore sees one node in one graph. Saved for the backward pass are value and coords alone;
+positions and activations are computed again.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+NAMESPACE = "nnunet_dtc"
+
+
+def define(name: str, forward: Callable[..., Tensor], backward: Callable[..., tuple[Tensor | None, Tensor | None]]):
+    """Register ``forward`` and ``backward`` (as those of the reference) as the operator of the backend ``name``.
+
+    Returns:
+        The operator, callable with forward's arguments.
+    """
+
+    # the annotations are read by torch, which takes typing's spellings
+    def run(
+        base: Optional[Tensor],  # noqa: UP045
+        value: Tensor,
+        coords: Tensor,
+        stride: Sequence[int],
+        receptive_field: float,
+        offset: str,
+        weight: str,
+    ) -> Tensor:
+        return forward(_plain(base), _plain(value), _plain(coords), stride, receptive_field, offset, weight)
+
+    def run_backward(
+        grad: Tensor,
+        value: Tensor,
+        coords: Tensor,
+        stride: Sequence[int],
+        receptive_field: float,
+        offset: str,
+        weight: str,
+        wants_value: bool,
+        wants_coords: bool,
+    ) -> tuple[Tensor, Tensor]:
+        variant = (stride, receptive_field, offset, weight)
+        by_value, by_coords = backward(_plain(grad), _plain(value), _plain(coords), *variant, wants_value, wants_coords)
+        return (
+            value.new_empty(0) if by_value is None else _laid_out_like(value, by_value),
+            coords.new_empty(0) if by_coords is None else by_coords,
+        )
+
+    operator = torch.library.custom_op(f"{NAMESPACE}::upsample_{name}", run, mutates_args=())
+    operator_backward = torch.library.custom_op(f"{NAMESPACE}::upsample_{name}_backward", run_backward, mutates_args=())
+
+    @operator.register_fake
+    def _(base, value, coords, stride, receptive_field, offset, weight):
+        dtype = value.dtype if base is None else base.dtype
+        return value.new_empty((*value.shape[:2], *coords.shape[2:]), dtype=dtype)
+
+    @operator_backward.register_fake
+    def _(grad, value, coords, stride, receptive_field, offset, weight, wants_value, wants_coords):
+        return (
+            torch.empty_like(value) if wants_value else value.new_empty(0),
+            coords.new_empty(coords.shape if wants_coords else 0),
+        )
+
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, value, coords, *ctx.variant = inputs
+        ctx.save_for_backward(value, coords)
+
+    def gradients(ctx: Any, grad: Tensor) -> tuple:
+        wants_base, wants_value, wants_coords, *_ = ctx.needs_input_grad
+        by_value = by_coords = None
+        if wants_value or wants_coords:
+            by_value, by_coords = operator_backward(grad, *ctx.saved_tensors, *ctx.variant, wants_value, wants_coords)
+        return (
+            grad if wants_base else None,
+            by_value if wants_value else None,
+            by_coords if wants_coords else None,
+            None, None, None, None,
+        )  # fmt: skip
+
+    def no_second_derivatives(ctx: Any, *_: Any) -> tuple:
+        raise NotImplementedError("the deformable upsampling of DTC has no second derivatives")
+
+    operator.register_autograd(gradients, setup_context=setup_context)
+    operator_backward.register_autograd(no_second_derivatives)
+
+    packet = getattr(getattr(torch.ops, NAMESPACE), f"upsample_{name}")
+    packet_backward = getattr(getattr(torch.ops, NAMESPACE), f"upsample_{name}_backward")
+
+    # linear interpolation: a product for each neighbour of every sample of every channel
+    @register_flop_formula(packet)
+    def _(base, value, coords, *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+        return 2 * 2 ** (len(out_shape) - 2) * math.prod(out_shape)
+
+    @register_flop_formula(packet_backward)
+    def _(grad, value, coords, *_: Any, out_shape: Any = None, **__: Any) -> int:  # both gradients are as many products
+        return 2 * 2 * 2 ** (len(grad) - 2) * math.prod(grad)
+
+    return operator
+
+
+def _plain(tensor: Tensor | None) -> Tensor | None:
+    """Without a subclass of its own (MONAI's MetaTensor, for example), which would follow every small step."""
+    return tensor if tensor is None or type(tensor) is Tensor else tensor.as_subclass(Tensor)
+
+
+def _laid_out_like(tensor: Tensor, result: Tensor) -> Tensor:
+    """``result`` with the strides that ``empty_like(tensor)`` has: torch.compile relies on what the fake one said."""
+    wanted = torch.empty_like(tensor, device="meta").stride()
+    if result.stride() == wanted:
+        return result
+    return torch.empty_like(tensor).copy_(result)

@@ -1,0 +1,252 @@
+"""The kernels of the CUDA backend, in Triton.
+
+Everything is three-dimensional here; an image is a volume of one slice, ``AXES`` is then 2 and the first axis never
+moves. The low-resolution value and its gradient are channels-last, (N, D, H, W, P): the channels of one voxel lie side
+by side, and a block of samples reads them as short contiguous rows. P is C, or more: a multiple of BC, so that no row
+needs a mask or starts unaligned; the channels beyond C are zeros. Maps of the output's size are channels first, as
+torch has them. All arithmetic is float32; maps keep their dtype in memory.
+
+Names: N cases, C channels, (D, H, W) the value's size, (SD, SH, SW) the stride, RD, RH, RW the bounds of the shifts in
+voxels; a program has BM samples (or voxels), BC channels at a time. Keep the blocks small: of each of its samples a
+thread holds eight addresses and shares, and registers are soon used up.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _activations(coords, sample, inside, total, n, AXIS: tl.constexpr, AXES: tl.constexpr, WEIGHTED: tl.constexpr):
+    """Offset and Weight of equation 1 of a block of samples, for one of three axes."""
+    heads: tl.constexpr = 2 * AXES if WEIGHTED else AXES
+    head: tl.constexpr = AXIS - (3 - AXES)
+    row = coords + (n.to(tl.int64) * heads + head) * total
+    moved = tl.load(row + sample, mask=inside, other=0.0).to(tl.float32)
+    moved = 1.0 - 2.0 / (1.0 + tl.exp(2.0 * moved))  # tanh, exactly zero at zero
+    opened = tl.full(moved.shape, 1.0, tl.float32)
+    if WEIGHTED:
+        gate = tl.load(row + AXES * total + sample, mask=inside, other=0.0).to(tl.float32)
+        opened = 1.0 / (1.0 + tl.exp(-gate))
+    return moved, opened
+
+
+@triton.jit
+def _regular(element, STEP: tl.constexpr):
+    """P_grid in voxels: exact on the centres of voxels, where a division might not be."""
+    return (element // STEP).to(tl.float32) + (2 * (element % STEP) + 1 - STEP).to(tl.float32) / (2 * STEP)
+
+
+@triton.jit
+def _between(position, size):
+    """The lower voxel of a position, how far it is to the one above, and the share of that one."""
+    top = (size - 1).to(tl.float32)
+    position = tl.where(position > 0.0, position, 0.0)  # where it is not a number, too
+    position = tl.where(position < top, position, top)
+    below = tl.floor(position)
+    low = below.to(tl.int32)
+    return position, low, (low + 1 < size).to(tl.int32), position - below
+
+
+@triton.jit
+def _slope(by_position, raw, size, bound):
+    """Through the clamp to the map: nothing beyond the first and from the last voxel on."""
+    return tl.where((raw >= 0.0) & (raw < (size - 1).to(tl.float32)), by_position * bound, 0.0)
+
+
+@triton.jit
+def forward_kernel(
+    out, base, value, coords, C, P, D, H, W, RD, RH, RW,
+    SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, AXES: tl.constexpr, WEIGHTED: tl.constexpr,
+    HAS_BASE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """``out = base + samples``; a program has BM samples of one case, all channels."""
+    n = tl.program_id(1)
+    rows, row = H * SH, W * SW
+    total = D * SD * rows * row
+    sample = tl.program_id(0) * BM + tl.arange(0, BM)
+    inside = sample < total
+    x, y, z = sample % row, (sample // row) % rows, sample // (row * rows)
+
+    y_moved, y_opened = _activations(coords, sample, inside, total, n, 1, AXES, WEIGHTED)
+    x_moved, x_opened = _activations(coords, sample, inside, total, n, 2, AXES, WEIGHTED)
+    _, y0, y_up, fy = _between(_regular(y, SH) + RH * y_moved * y_opened, H)
+    _, x0, x_up, fx = _between(_regular(x, SW) + RW * x_moved * x_opened, W)
+    voxel = n.to(tl.int64) * D * H * W + y0 * W + x0
+    if AXES == 3:
+        z_moved, z_opened = _activations(coords, sample, inside, total, n, 0, AXES, WEIGHTED)
+        _, z0, z_up, fz = _between(_regular(z, SD) + RD * z_moved * z_opened, D)
+        voxel += z0 * H * W
+
+    for first in range(0, C, BC):
+        channel = first + tl.arange(0, BC)
+        kept = inside[:, None] & (channel < C)[None, :]
+        sums = tl.zeros((BM, BC), tl.float32)
+        for corner in tl.static_range(0, 2**AXES):
+            at = voxel + (corner & 1) * x_up + ((corner >> 1) & 1) * y_up * W
+            share = (fx if corner & 1 else 1.0 - fx) * (fy if (corner >> 1) & 1 else 1.0 - fy)
+            if AXES == 3:
+                at += (corner >> 2) * z_up * H * W
+                share *= fz if corner >> 2 else 1.0 - fz
+            neighbour = tl.load(value + at[:, None] * P + channel[None, :], mask=inside[:, None], other=0.0)
+            sums += share[:, None] * neighbour.to(tl.float32)
+        element = (n.to(tl.int64) * C + channel.to(tl.int64))[None, :] * total + sample[:, None]
+        if HAS_BASE:
+            sums += tl.load(base + element, mask=kept, other=0.0).to(tl.float32)
+        tl.store(out + element, sums.to(out.dtype.element_ty), mask=kept)
+
+
+@triton.jit
+def coords_kernel(
+    grad_coords, positions, grad, value, coords, C, P, D, H, W, RD, RH, RW,
+    SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, AXES: tl.constexpr, WEIGHTED: tl.constexpr,
+    COORDS: tl.constexpr, POSITIONS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Of BM samples of one case: the gradient of their coordinates (``COORDS``), and their positions, (N, AXES, ..),
+    for the kernels of the value's gradient (``POSITIONS``)."""
+    n = tl.program_id(1)
+    rows, row = H * SH, W * SW
+    total = D * SD * rows * row
+    sample = tl.program_id(0) * BM + tl.arange(0, BM)
+    inside = sample < total
+    x, y, z = sample % row, (sample // row) % rows, sample // (row * rows)
+
+    y_moved, y_opened = _activations(coords, sample, inside, total, n, 1, AXES, WEIGHTED)
+    x_moved, x_opened = _activations(coords, sample, inside, total, n, 2, AXES, WEIGHTED)
+    y_raw = _regular(y, SH) + RH * y_moved * y_opened
+    x_raw = _regular(x, SW) + RW * x_moved * x_opened
+    py, y0, y_up, fy = _between(y_raw, H)
+    px, x0, x_up, fx = _between(x_raw, W)
+    voxel = n.to(tl.int64) * D * H * W + y0 * W + x0
+    if AXES == 3:
+        z_moved, z_opened = _activations(coords, sample, inside, total, n, 0, AXES, WEIGHTED)
+        z_raw = _regular(z, SD) + RD * z_moved * z_opened
+        pz, z0, z_up, fz = _between(z_raw, D)
+        voxel += z0 * H * W
+    if POSITIONS:
+        place = positions + n.to(tl.int64) * AXES * total + sample
+        if AXES == 3:
+            tl.store(place, pz, mask=inside)
+        tl.store(place + (AXES - 2) * total, py, mask=inside)
+        tl.store(place + (AXES - 1) * total, px, mask=inside)
+
+    if COORDS:
+        by_z = tl.zeros((BM,), tl.float32)
+        by_y = tl.zeros((BM,), tl.float32)
+        by_x = tl.zeros((BM,), tl.float32)
+        for first in range(0, C, BC):
+            channel = first + tl.arange(0, BC)
+            kept = inside[:, None] & (channel < C)[None, :]
+            element = (n.to(tl.int64) * C + channel.to(tl.int64))[None, :] * total + sample[:, None]
+            upstream = tl.load(grad + element, mask=kept, other=0.0).to(tl.float32)
+            for corner in tl.static_range(0, 2**AXES):
+                at = voxel + (corner & 1) * x_up + ((corner >> 1) & 1) * y_up * W
+                wx = fx if corner & 1 else 1.0 - fx
+                wy = fy if (corner >> 1) & 1 else 1.0 - fy
+                wz = tl.full((BM,), 1.0, tl.float32)
+                if AXES == 3:
+                    at += (corner >> 2) * z_up * H * W
+                    wz = fz if corner >> 2 else 1.0 - fz
+                neighbour = value + at[:, None] * P + channel[None, :]
+                read = tl.load(neighbour, mask=inside[:, None], other=0.0).to(tl.float32)
+                product = tl.sum(upstream * read, axis=1)
+                by_x += wz * wy * product if corner & 1 else -wz * wy * product
+                by_y += wz * wx * product if (corner >> 1) & 1 else -wz * wx * product
+                if AXES == 3:
+                    by_z += wy * wx * product if corner >> 2 else -wy * wx * product
+        heads: tl.constexpr = 2 * AXES if WEIGHTED else AXES
+        place = grad_coords + n.to(tl.int64) * heads * total + sample
+        y_slope, x_slope = _slope(by_y, y_raw, H, RH), _slope(by_x, x_raw, W, RW)
+        kind = grad_coords.dtype.element_ty
+        y_place, x_place = place + (AXES - 2) * total, place + (AXES - 1) * total
+        tl.store(y_place, (y_slope * y_opened * (1.0 - y_moved * y_moved)).to(kind), mask=inside)
+        tl.store(x_place, (x_slope * x_opened * (1.0 - x_moved * x_moved)).to(kind), mask=inside)
+        if WEIGHTED:
+            gate = AXES * total
+            tl.store(y_place + gate, (y_slope * y_moved * y_opened * (1.0 - y_opened)).to(kind), mask=inside)
+            tl.store(x_place + gate, (x_slope * x_moved * x_opened * (1.0 - x_opened)).to(kind), mask=inside)
+        if AXES == 3:
+            z_slope = _slope(by_z, z_raw, D, RD)
+            tl.store(place, (z_slope * z_opened * (1.0 - z_moved * z_moved)).to(kind), mask=inside)
+            if WEIGHTED:
+                tl.store(place + AXES * total, (z_slope * z_moved * z_opened * (1.0 - z_opened)).to(kind), mask=inside)
+
+
+@triton.jit
+def gather_kernel(
+    grad_value, grad, positions, C, P, D, H, W,
+    LEAD_D: tl.constexpr, LEAD_H: tl.constexpr, LEAD_W: tl.constexpr,
+    REACH_D: tl.constexpr, REACH_H: tl.constexpr, REACH_W: tl.constexpr,
+    SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, AXES: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """The gradient of BM voxels and BC channels of the value, gathered from all samples in reach.
+
+    Shifts have a bound: along an axis, voxel i can be touched only by the ``REACH`` samples from ``i * S - LEAD`` on.
+    Each voxel sums them in the same order every time.
+    """
+    n = tl.program_id(2)
+    rows, row = H * SH, W * SW
+    depth = D * SD
+    total = depth * rows * row
+    voxel = tl.program_id(0) * BM + tl.arange(0, BM)
+    inside = voxel < D * H * W
+    x, y, z = voxel % W, (voxel // W) % H, voxel // (W * H)
+    channel = tl.program_id(1) * BC + tl.arange(0, BC)
+    kept = (channel < C)[None, :]
+    place = positions + n.to(tl.int64) * AXES * total
+    source = (n.to(tl.int64) * C + channel.to(tl.int64))[None, :] * total
+    sums = tl.zeros((BM, BC), tl.float32)
+    for dz in range(REACH_D):
+        oz = z * SD - LEAD_D + dz
+        in_z = inside & (oz >= 0) & (oz < depth)
+        for dy in range(REACH_H):
+            oy = y * SH - LEAD_H + dy
+            in_y = in_z & (oy >= 0) & (oy < rows)
+            for dx in range(REACH_W):
+                ox = x * SW - LEAD_W + dx
+                valid = in_y & (ox >= 0) & (ox < row)
+                sample = (oz * rows + oy) * row + ox
+                py = tl.load(place + (AXES - 2) * total + sample, mask=valid, other=-9.0)
+                px = tl.load(place + (AXES - 1) * total + sample, mask=valid, other=-9.0)
+                share = tl.maximum(1.0 - tl.abs(py - y.to(tl.float32)), 0.0)
+                share *= tl.maximum(1.0 - tl.abs(px - x.to(tl.float32)), 0.0)
+                if AXES == 3:
+                    pz = tl.load(place + sample, mask=valid, other=-9.0)
+                    share *= tl.maximum(1.0 - tl.abs(pz - z.to(tl.float32)), 0.0)
+                share = tl.where(valid, share, 0.0)
+                touched = (share > 0.0)[:, None] & kept
+                upstream = tl.load(grad + source + sample[:, None], mask=touched, other=0.0).to(tl.float32)
+                sums += share[:, None] * upstream
+    at = (n.to(tl.int64) * D * H * W + voxel)[:, None] * P + channel[None, :]
+    tl.store(grad_value + at, sums.to(grad_value.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit
+def scatter_kernel(
+    grad_value, grad, positions, C, P, D, H, W,
+    SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, AXES: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Add BM samples of BC channels to the gradient of the value, float32, by atomic additions in any order."""
+    n = tl.program_id(2)
+    rows, row = H * SH, W * SW
+    total = D * SD * rows * row
+    sample = tl.program_id(0) * BM + tl.arange(0, BM)
+    inside = sample < total
+    channel = tl.program_id(1) * BC + tl.arange(0, BC)
+    kept = inside[:, None] & (channel < C)[None, :]
+    place = positions + n.to(tl.int64) * AXES * total + sample
+    _, y0, y_up, fy = _between(tl.load(place + (AXES - 2) * total, mask=inside, other=0.0), H)
+    _, x0, x_up, fx = _between(tl.load(place + (AXES - 1) * total, mask=inside, other=0.0), W)
+    voxel = n.to(tl.int64) * D * H * W + y0 * W + x0
+    if AXES == 3:
+        _, z0, z_up, fz = _between(tl.load(place, mask=inside, other=0.0), D)
+        voxel += z0 * H * W
+    element = (n.to(tl.int64) * C + channel.to(tl.int64))[None, :] * total + sample[:, None]
+    upstream = tl.load(grad + element, mask=kept, other=0.0).to(tl.float32)
+    for corner in tl.static_range(0, 2**AXES):
+        at = voxel + (corner & 1) * x_up + ((corner >> 1) & 1) * y_up * W
+        share = (fx if corner & 1 else 1.0 - fx) * (fy if (corner >> 1) & 1 else 1.0 - fy)
+        if AXES == 3:
+            at += (corner >> 2) * z_up * H * W
+            share *= fz if corner >> 2 else 1.0 - fz
+        neighbour = grad_value + at[:, None] * P + channel[None, :]
+        tl.atomic_add(neighbour, share[:, None] * upstream, mask=kept, sem="relaxed")

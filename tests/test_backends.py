@@ -1,0 +1,502 @@
+"""Every backend against the literal loops in float64, and what a backend must be besides fast.
+
+Triton computes on a GPU where there is one; elsewhere its interpreter computes the same tests in a process of its own,
+since it must be chosen before Triton is imported.
+"""
+
+import copy
+import math
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import deformable_upsample_loops
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nnunet_dtc import DTC3d, backends, deformable_upsample
+from nnunet_dtc.backends import BACKENDS, backend_for, use_backend
+
+INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
+USABLE = [name for name, backend in BACKENDS.items() if backend.why_not() is None]
+NAMES = [name for name in USABLE if name == "triton"] if INTERPRETS else USABLE
+FAST = [name for name in NAMES if name != "reference"]
+CASES = [  # size, stride
+    ((3, 5), (1, 2)),
+    ((5, 1), (2, 3)),
+    ((2, 3, 5), (1, 2, 2)),
+    ((3, 1, 4), (2, 1, 3)),
+]
+# several blocks, tiles and threads; the interpreter takes seconds for what is small
+WIDE = [((8, 9), (1, 2))] if INTERPRETS else [((7, 40), (3, 1)), ((9, 14, 21), (1, 2, 2))]
+SMALL, SMALL_STRIDE = ((2, 3), (1, 2)) if INTERPRETS else ((2, 3, 4), (1, 2, 2))
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 3e-5, torch.bfloat16: 6e-2, torch.float16: 8e-3}
+
+needs_numba = pytest.mark.skipif("numba" not in NAMES, reason="numba is not installed")
+
+
+def device_of(name):
+    return "cuda" if name == "triton" and not INTERPRETS else "cpu"
+
+
+def inputs(size, stride, *, name="reference", channels=5, dtype=torch.float32, weight="sigmoid", batch=2, seed=0):
+    """Base, value and coords that need gradients, and a gradient from above; exact in every dtype they are cast to."""
+    generator = torch.Generator().manual_seed(seed)
+    out = [extent * step for extent, step in zip(size, stride, strict=True)]
+    heads = len(size) * (1 if weight == "none" else 2)
+    shapes = [(batch, channels, *out), (batch, channels, *size), (batch, heads, *out), (batch, channels, *out)]
+    base, value, coords, upstream = (
+        torch.randn(shape, generator=generator).to(device_of(name), dtype) for shape in shapes
+    )
+    return [base.requires_grad_(), value.requires_grad_(), coords.requires_grad_()], upstream
+
+
+def computed(name, leaves, upstream, stride, receptive_field, **variant):
+    """The result and the three gradients."""
+    base, value, coords = leaves
+    with use_backend(name):
+        result = deformable_upsample(value, coords, stride, receptive_field, base=base, **variant)
+    return [result.detach(), *torch.autograd.grad(result, leaves, upstream)]
+
+
+def expected(leaves, upstream, stride, receptive_field, **variant):
+    base, value, coords = (leaf.detach().double().cpu().requires_grad_() for leaf in leaves)
+    result = base + deformable_upsample_loops(value, coords, stride, receptive_field, **variant)
+    return [result.detach(), *torch.autograd.grad(result, [base, value, coords], upstream.double().cpu())]
+
+
+def assert_agree(got, wanted, dtype):
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.double().cpu(), theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("receptive_field", [0, 2, 5, math.inf])
+@pytest.mark.parametrize(("size", "stride"), CASES)
+def test_agrees_with_loops_forward_and_gradients(name, size, stride, receptive_field):
+    leaves, upstream = inputs(size, stride, name=name)
+    wanted = expected(leaves, upstream, stride, receptive_field)
+    assert_agree(computed(name, leaves, upstream, stride, receptive_field), wanted, torch.float32)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("size", "stride"), [CASES[0], CASES[2]])
+def test_agrees_with_loops_in_every_dtype(name, size, stride, dtype):
+    leaves, upstream = inputs(size, stride, name=name, dtype=dtype)
+    assert_agree(computed(name, leaves, upstream, stride, 4), expected(leaves, upstream, stride, 4), dtype)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("size", "stride"), [CASES[1], CASES[2]])
+def test_agrees_with_loops_without_weight(name, size, stride):
+    leaves, upstream = inputs(size, stride, name=name, weight="none")
+    wanted = expected(leaves, upstream, stride, 4, weight="none")
+    assert_agree(computed(name, leaves, upstream, stride, 4, weight="none"), wanted, torch.float32)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("size", "stride"), [((3, 5), (1, 2)), ((3, 2), (3, 1)), ((2, 3, 4), (1, 2, 1))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_at_a_kink_the_gradient_is_that_of_the_higher_index(name, size, stride, dtype):
+    """Without a shift, axes with an odd stride are sampled on the centres of voxels."""
+    (base, value, coords), upstream = inputs(size, stride, name=name, dtype=dtype)
+    leaves = [base, value, (0 * coords).detach().requires_grad_()]
+    assert_agree(computed(name, leaves, upstream, stride, 3), expected(leaves, upstream, stride, 3), dtype)
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("receptive_field", [0, 1, 2, 10, math.inf])
+@pytest.mark.parametrize(("size", "stride"), WIDE)
+def test_agrees_with_the_reference_on_larger_maps(name, size, stride, receptive_field, monkeypatch):
+    if INTERPRETS and receptive_field == 10:
+        pytest.skip("takes the interpreter too long")
+    monkeypatch.setattr("nnunet_dtc.backends.threads.WORTH_A_PART", 1)  # threads also for so little
+    leaves, upstream = inputs(size, stride, name=name, channels=37)
+    got = computed(name, leaves, upstream, stride, receptive_field)
+    for ours, theirs in zip(got, computed("reference", leaves, upstream, stride, receptive_field), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_what_is_wanted_is_computed(name):
+    (base, value, coords), upstream = inputs(SMALL, SMALL_STRIDE, name=name)
+    for wanted in ([value], [coords], [base], [value, coords]):
+        leaves = [t.detach().requires_grad_(any(t is w for w in wanted)) for t in (base, value, coords)]
+        with use_backend(name):
+            result = deformable_upsample(leaves[1], leaves[2], SMALL_STRIDE, 3, base=leaves[0])
+        result.backward(upstream)
+        full = computed(name, [base, value, coords], upstream, SMALL_STRIDE, 3)[1:]
+        for leaf, gradient in zip(leaves, full, strict=True):
+            assert (leaf.grad is not None) == leaf.requires_grad
+            if leaf.requires_grad:
+                torch.testing.assert_close(leaf.grad, gradient)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_for_backward_are_value_and_coords_alone(name):
+    (base, value, coords), _ = inputs((2, 3, 4), (1, 2, 2), name=name)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t), use_backend(name):
+        deformable_upsample(value, coords, (1, 2, 2), base=base)
+    assert sorted(t.data_ptr() for t in saved) == sorted([value.data_ptr(), coords.data_ptr()])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("with_base", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+def test_opcheck(name, with_base, last):
+    if INTERPRETS and with_base != last:
+        pytest.skip("takes the interpreter too long")
+    (base, value, coords), _ = inputs(SMALL, SMALL_STRIDE, name=name)
+    if last:
+        value = value.detach().movedim(1, -1).contiguous().movedim(-1, 1).requires_grad_()
+    base = base if with_base else None
+    for receptive_field in (2.0, math.inf):
+        arguments = (base, value, coords, SMALL_STRIDE, receptive_field, "tanh", "sigmoid")
+        done = torch.library.opcheck(BACKENDS[name].operator, arguments)
+        assert set(done.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_to_one_graph(name, dynamic):
+    if INTERPRETS:
+        pytest.skip("the interpreter cannot be compiled")
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    eager = DTC3d(4, 3, (1, 2, 2), 3).to(device_of(name))
+    nn.init.normal_(eager.coords.weight)
+    compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, dynamic=dynamic)
+    results = []
+    for module in (eager, compiled):
+        with use_backend(name):
+            x = torch.randn(2, 4, 2, 3, 5, generator=torch.Generator().manual_seed(1)).to(device_of(name))
+            x.requires_grad_()
+            result = module(x)
+            result.square().sum().backward()
+        results.append([result, x.grad, *(p.grad for p in module.parameters())])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batch_of_zero_and_single_voxels(name):
+    for size, batch in (((2, 3, 4), 0), ((1, 1), 1), ((1, 1, 1), 2)):
+        leaves, upstream = inputs(size, (2,) * len(size), name=name, batch=batch)
+        got = computed(name, leaves, upstream, (2,) * len(size), 2)
+        for ours, theirs in zip(got, computed("reference", leaves, upstream, (2,) * len(size), 2), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
+def test_coordinates_that_are_no_numbers_harm_nothing_else(name, bad):
+    """A training that diverges must end in nnU-Net's own way, not in memory that is not ours."""
+    leaves, upstream = inputs((2, 3), (2, 2), name=name)
+    with torch.no_grad():
+        leaves[2][0] = bad
+    result, *_ = computed(name, leaves, upstream, (2, 2), 2)
+    with torch.no_grad():
+        leaves[2][0] = 0
+    good, *_ = computed(name, leaves, upstream, (2, 2), 2)
+    assert torch.equal(result[1], good[1])
+    assert result.shape == good.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "variant", [{"offset": "linear"}, {"weight": "linear"}, {"offset": "linear", "weight": "none"}]
+)
+def test_shifts_without_a_bound_are_the_references(name, variant, monkeypatch):
+    leaves, upstream = inputs((3, 4, 5), (1, 2, 2), name=name, weight=variant.get("weight", "sigmoid"))
+    with torch.no_grad():
+        leaves[2].mul_(50)
+    backends._say_unbounded.cache_clear()
+    if name == "reference":
+        got = computed(name, leaves, upstream, (1, 2, 2), 4, **variant)
+    else:
+        with pytest.warns(UserWarning, match=f"computed by the reference, not by {name}"):
+            got = computed(name, leaves, upstream, (1, 2, 2), 4, **variant)
+    for ours, theirs in zip(got, computed("reference", leaves, upstream, (1, 2, 2), 4, **variant), strict=True):
+        assert torch.equal(ours, theirs)
+    assert_agree(
+        got,
+        expected(leaves, upstream, (1, 2, 2), 4, **variant)[:1] + [g.double().cpu() for g in got[1:]],
+        torch.float32,
+    )
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", FAST)
+def test_that_is_said_once(name):
+    backends._say_unbounded.cache_clear()
+    with use_backend(name):
+        with pytest.warns(UserWarning, match="without a bound"):
+            backend_for(device_of(name), bounded=False)
+        assert backend_for(device_of(name), bounded=False).name == "reference"
+        assert backend_for(device_of(name), bounded=True).name == name
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_the_same_bits_every_time(name, monkeypatch):
+    monkeypatch.setattr("nnunet_dtc.backends.threads.WORTH_A_PART", 1)
+    leaves, upstream = inputs((6, 7), (2, 1), name=name, channels=9)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 3, 3):
+            torch.set_num_threads(threads)
+            results.append(computed(name, leaves, upstream, (2, 1), 2))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.skipif("triton" not in NAMES, reason="needs a GPU or Triton's interpreter")
+def test_triton_gathers_where_deterministic_algorithms_are_wanted(monkeypatch):
+    from nnunet_dtc.backends import cuda
+
+    monkeypatch.setattr(cuda, "MOST_GATHERED", 30)
+    leaves, upstream = inputs((4, 5), (2, 2), name="triton")
+    geometry = cuda.Geometry(leaves[1], (2, 2), 2)
+    assert geometry.windows == [(0, 1), (2, 6), (2, 6)]  # 36 samples
+    assert not cuda._gathers(geometry, 2)
+    scattered = computed("triton", leaves, upstream, (2, 2), 2)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert cuda._gathers(geometry, 2)
+        gathered = computed("triton", leaves, upstream, (2, 2), 2)
+        again = computed("triton", leaves, upstream, (2, 2), 2)
+        with pytest.raises(RuntimeError, match="no deterministic gradient"):
+            computed("triton", leaves, upstream, (2, 2), math.inf)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for ours, theirs, bits in zip(gathered, scattered, again, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        assert torch.equal(ours, bits)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_second_derivatives_are_refused(name):
+    (base, value, coords), _ = inputs((3, 4), (2, 2), name=name)
+    with use_backend(name):
+        result = deformable_upsample(value, coords, (2, 2), base=base)
+    (gradient,) = torch.autograd.grad(result.sum(), [coords], create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivatives"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_products_are_counted(name):
+    (base, value, coords), upstream = inputs((2, 3, 4), (1, 2, 2), name=name, channels=3)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        computed(name, [base, value, coords], upstream, (1, 2, 2), 2)
+    samples = 2 * 3 * (2 * 6 * 8)
+    assert counter.get_total_flops() == 2 * 8 * samples * 3  # forward, and both gradients
+
+
+@pytest.mark.skipif(INTERPRETS, reason="not Triton's")
+class TestChoice:
+    def test_the_fastest_that_is_there(self):
+        assert backend_for("cpu").name == ("numba" if "numba" in USABLE else "reference")
+        assert backend_for("mps").name == "reference"
+        if "triton" in USABLE:
+            assert backend_for("cuda").name == "triton"
+
+    def test_forced(self, monkeypatch):
+        monkeypatch.setenv(backends.VARIABLE, "reference")
+        assert backend_for("cpu").name == "reference"
+        if "numba" in USABLE:
+            with use_backend("numba"):
+                assert backend_for("cpu").name == "numba"
+            assert backend_for("cpu").name == "reference"
+            monkeypatch.setenv(backends.VARIABLE, "numba")
+            with pytest.raises(
+                RuntimeError, match=r"forces the backend 'numba', which computes on cpu, got .* on cuda"
+            ):
+                backend_for("cuda")
+
+    def test_unknown_names(self, monkeypatch):
+        says = "takes one of reference, numba, triton, got 'fast'"
+        with pytest.raises(ValueError, match=f"use_backend {says}"), use_backend("fast"):
+            pass
+        monkeypatch.setenv(backends.VARIABLE, "fast")
+        with pytest.raises(ValueError, match=f"NNUNET_DTC_BACKEND {says}"):
+            backend_for("cpu")
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    def test_one_that_cannot_be_used_says_why(self):
+        says = "forces the backend 'triton', but torch sees no CUDA device"
+        with pytest.raises(RuntimeError, match=says), use_backend("triton"):
+            pass
+
+    def test_without_numba_the_reference_computes(self):
+        """As for who installed without the extra: the module is missing."""
+        done = python("""
+            import sys
+            sys.modules["numba"] = None
+            import torch
+            from nnunet_dtc import DTC2d
+            from nnunet_dtc.backends import BACKENDS, backend_for
+            assert backend_for("cpu").name == "reference"
+            DTC2d(3, 2, 2)(torch.randn(1, 3, 4, 5)).sum().backward()
+            print(BACKENDS["numba"].why_not())
+        """)
+        assert "pip install nnunet-dtc[cpu]" in done
+
+    def test_importing_the_operator_imports_no_backend(self):
+        python("""
+            import sys
+            import nnunet_dtc
+            assert not {"numba", "nnunet_dtc.backends.cpu", "nnunet_dtc.backends.cuda"} & set(sys.modules)
+        """)
+
+
+@needs_numba
+def test_numba_after_a_fork():
+    """nnU-Net forks workers from a process that has computed; both go on computing, in threads."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system does not fork")
+    python("""
+        import os, torch
+        torch.set_num_threads(2)
+        from nnunet_dtc import deformable_upsample
+        from nnunet_dtc.backends import threads
+        threads.WORTH_A_PART = 1
+        value, coords = torch.randn(2, 8, 6, 9), torch.randn(2, 4, 12, 18)
+        before = deformable_upsample(value, coords, 2)
+        assert threads._pool is not None
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if torch.equal(deformable_upsample(value, coords, 2), before) else 7)
+        assert torch.equal(deformable_upsample(value, coords, 2), before)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    """)
+
+
+@needs_numba
+def test_numba_from_several_threads(monkeypatch):
+    monkeypatch.setattr("nnunet_dtc.backends.threads.WORTH_A_PART", 1)
+    cases = [inputs((5, 6, 7), (1, 2, 2), seed=seed) for seed in range(4)]
+    wanted = [computed("numba", *case, (1, 2, 2), 3) for case in cases]
+    got = [None] * len(cases)
+
+    def work(number):
+        base, value, coords = cases[number][0]
+        result = deformable_upsample(value, coords, (1, 2, 2), 3, base=base)
+        got[number] = [result.detach(), *torch.autograd.grad(result, [base, value, coords], cases[number][1])]
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(len(cases))]
+    with use_backend("numba"):
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@needs_numba
+def test_numba_without_a_folder_for_its_cache():
+    from nnunet_dtc.backends.cpu_kernels import compiled
+
+    names = {}
+    exec("def twice(x):\n    return 2 * x", names)  # a function without a file has no place beside it
+    assert compiled(names["twice"])(21) == 42
+
+
+@needs_numba
+@pytest.mark.parametrize("receptive_field", [0, 1, 2, 10, 31, math.inf])
+@pytest.mark.parametrize(("size", "stride"), [((64, 5, 4), (1, 2, 2)), ((3, 41), (3, 2)), ((200, 3, 3), (1, 1, 1))])
+def test_numba_blocks_that_are_computed_together_never_meet(size, stride, receptive_field):
+    from nnunet_dtc.backends.cpu import _Geometry
+
+    geometry = _Geometry(torch.empty(2, 1, *size), stride, receptive_field)
+    rows = [torch.zeros(geometry.rows[:2], dtype=torch.int) for _ in range(2)]
+    for together in geometry.blocks(2):
+        touched = [torch.zeros(geometry.sizes[:2], dtype=torch.int) for _ in range(2)]
+        for case, z0, z1, y0, y1 in together.tolist():
+            rows[case][z0:z1, y0:y1] += 1
+            reach = []
+            for axis, (first, last) in enumerate(((z0, z1), (y0, y1))):
+                step, bound, extent = geometry.stride[axis], geometry.bounds[axis], geometry.sizes[axis]
+                low = (first + 0.5) / step - 0.5 - bound
+                high = (last - 1 + 0.5) / step - 0.5 + bound
+                reach.append(slice(max(math.floor(low), 0), min(math.floor(high) + 2, extent)))
+            touched[case][tuple(reach)] += 1
+        assert max(t.max() for t in touched) == 1
+    assert all((r == 1).all() for r in rows)  # every row once
+
+
+@pytest.mark.skipif(INTERPRETS, reason="not Triton's")
+def test_in_threads_covers_every_index_once(monkeypatch):
+    from nnunet_dtc.backends import threads
+
+    monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 3)
+    for count in (1, 2, 7, 1000):
+        done, lock = [], threading.Lock()
+
+        def kernel(first, last, lock=lock, done=done):
+            with lock:
+                done.extend(range(first, last))
+
+        threads.in_threads(kernel, count, 10**9)
+        assert sorted(done) == list(range(count))
+    with pytest.raises(ZeroDivisionError):
+        threads.in_threads(lambda first, last: 1 / 0, 100, 10**9)
+
+
+@pytest.mark.skipif(INTERPRETS, reason="not Triton's")
+def test_traced_networks_need_torch_alone(tmp_path):
+    torch.manual_seed(0)
+    block = DTC3d(3, 2, (1, 2, 2)).eval()
+    x = torch.randn(1, 3, 2, 3, 4)
+    torch.jit.trace(block, x).save(str(tmp_path / "traced.pt"))
+    python(f"""
+        import sys, torch
+        block = torch.jit.load({str(tmp_path / "traced.pt")!r})
+        print(block(torch.zeros(1, 3, 2, 3, 4)).shape)
+        assert "nnunet_dtc" not in sys.modules
+    """)
+    torch.testing.assert_close(torch.jit.load(str(tmp_path / "traced.pt"))(x), block(x))
+
+
+@pytest.mark.skipif(INTERPRETS, reason="not Triton's")
+def test_subclasses_of_tensors():
+    from monai.data import MetaTensor
+
+    value, coords = torch.randn(1, 2, 3, 4), torch.randn(1, 4, 6, 8)
+    result = deformable_upsample(MetaTensor(value), MetaTensor(coords), 2)
+    assert torch.equal(torch.Tensor(result), deformable_upsample(value, coords, 2))
+
+
+@pytest.mark.skipif(INTERPRETS or "triton" in USABLE, reason="computed here")
+def test_triton_in_its_interpreter():
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__],
+        env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 50, done.stdout[-4000:]
+
+
+def python(code):
+    """Run code in a fresh process; returns what it printed."""
+    lines = code.strip("\n").splitlines()
+    indent = len(lines[0]) - len(lines[0].lstrip())
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(line[indent:] for line in lines)],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
