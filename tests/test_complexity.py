@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from nnunet_dtc import DTC3d, complexity, convert_dtc
 from nnunet_dtc.cli import app
+from nnunet_dtc import process_memory
 from nnunet_dtc.complexity import bench, memory, survey
 from nnunet_dtc.complexity.counting import count_macs, count_parameters, parameters_mib
 
@@ -298,15 +299,15 @@ def test_a_killed_process_is_explained():
 
 def test_peak_of_a_process_and_what_is_not_measured(monkeypatch):
     assert memory.measure_peak_memory(VANILLA, planned("2d"), torch.device("mps")) == memory.PeakMemory()
-    before = memory._resident_mib()
+    before = process_memory.resident_mib()
     if before is None:
         pytest.skip("this system does not tell the memory of a process")
-    memory._forget_peak()
+    process_memory.forget_peak()
     block = torch.ones(64 * 2**20 // 4)  # 64 MiB
     del block
-    assert memory._peak_resident_mib() - before > 55
-    monkeypatch.setattr(memory, "_of_proc", lambda key: None)
-    assert memory._peak_resident_mib() >= before
+    assert process_memory.peak_resident_mib() - before > 55
+    monkeypatch.setattr(process_memory, "_of_proc", lambda key: None)
+    assert process_memory.peak_resident_mib() >= before
 
 
 # ---- all of it ---------------------------------------------------------------------------------------------------

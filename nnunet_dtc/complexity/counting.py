@@ -7,8 +7,9 @@ The second are multiply-accumulates: at 256 x 256 we count 40.01 G and with DTC 
 What is counted, for the forward pass of one case: the products of convolutions, transposed convolutions and matrix
 multiplications (torch's ``FlopCounterMode``, which counts two operations a product), and of linear interpolation (ours:
 torch counts none), be it ``grid_sample`` or ``F.interpolate``: every sample of every channel costs one product a
-neighbour, 4 in 2D and 8 in 3D. Biases, normalisations, activations, and the positions and weights of an interpolation,
-which all channels share, are not counted.
+neighbour, 4 in 2D and 8 in 3D. So does every element of a window that is reassembled (``addcmul``: CARAFE, FADE, SAPA).
+Biases, normalisations, activations, positions and weights, which all channels share, and what is no such product (SAPA's
+similarities, a product and a sum of their own) are not counted.
 
 An operator of another namespace than torch's own needs a formula, by ``torch.utils.flop_counter.register_flop_formula``
 beside its definition; one without is named in :class:`Macs`, never silently counted as nothing.
@@ -91,7 +92,7 @@ def count_macs(network: nn.Module, channels: int, size: Sequence[int]) -> Macs:
 
 
 def _count(network: nn.Module, shape: Sequence[int], mode: contextlib.AbstractContextManager) -> Macs:
-    counter = FlopCounterMode(display=False, custom_mapping=_INTERPOLATIONS)
+    counter = FlopCounterMode(display=False, custom_mapping=_PRODUCTS)
     watch = _Watch(counter)
     with torch.no_grad(), mode, watch, counter:
         network(torch.zeros(shape))
@@ -121,6 +122,10 @@ def _grid_sample(
     return OPERATIONS_A_MAC * neighbours * math.prod(out_shape)
 
 
+def _products(*_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    return OPERATIONS_A_MAC * math.prod(out_shape)
+
+
 def _interpolate(neighbours: int) -> Any:
     def formula(*_: Any, out_shape: Sequence[int], **__: Any) -> int:
         return OPERATIONS_A_MAC * neighbours ** (len(out_shape) - 2) * math.prod(out_shape)
@@ -128,7 +133,8 @@ def _interpolate(neighbours: int) -> Any:
     return formula
 
 
-_INTERPOLATIONS = {
+_PRODUCTS = {
+    aten.addcmul: _products,
     aten.grid_sampler_2d: _grid_sample,
     aten.grid_sampler_3d: _grid_sample,
     aten.upsample_linear1d: _interpolate(2),

@@ -5,9 +5,8 @@ reserved from the device. On the CPU it is by how much the process grew: its lar
 less that before the network was built (Python, torch and nnU-Net are some hundred MiB for themselves). Elsewhere
 nothing is measured. MiB are 1024 * 1024 bytes.
 
-In that process glibc gives freed blocks back at once (`MALLOC`). By default it keeps many of them, and how many depends
-on chance: the peaks of one trainer then differed by a tenth from run to run, more than what is to be compared. What it
-keeps comes on top in a training on the CPU.
+In that process glibc gives freed blocks back at once (`MALLOC`). What it keeps by default comes on top in a training on
+the CPU.
 
 Run as a module, with the files of a request and of a result as its arguments, it is that process.
 """
@@ -28,10 +27,10 @@ from nnunet_dtc.complexity.counting import MIB
 from nnunet_dtc.complexity.planned import ComplexityError, PlannedTraining
 from nnunet_dtc.files import write_whole
 from nnunet_dtc.plugin.finder import find_trainer
+from nnunet_dtc.process_memory import MALLOC, forget_peak, peak_resident_mib, resident_mib
 
 __all__ = ["PeakMemory", "measure_peak_memory"]
 
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # bytes
 STEPS = 2  # after the warm-up; they do not differ
 
 
@@ -82,8 +81,8 @@ def _measure(trainer_name: str, training: PlannedTraining, device: torch.device)
     """In this process."""
     trainer = find_trainer(trainer_name)
     _load_libraries()
-    before = _resident_mib()
-    _forget_peak()
+    before = resident_mib()
+    forget_peak()
     bench = Bench(trainer, training, device)
     try:
         with nnunet_settings():
@@ -97,7 +96,7 @@ def _measure(trainer_name: str, training: PlannedTraining, device: torch.device)
                 return PeakMemory(
                     torch.cuda.max_memory_allocated(device) / MIB, torch.cuda.max_memory_reserved(device) / MIB
                 )
-            after = _peak_resident_mib()
+            after = peak_resident_mib()
     finally:
         bench.close()
     return PeakMemory(after - before if before is not None and after is not None else None)
@@ -109,44 +108,6 @@ def _load_libraries() -> None:
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     network(torch.ones(1, 1, 4, 4, 4)).sum().backward()
     optimizer.step()
-
-
-def _forget_peak() -> None:
-    """So that Linux's peak is that of what follows, where it lets itself be reset."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _resident_mib() -> float | None:
-    """Memory of this process now; where only its peak is known, that."""
-    return _of_proc("VmRSS") or _getrusage()
-
-
-def _peak_resident_mib() -> float | None:
-    # not getrusage on Linux: there a process inherits the peak of the one that started it
-    return _of_proc("VmHWM") or _getrusage()
-
-
-def _of_proc(key: str) -> float | None:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) / 1024  # given in kB, which are KiB
-    return None
-
-
-def _getrusage() -> float | None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / MIB if sys.platform == "darwin" else peak / 1024
 
 
 def _main(request: str, result: str) -> None:

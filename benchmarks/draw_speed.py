@@ -1,0 +1,140 @@
+"""Draw what `speed.py` measured (needs matplotlib):
+
+python benchmarks/draw_speed.py speed_cpu.json docs/speed_cpu.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from nnunet_dtc.figures.style import COLOURS as PALETTE
+from nnunet_dtc.figures.style import INK
+
+COLOURS = dict(zip(("vanilla", "numba", "parts", "reference", "triton"), PALETTE, strict=False))
+MODES = ("step", "forward", "inference")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("record", type=Path)
+    parser.add_argument("picture", type=Path)
+    options = parser.parse_args()
+    record = json.loads(options.record.read_text())
+    machine = record["machine"]
+    figure = plt.figure(figsize=(12, 9), layout="constrained")
+    above, below = figure.subfigures(2, 1)
+    left, right = above.subplots(1, 2)
+    networks(left, record["networks"])
+    memory(right, record["networks"])
+    left, right = below.subplots(1, 2)
+    fields(left, record["operator"])
+    growth(right, record["operator"])
+    versions = ", ".join(f"{key} {value}" for key, value in machine.items() if key not in ("device", "python"))
+    figure.suptitle(f"What DTC costs: {machine['device']}; {versions}", color=INK)
+    figure.savefig(options.picture, dpi=110)
+
+
+def median_ratio(ours: list[float], first: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(ours, first, strict=True))
+
+
+def groups(rows: list[dict]) -> dict[str, dict[str, dict]]:
+    """Rows of RF 2 by plan and contestant."""
+    found: dict[str, dict[str, dict]] = {}
+    for row in rows:
+        if row["receptive_field"] == 2:
+            found.setdefault(row["plan"], {})[row["contestant"]] = row
+    return found
+
+
+def dots(axis: plt.Axes, plans: dict[str, dict[str, dict]], kinds: Sequence[str], ratio: Callable, title: str) -> None:
+    """A line for every plan and kind, a dot on it for every contestant."""
+    names = [name for name in next(iter(plans.values())) if name != "vanilla"]
+    labels = [(plan, kind) for plan in plans for kind in kinds]
+    for name, marker in zip(names, "osD^", strict=False):
+        values = [ratio(plans[plan][name], plans[plan]["vanilla"], kind) for plan, kind in labels]
+        axis.plot(values, range(len(labels)), marker, color=COLOURS[name], label=name, markersize=7, alpha=0.9)
+    axis.axvline(1, color=INK, linewidth=0.8)
+    axis.set_yticks(range(len(labels)), [f"{plan}, {kind}" for plan, kind in labels], fontsize=9)
+    axis.set_ylim(len(labels) - 0.5, -0.5)
+    axis.grid(axis="both", color="#dddddd", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.set_xlabel("ratio to the same network without DTC")
+    axis.set_title(title, fontsize=10, loc="left")
+    axis.legend(fontsize=8, framealpha=1)
+
+
+def networks(axis: plt.Axes, rows: list[dict]) -> None:
+    def ratio(ours: dict, vanilla: dict, mode: str) -> float:
+        return median_ratio(ours[f"{mode}_s"], vanilla[f"{mode}_s"])
+
+    dots(axis, groups(rows), MODES, ratio, "Time of a network, receptive field 2")
+
+
+def memory(axis: plt.Axes, rows: list[dict]) -> None:
+    def ratio(ours: dict, vanilla: dict, mode: str) -> float:
+        return ours[f"{mode}_mib"] / vanilla[f"{mode}_mib"]
+
+    plans = {name: plan for name, plan in groups(rows).items() if plan["vanilla"].get("step_mib")}
+    if plans:
+        dots(axis, plans, ("step", "inference"), ratio, "Peak memory of a network, receptive field 2")
+    else:
+        axis.set_axis_off()
+
+
+def fields(axis: plt.Axes, rows: list[dict]) -> None:
+    """The operator over receptive fields, as ratios to the parts."""
+    dtype = rows[0]["dtype"]
+    styles = {"stride (1, 2, 2)": "-", "stride (2, 2, 2)": "--", "2D, stride (2, 2)": ":"}
+    for label, style in styles.items():
+        mine = [row for row in rows if row["operator"] == label and row["dtype"] == dtype]
+        reaches = sorted({row["receptive_field"] for row in mine})
+        for name in dict.fromkeys(row["contestant"] for row in mine):
+            by_reach = {
+                reach: {row["contestant"]: row["step_s"] for row in mine if row["receptive_field"] == reach}
+                for reach in reaches
+            }
+            heights = [median_ratio(times[name], times["parts"]) for times in by_reach.values()]
+            if name != "parts":
+                axis.plot(
+                    range(len(reaches)), heights, style, marker="o", color=COLOURS[name], label=f"{name}, {label}"
+                )
+        axis.set_xticks(range(len(reaches)), [f"{reach:g}" for reach in reaches])
+    axis.axhline(1, color=COLOURS["parts"], linewidth=0.8)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("receptive field (voxels)")
+    axis.set_ylabel("ratio to torch's parts")
+    axis.set_title(f"The operator alone, forward and backward, {dtype}", fontsize=10, loc="left")
+    axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+
+
+def growth(axis: plt.Axes, rows: list[dict]) -> None:
+    dtype = rows[0]["dtype"]
+    mine = [row for row in rows if row["operator"] == "growth" and row["dtype"] == dtype]
+    for name in dict.fromkeys(row["contestant"] for row in mine):
+        points = []
+        for row in (row for row in mine if row["contestant"] == name):
+            voxels = row["size"][0]
+            for extent, step in zip(row["size"][2:], row["stride"], strict=True):
+                voxels *= extent * step
+            points.append((voxels / 1e6, statistics.median(row["step_s"]) * 1e3))
+        axis.plot(*zip(*points, strict=True), marker="o", color=COLOURS[name], label=name)
+    axis.set_xlim(left=0)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("output voxels (millions), 32 channels")
+    axis.set_ylabel("ms, forward and backward")
+    axis.set_title(f"The operator alone grows linearly with its voxels, {dtype}", fontsize=10, loc="left")
+    axis.legend(fontsize=8, frameon=False)
+
+
+if __name__ == "__main__":
+    main()
