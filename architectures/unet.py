@@ -1,0 +1,110 @@
+"""The 2D U-Net of the paper's tables 1 and 4 to 7, with the upsampling of choice.
+
+Ronneberger et al., *U-Net*, MICCAI 2015, in today's usual form: 3x3 convolutions that keep the size, without bias, each
+followed by batch normalisation and ReLU; 64, 128, 256, 512 and 1024 channels; maximum pooling. Transposed convolutions
+halve the channels. Any other upsampling keeps them, so with one the deepest stage and the decoder's stages give half as
+many: with bilinear interpolation, 3 input channels and 1 class these are 17,262,977 parameters, which is table 7's
+U-Net (65.85 MiB of float32).
+
+Sizes that are not divisible by 16 are padded with zeros, and the logits are cut again.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_dtc.architectures.padding import pad_to, padded_size
+from nnunet_dtc.architectures.settings import read_settings
+from nnunet_dtc.dtc import DTC2d
+from nnunet_dtc.shifts import Offset, Weight
+from nnunet_dtc.upsamplers import upsampler_class
+
+WIDTH = 64
+STAGES = 5
+REDUCTION = 2 ** (STAGES - 1)
+
+
+class UNet(nn.Module):
+    """(N, input_channels, H, W) to logits (N, classes, H, W).
+
+    The state dict has ``encoder.*``, ``upsamplings.*``, ``decoder.*`` and ``head.*``. There is no deep supervision.
+
+    Args:
+        input_channels, classes: channels of the images and of the logits.
+        upsampler: None for transposed convolutions, or a name of ``nnunet_dtc.upsamplers.UPSAMPLERS``, which is then
+            without a 1x1 convolution, since the channels stay.
+        receptive_field: None for no DTC, else RF of the DTC blocks around the upsamplings.
+        offset, weight: of the DTC blocks, see :class:`nnunet_dtc.DTC2d`.
+        width: channels of the first stage; each of the others has twice as many.
+
+    Raises:
+        ValueError: there is no such upsampler, a width that is not even, or an argument of DTC is out of range.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        classes: int,
+        upsampler: str | None = None,
+        receptive_field: float | None = None,
+        *,
+        offset: Offset = "tanh",
+        weight: Weight = "sigmoid",
+        width: int = WIDTH,
+    ) -> None:
+        super().__init__()
+        if isinstance(width, bool) or not isinstance(width, int) or width < 2 or width % 2:
+            raise ValueError(f"width must be a positive even number, got {width=}")
+        widths = [width * 2**stage for stage in range(STAGES)]
+        share = 1 if upsampler is None else 2
+        encoder = [_double_convolution(input_channels, width, width)]
+        for stage in range(1, STAGES):
+            out = widths[stage] // (share if stage == STAGES - 1 else 1)
+            encoder.append(_double_convolution(widths[stage - 1], out, out))
+        self.encoder = nn.ModuleList(encoder)
+
+        self.upsamplings, self.decoder = nn.ModuleList(), nn.ModuleList()
+        for stage in range(STAGES - 2, -1, -1):
+            deeper, skip = widths[stage + 1] // share, widths[stage]
+            if upsampler is None:
+                upsampling: nn.Module = nn.ConvTranspose2d(deeper, skip, 2, 2)
+            else:
+                upsampling = upsampler_class(upsampler, 2)(deeper, skip, 2, projection=False)
+            if receptive_field is not None:
+                upsampling = DTC2d(deeper, skip, 2, receptive_field, upsampling, offset=offset, weight=weight)
+            self.upsamplings.append(upsampling)
+            self.decoder.append(_double_convolution(2 * skip, skip, skip // (share if stage else 1)))
+        self.head = nn.Conv2d(width, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, place = pad_to(x, padded_size(x.shape[2:], REDUCTION))
+        skips = []
+        for stage, convolutions in enumerate(self.encoder):
+            x = convolutions(F.max_pool2d(x, 2) if stage else x)
+            skips.append(x)
+        for upsampling, convolutions, skip in zip(self.upsamplings, self.decoder, skips[-2::-1], strict=True):
+            x = upsampling(x, skip=skip) if getattr(upsampling, "needs_skip", False) else upsampling(x)
+            x = convolutions(torch.cat((skip, x), dim=1))
+        return self.head(x)[place]
+
+
+def _double_convolution(inputs: int, middle: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, middle, 3, padding=1, bias=False),
+        nn.BatchNorm2d(middle),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(middle, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def planned_width(configuration: Mapping[str, Any]) -> int:
+    """The width that the plans set in ``architecture.nnunet_dtc.UNet.width`` of a configuration; 64 where they do not.
+
+    ValueError where there are other settings (``nnunet_dtc.architectures.settings``).
+    """
+    return read_settings(configuration, "UNet", {"width": WIDTH}).get("width", WIDTH)

@@ -1,0 +1,55 @@
+"""The upsamplers that the paper compares DTC with, and three more of their kind, in 2D and in 3D with any stride.
+
+Sun et al., arXiv:2601.17939, tables 1, 6 and 7, have them in 2D with a stride of 2. All have the interface of the
+transposed convolution, see :class:`nnunet_dtc.upsamplers.base.Upsampler`; each is a base of DTC, too
+(``DTC3d(..., base=DySample3d(...))``). Torch alone.
+"""
+
+from nnunet_dtc.upsamplers.base import Upsampler
+from nnunet_dtc.upsamplers.carafe import CARAFE2d, CARAFE3d, carafe
+from nnunet_dtc.upsamplers.dysample import DySample2d, DySample3d, dysample
+from nnunet_dtc.upsamplers.fade import FADE2d, FADE3d, fade
+from nnunet_dtc.upsamplers.linear import Linear2d, Linear3d, linear_upsample
+from nnunet_dtc.upsamplers.reassembly import reassemble
+from nnunet_dtc.upsamplers.sapa import SAPA2d, SAPA3d, sapa
+
+UPSAMPLERS: dict[str, dict[int, type[Upsampler]]] = {
+    "Linear": {2: Linear2d, 3: Linear3d},
+    "DySample": {2: DySample2d, 3: DySample3d},
+    "CARAFE": {2: CARAFE2d, 3: CARAFE3d},
+    "FADE": {2: FADE2d, 3: FADE3d},
+    "SAPA": {2: SAPA2d, 3: SAPA3d},
+}
+"""Name (as in the names of trainers) to the class per number of spatial axes."""
+
+
+def upsampler_class(name: str, axes: int) -> type[Upsampler]:
+    """The class of a name of :data:`UPSAMPLERS` for 2 or 3 spatial axes; ValueError where there is none."""
+    if name not in UPSAMPLERS:
+        raise ValueError(f"an upsampler is one of {', '.join(UPSAMPLERS)}, got {name!r}")
+    if axes not in UPSAMPLERS[name]:
+        raise ValueError(f"{name} is there for 2 and 3 spatial axes, got {axes=}")
+    return UPSAMPLERS[name][axes]
+
+
+__all__ = [
+    "UPSAMPLERS",
+    "CARAFE2d",
+    "CARAFE3d",
+    "DySample2d",
+    "DySample3d",
+    "FADE2d",
+    "FADE3d",
+    "Linear2d",
+    "Linear3d",
+    "SAPA2d",
+    "SAPA3d",
+    "Upsampler",
+    "carafe",
+    "dysample",
+    "fade",
+    "linear_upsample",
+    "reassemble",
+    "sapa",
+    "upsampler_class",
+]

@@ -1,0 +1,302 @@
+"""Linear, DySample, CARAFE, FADE and SAPA: the base tests, and the published 2D forms against numbers made by hand."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+import upsampler_oracles as oracles
+from upsampler_tester import UpsamplerTests
+
+from nnunet_dtc.upsamplers import (
+    UPSAMPLERS,
+    CARAFE2d,
+    CARAFE3d,
+    DySample2d,
+    DySample3d,
+    FADE2d,
+    FADE3d,
+    Linear2d,
+    SAPA2d,
+    SAPA3d,
+    dysample,
+    fade,
+    reassemble,
+    sapa,
+    upsampler_class,
+)
+from nnunet_dtc.upsamplers.layout import merge_subpositions, pixel_shuffle, split_subpositions
+
+
+def zero_(module):
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    return module
+
+
+class TestLinear(UpsamplerTests):
+    name = "Linear"
+    oracle = staticmethod(oracles.linear)
+
+    def test_by_hand(self):
+        """Between 0 and 4, twice as dense: a quarter and three quarters of the way, the ends repeated."""
+        module = Linear2d(1, 1, (1, 2), projection=False)
+        result = module(torch.tensor([[[[0.0, 4.0]]]]))
+        assert result.flatten().tolist() == [0, 1, 3, 4]
+
+    def test_the_projection_is_the_same_behind_the_interpolation(self):
+        module = self.make((2, 3))
+        (x,) = self.inputs(module, (3, 2))
+        behind = module.project(F.interpolate(x, size=(6, 6), mode="bilinear", align_corners=False))
+        torch.testing.assert_close(module(x), behind, rtol=1e-5, atol=1e-5)
+
+
+class TestDySample(UpsamplerTests):
+    name = "DySample"
+    oracle = staticmethod(oracles.dysample)
+    small = {"groups": 2}  # noqa: RUF012
+    variants = ({}, {"dynamic_scope": True}, {"groups": 1})
+
+    @pytest.mark.parametrize("dynamic_scope", [False, True])
+    def test_style_pl_is_the_literal_loops(self, dynamic_scope):
+        module = self.make((2, 3), 12, 4, style="pl", dynamic_scope=dynamic_scope).double()
+        assert module.offset.in_channels == 2
+        (x,) = self.inputs(module, (2, 1), dtype=torch.float64)
+        expected = torch.from_numpy(oracles.dysample(module, x.numpy()))
+        torch.testing.assert_close(module(x).detach(), expected, rtol=0, atol=1e-11)
+        assert module.compute_conv_feature_map_size((2, 1)) == self.count_feature_maps(module, (x[:1],))
+
+    def test_published_form_by_hand(self):
+        """Offsets of one voxel, times the static scope 0.25, along W, in the second of two groups."""
+        module = zero_(DySample2d(2, 2, 2, groups=2, projection=False))
+        with torch.no_grad():
+            # (axis, group, row, column of the sub-position): W is axis 1
+            module.offset.bias.view(2, 2, 2, 2)[1, 1] = 1
+        row = torch.tensor([0.0, 1, 2, 3])
+        x = torch.stack([row, row]).view(1, 2, 1, 4)
+        first, second = module(x)[0]
+        assert first[0].tolist() == first[1].tolist() == [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]
+        assert second[0].tolist() == second[1].tolist() == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3]
+
+    def test_published_order_of_the_sub_positions_by_hand(self):
+        """Only the upper right of the four samples of an element moves, half a voxel to the left."""
+        module = zero_(DySample2d(1, 1, 2, groups=1, projection=False))
+        with torch.no_grad():
+            module.offset.bias.view(2, 1, 2, 2)[1, 0, 0, 1] = -2
+        x = torch.tensor([0.0, 8.0]).view(1, 1, 1, 2)
+        assert module(x)[0, 0].tolist() == [[0, 0, 6, 6], [0, 2, 6, 8]]
+
+    def test_the_dynamic_scope_starts_as_the_static_one(self):
+        torch.manual_seed(0)
+        static = DySample2d(8, 8, 2, projection=False)
+        dynamic = DySample2d(8, 8, 2, dynamic_scope=True, projection=False)
+        dynamic.offset.load_state_dict(static.offset.state_dict())
+        x = torch.randn(1, 8, 3, 2)
+        torch.testing.assert_close(dynamic(x), static(x))
+
+    def test_starts_near_linear_interpolation_but_not_at_it(self):
+        torch.manual_seed(0)
+        module = DySample3d(64, 64, (1, 2, 2), projection=False)
+        assert 0.0009 < module.offset.weight.std() < 0.0011
+        assert not module.offset.bias.any()
+        x = torch.randn(1, 64, 3, 4, 2)
+        expected = F.interpolate(x, scale_factor=(1, 2, 2), mode="trilinear")
+        assert 0 < (module(x) - expected).abs().max() < 0.05
+
+    def test_parameters(self):
+        assert sum(p.numel() for p in DySample2d(64, 64, 2, projection=False).parameters()) == 64 * 32 + 32
+        assert DySample3d(8, 4, (2, 1, 3)).offset.out_channels == 3 * 4 * 6
+        assert DySample3d(12, 4, (2, 1, 3), style="pl").offset.weight.shape[:2] == (3 * 4, 2)
+
+    def test_its_own_bad_arguments(self):
+        with pytest.raises(ValueError, match="groups must divide out_channels, got groups=4 and out_channels=6"):
+            DySample2d(4, 6, 2)
+        with pytest.raises(ValueError, match=r"into 4 sub-positions .* got in_channels=6"):
+            DySample2d(6, 4, 2, style="pl")
+        with pytest.raises(ValueError, match="style must be 'lp' or 'pl', got style='p'"):
+            DySample2d(4, 4, 2, style="p")
+        with pytest.raises(ValueError, match=r"offsets must be .* = \(1, 4, 4, 6\), got \(1, 2, 4, 6\)"):
+            dysample(torch.zeros(1, 2, 2, 3), torch.zeros(1, 2, 4, 6), 2, 2)
+        with pytest.raises(ValueError, match="groups must divide the channels"):
+            dysample(torch.zeros(1, 3, 2, 3), torch.zeros(1, 4, 4, 6), 2, 2)
+
+
+class TestCARAFE(UpsamplerTests):
+    name = "CARAFE"
+    oracle = staticmethod(oracles.carafe)
+    small = {"compressed_channels": 3, "kernel_size": 3}  # noqa: RUF012
+    variants = ({}, {"padding": "zeros"})
+
+    def test_another_window_per_axis_is_the_literal_loops(self):
+        module = self.make((2, 1, 2), kernel_size=(1, 3, 5), encoder_kernel_size=1).double()
+        (x,) = self.inputs(module, (2, 1, 3), dtype=torch.float64)
+        expected = torch.from_numpy(oracles.carafe(module, x.numpy()))
+        torch.testing.assert_close(module(x).detach(), expected, rtol=0, atol=1e-11)
+
+    def test_published_form_by_hand(self):
+        """Weights that are all the same: the mean of 5x5, of which a corner has 9 inside of the map, an edge 15."""
+        module = zero_(CARAFE2d(1, 1, 2, padding="zeros", projection=False))
+        result = module(torch.ones(1, 1, 6, 5))[0, 0]
+        assert result.shape == (12, 10)
+        for row, column, inside in ((0, 0, 9), (1, 1, 9), (2, 0, 12), (4, 0, 15), (5, 3, 20), (4, 4, 25), (7, 5, 25)):
+            assert result[row, column].item() == pytest.approx(inside / 25)
+        torch.testing.assert_close(result, result.flip(0, 1))
+
+    def test_published_order_of_window_and_sub_positions_by_hand(self):
+        """The lower left of an element's four sub-positions reads the element two rows up and one to the right."""
+        module = zero_(CARAFE2d(1, 1, 2, padding="zeros", projection=False))
+        with torch.no_grad():
+            module.encode.bias.view(5, 5, 2, 2)[2, 2] = 100  # all others read the element itself
+            module.encode.bias.view(5, 5, 2, 2)[:, :, 1, 0] = 0
+            module.encode.bias.view(5, 5, 2, 2)[0, 3, 1, 0] = 100
+        x = torch.arange(12.0).view(1, 1, 3, 4)
+        result = module(x)[0, 0]
+        assert result[4].tolist() == pytest.approx([8, 8, 9, 9, 10, 10, 11, 11])
+        assert result[5].tolist() == pytest.approx([1, 8, 2, 9, 3, 10, 0, 11])
+        assert result[1].tolist() == pytest.approx([0, 0, 0, 1, 0, 2, 0, 3])
+
+    def test_defaults(self):
+        flat, solid = CARAFE2d(8, 4, 2), CARAFE3d(8, 4, (1, 2, 2))
+        assert (flat.kernel_size, solid.kernel_size) == ((5, 5), (3, 3, 3))
+        assert flat.encode.weight.shape == (25 * 4, 64, 3, 3)
+        assert solid.encode.weight.shape == (27 * 4, 64, 3, 3, 3)
+        assert 0.0009 < solid.encode.weight.std() < 0.0011
+
+    def test_its_own_bad_arguments(self):
+        for kernel_size in (2, (3, 3), 0, 3.0, -1):
+            with pytest.raises(ValueError, match="kernel_size must be an odd number, or one per axis"):
+                CARAFE3d(4, 4, 2, kernel_size=kernel_size)
+        with pytest.raises(ValueError, match="padding must be 'border' or 'zeros', got padding='reflect'"):
+            CARAFE2d(4, 4, 2, padding="reflect")
+        with pytest.raises(ValueError, match=r"weights must be .* = \(1, 9, 4, 6\) .* got \(1, 25, 4, 6\)"):
+            reassemble(torch.zeros(1, 2, 2, 3), torch.zeros(1, 25, 4, 6), 2, 3)
+
+
+class TestFADE(UpsamplerTests):
+    name = "FADE"
+    oracle = staticmethod(oracles.fade)
+    small = {"embedding_channels": 3, "kernel_size": 3}  # noqa: RUF012
+    variants = ({}, {"padding": "zeros"}, {"skip_channels": 5})
+    needs_skip = True
+
+    def count_feature_maps(self, module, inputs):
+        """The shared convolution runs a second time, without its module."""
+        again = inputs[0].shape[2:].numel() * module.encode.out_channels
+        return super().count_feature_maps(module, inputs) + again
+
+    def test_published_form_by_hand(self):
+        """Even weights give the mean; a gate of log 3 passes three quarters of the skip."""
+        module = zero_(FADE2d(1, 1, 2, padding="zeros", projection=False))
+        with torch.no_grad():
+            module.gate.bias.fill_(math.log(3))
+        result = module(torch.ones(1, 1, 5, 5), torch.full((1, 1, 10, 10), 8.0))[0, 0]
+        assert result[4, 4].item() == pytest.approx(0.75 * 8 + 0.25)
+        assert result[0, 0].item() == pytest.approx(0.75 * 8 + 0.25 * 9 / 25)
+
+    def test_encoder_and_decoder_have_their_say_in_the_kernels_by_hand(self):
+        """Window (1, 3). Where the skip is 1, the right neighbour has log 2 more; where x is 1, the left one.
+
+        x = 0 1 0 0 at low resolution: its element 1 has kernels (2, 1, 1) / 4 where the skip is 0, and (2, 1, 2) / 5
+        where it is 1; elsewhere (1, 1, 1) / 3 and (1, 1, 2) / 4.
+        """
+        module = zero_(
+            FADE2d(1, 1, (1, 2), kernel_size=(1, 3), embedding_channels=2, padding="zeros", projection=False)
+        )
+        with torch.no_grad():
+            module.compress_skip.weight.view(2)[0] = 1  # the skip is channel 0, x is channel 1 of the embedding
+            module.compress.weight.view(2)[1] = 1
+            module.encode.weight[2, 0, 1, 1] = math.log(2)
+            module.encode.weight[0, 1, 1, 1] = math.log(2)
+            module.gate.bias.fill_(-100)  # shut
+        x = torch.tensor([0.0, 1, 0, 0]).view(1, 1, 1, 4)
+        skip = torch.tensor([0.0, 1, 0, 1, 0, 0, 1, 1]).view(1, 1, 1, 8)
+        expected = [1 / 3, 2 / 4, 1 / 4, 1 / 5, 1 / 3, 1 / 3, 0, 0]
+        assert module(x, skip).flatten().tolist() == pytest.approx(expected)
+
+    def test_the_bias_counts_once(self):
+        module = zero_(FADE2d(2, 2, 2, kernel_size=(1, 3), projection=False))
+        with torch.no_grad():
+            module.encode.bias[2] = math.log(2)
+            module.gate.bias.fill_(-100)
+        x = torch.tensor([[0.0, 4, 8], [1, 1, 1]]).view(1, 2, 1, 3)
+        result = module(x, torch.zeros(1, 2, 2, 6))
+        assert result[0, 0, 0, 2].item() == pytest.approx((0 + 4 + 2 * 8) / 4)
+
+    def test_parameters(self):
+        """Table 7's: two compressions to 64 with one bias, the shared 3x3 convolution to 25, the gate."""
+        module = FADE2d(128, 128, 2, projection=False)
+        assert sum(p.numel() for p in module.parameters()) == 2 * 128 * 64 + 64 + 64 * 25 * 9 + 25 + 128 + 1
+        assert FADE3d(8, 4, (1, 2, 2)).encode.weight.shape == (27, 64, 3, 3, 3)
+
+    def test_the_function_is_the_module(self):
+        module = self.make((2, 1))
+        x, skip = self.inputs(module, (3, 2))
+        coarse = F.conv2d(module.compress(x), module.encode.weight, padding=1)
+        fine = module.encode(module.compress_skip(skip))
+        result = fade(module.value(x), skip, fine, coarse, module.gate(x), (2, 1), 3)
+        assert torch.equal(result, module(x, skip))
+
+
+class TestSAPA(UpsamplerTests):
+    name = "SAPA"
+    oracle = staticmethod(oracles.sapa)
+    small = {"embedding_channels": 3, "kernel_size": 3}  # noqa: RUF012
+    variants = ({}, {"padding": "zeros"}, {"skip_channels": 5})
+    needs_skip = True
+
+    def count_feature_maps(self, module, inputs):
+        """The similarities are no module's result."""
+        similarities = inputs[1].shape[2:].numel() * math.prod(module.kernel_size)
+        return super().count_feature_maps(module, inputs) + similarities
+
+    def test_published_form_by_hand(self):
+        """Window (1, 3), one embedding channel: q = log 2 prefers, q = -log 2 avoids the neighbours whose key is 1."""
+        keys = torch.tensor([0.0, 0, 1, 0]).view(1, 1, 1, 4)
+        value = torch.tensor([1.0, 2, 4, 8]).view(1, 1, 1, 4)
+        queries = math.log(2) * torch.tensor([1.0, -1, 1, -1, 1, -1, 1, 0]).view(1, 1, 1, 8)
+        expected = [
+            (0 + 1 + 2) / 3,
+            (0 + 1 + 2) / 3,
+            (1 + 2 + 2 * 4) / 4,
+            (1 + 2 + 4 / 2) / 2.5,
+            (2 + 2 * 4 + 8) / 4,
+            (2 + 4 / 2 + 8) / 2.5,
+            (2 * 4 + 8 + 0) / 4,
+            (4 + 8 + 0) / 3,
+        ]
+        result = sapa(value, queries, keys, (1, 2), (1, 3), padding="zeros")
+        assert result.flatten().tolist() == pytest.approx(expected)
+        # with the border repeated, the first element has itself as its left neighbour, the last one as its right
+        result = sapa(value, queries, keys, (1, 2), (1, 3)).flatten().tolist()
+        assert result[0] == pytest.approx((1 + 1 + 2) / 3)
+        assert result[6] == pytest.approx((2 * 4 + 8 + 8) / 4)
+        assert result[1:6] == pytest.approx([4 / 3, *expected[2:6]])
+
+    def test_defaults(self):
+        torch.manual_seed(0)
+        module = SAPA2d(256, 128, 2)
+        assert (module.kernel_size, SAPA3d(8, 4, 2).kernel_size) == ((5, 5), (3, 3, 3))
+        assert module.query.weight.shape == (64, 128)
+        assert module.key.weight.shape == (64, 256)
+        assert module.key.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_the_table():
+    for name, by_axes in UPSAMPLERS.items():
+        assert {axes: kind.__name__ for axes, kind in by_axes.items()} == {2: f"{name}2d", 3: f"{name}3d"}
+        assert upsampler_class(name, 3) is by_axes[3]
+    with pytest.raises(ValueError, match="one of Linear, DySample, CARAFE, FADE, SAPA, got 'Bicubic'"):
+        upsampler_class("Bicubic", 2)
+    with pytest.raises(ValueError, match="2 and 3 spatial axes, got axes=1"):
+        upsampler_class("Linear", 1)
+
+
+def test_pixel_shuffle_is_torchs_and_the_loops():
+    x = torch.randn(2, 18, 4, 5)
+    assert torch.equal(pixel_shuffle(x, (3, 3)), F.pixel_shuffle(x, 3))
+    x = torch.randn(2, 12, 2, 1, 3)
+    assert torch.equal(
+        pixel_shuffle(x, (2, 1, 3)).double(), torch.from_numpy(oracles.shuffle_loops(x.numpy(), (2, 1, 3)))
+    )
+    assert torch.equal(merge_subpositions(split_subpositions(x, (1, 1, 3))), x)
