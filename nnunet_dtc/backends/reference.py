@@ -8,7 +8,8 @@ away from the centres of voxels, on the side with the higher index: there lies t
 On the CPU ``grid_sample`` gives each case of the batch to one core; channels are given to further cores as more cases.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,12 +30,8 @@ def forward(
     weight: Weight,
 ) -> Tensor:
     """``base`` plus the samples, from torch's own differentiable functions; arguments as in ``deformable_upsample``."""
-    dtype = _dtype(value, coords)
-    positions, sizes = [], value.shape[2:]
-    for axis, (size, step) in enumerate(zip(sizes, stride, strict=True)):
-        moved, gate = axis_activations(coords, len(sizes), axis, dtype, offset=offset, weight=weight)
-        shift = shift_scale(receptive_field, size) * (moved if gate is None else moved * gate)
-        positions.append(_regular(size, step, axis, len(sizes), dtype, coords.device) + shift)
+    dtype, sizes = _dtype(value, coords), value.shape[2:]
+    positions = [axis.position for axis in _axes(value, coords, stride, receptive_field, offset, weight)]
     split = _channel_groups(value)
     samples = F.grid_sample(
         _split_channels(value.to(dtype), split),
@@ -60,12 +57,9 @@ def backward(
     axes = len(sizes)
     hair = 4 * torch.finfo(dtype).eps
     positions, through = [], []  # where the slope is taken, and the derivatives of the position
-    for axis, (size, step) in enumerate(zip(sizes, stride, strict=True)):
-        moved, gate = axis_activations(coords, axes, axis, dtype, offset=offset, weight=weight)
-        scale = shift_scale(receptive_field, size)
-        position = _regular(size, step, axis, axes, dtype, coords.device) + scale * (
-            moved if gate is None else moved * gate
-        )
+    for size, (moved, gate, scale, position) in zip(
+        sizes, _axes(value, coords, stride, receptive_field, offset, weight), strict=True
+    ):
         outside = (position < 0) | (position >= size - 1)
         below = position.floor()
         share = (position - below).clamp(hair * size, 1 - hair * size)
@@ -100,8 +94,25 @@ def _dtype(value: Tensor, coords: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(value.dtype, coords.dtype), torch.float32)
 
 
-def _regular(size: int, step: int, axis: int, axes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return regular_positions(size, step, dtype, device).view([-1 if a == axis else 1 for a in range(axes)])
+class _Axis(NamedTuple):
+    """Of one axis: Offset and Weight of equation 1, the shift where both are 1, and the positions, both in voxels."""
+
+    moved: Tensor
+    gate: Tensor | None
+    scale: float
+    position: Tensor
+
+
+def _axes(
+    value: Tensor, coords: Tensor, stride: Sequence[int], receptive_field: float, offset: Offset, weight: Weight
+) -> Iterator[_Axis]:
+    dtype, sizes = _dtype(value, coords), value.shape[2:]
+    for axis, (size, step) in enumerate(zip(sizes, stride, strict=True)):
+        moved, gate = axis_activations(coords, len(sizes), axis, dtype, offset=offset, weight=weight)
+        scale = shift_scale(receptive_field, size)
+        regular = regular_positions(size, step, dtype, coords.device)
+        regular = regular.view([-1 if other == axis else 1 for other in range(len(sizes))])
+        yield _Axis(moved, gate, scale, regular + scale * (moved if gate is None else moved * gate))
 
 
 def _grid(positions: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
