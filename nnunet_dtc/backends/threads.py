@@ -46,7 +46,8 @@ def in_threads(kernel: Callable[..., Any], count: int, elements: int, *arguments
     waiting = [_threads(threads - 1).submit(work) for _ in range(min(threads, parts) - 1)]
     work()
     for other in waiting:
-        other.result()
+        if not other.cancel():  # a thread that has not begun by now has nothing left to do
+            other.result()
 
 
 def _threads(size: int) -> ThreadPoolExecutor:

@@ -7,9 +7,9 @@ The second are multiply-accumulates: at 256 x 256 we count 40.01 G and with DTC 
 What is counted, for the forward pass of one case: the products of convolutions, transposed convolutions and matrix
 multiplications (torch's ``FlopCounterMode``, which counts two operations a product), and of linear interpolation (ours:
 torch counts none), be it ``grid_sample`` or ``F.interpolate``: every sample of every channel costs one product a
-neighbour, 4 in 2D and 8 in 3D. So does every element of a window that is reassembled (``addcmul``: CARAFE, FADE, SAPA).
-Biases, normalisations, activations, positions and weights, which all channels share, and what is no such product (SAPA's
-similarities, a product and a sum of their own) are not counted.
+neighbour, 4 in 2D and 8 in 3D. So does every element of a window that is reassembled (``addcmul``: CARAFE, FADE,
+SAPA). Biases, normalisations, activations, positions and weights, which all channels share, and what is no such product
+(SAPA's similarities, a product and a sum of their own) are not counted.
 
 An operator of another namespace than torch's own needs a formula, by ``torch.utils.flop_counter.register_flop_formula``
 beside its definition; one without is named in :class:`Macs`, never silently counted as nothing.

@@ -25,6 +25,7 @@ import torch
 from nnunet_dtc.complexity.bench import Bench, nnunet_settings
 from nnunet_dtc.complexity.counting import MIB
 from nnunet_dtc.complexity.planned import ComplexityError, PlannedTraining
+from nnunet_dtc.dtc import DTC2d, DTC3d
 from nnunet_dtc.files import write_whole
 from nnunet_dtc.plugin.finder import find_trainer
 from nnunet_dtc.process_memory import MALLOC, forget_peak, peak_resident_mib, resident_mib
@@ -103,11 +104,14 @@ def _measure(trainer_name: str, training: PlannedTraining, device: torch.device)
 
 
 def _load_libraries() -> None:
-    """What torch loads in its first step only (the convolutions' library, optimizers, dynamo) is not the trainer's."""
+    """What is loaded in the first step only (the convolutions' library, optimizers, dynamo, DTC's backend with what it
+    compiles) is not the trainer's."""
     network = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.ConvTranspose3d(2, 1, 2, 2))
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     network(torch.ones(1, 1, 4, 4, 4)).sum().backward()
     optimizer.step()
+    DTC2d(1, 1, 2)(torch.ones(1, 1, 3, 3)).sum().backward()
+    DTC3d(1, 1, 2)(torch.ones(1, 1, 3, 3, 3)).sum().backward()
 
 
 def _main(request: str, result: str) -> None:
