@@ -1,5 +1,16 @@
-"""The networks: nnU-Net's planned U-Net with another upsampling in its decoder."""
+"""The networks: nnU-Net's planned U-Net with another upsampling in its decoder, and the paper's own."""
 
-from nnunet_dtc.architectures.planned_unet import PlannedDecoder, with_dtc, with_upsampling
+from nnunet_dtc.architectures.networks import NETWORKS, build_network, planned_settings
+from nnunet_dtc.architectures.planned_unet import PlannedDecoder, with_dtc, with_upsampler, with_upsampling
+from nnunet_dtc.architectures.unet import UNet
 
-__all__ = ["PlannedDecoder", "with_dtc", "with_upsampling"]
+__all__ = [
+    "NETWORKS",
+    "PlannedDecoder",
+    "UNet",
+    "build_network",
+    "planned_settings",
+    "with_dtc",
+    "with_upsampler",
+    "with_upsampling",
+]

@@ -102,7 +102,7 @@ def warm_start(checkpoint: Path | str, trainer_name: str) -> WarmStart:
 
 
 def _find_dtc_trainer(name: str) -> type[nnUNetTrainer]:
-    """ValueError where nobody has this trainer, or it has no DTC."""
+    """ValueError where nobody has this trainer, it has no DTC, or its network without DTC is not the planned one."""
     needed = f"-tr takes a DTC trainer such as nnUNetTrainerDTC, got {name}"
     try:
         trainer = find_trainer(name)
@@ -110,6 +110,11 @@ def _find_dtc_trainer(name: str) -> type[nnUNetTrainer]:
         raise ValueError(f"{needed} ({error})") from error
     if not getattr(getattr(trainer, "spec", None), "dtc", False):
         raise ValueError(needed)
+    if other := trainer.spec.network or trainer.spec.upsampler:
+        raise ValueError(
+            f"{needed}: a vanilla checkpoint has the weights of the planned U-Net with transposed convolutions, "
+            f"this trainer has {other}"
+        )
     return trainer
 
 

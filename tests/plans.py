@@ -70,6 +70,14 @@ CONFIGURATIONS = {
     "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
 }
 
+# the paper's other networks, small, as the plans may have them in ``architecture.nnunet_dtc``
+SMALL_NETWORKS = {
+    "UNETR": {"feature_size": 4, "hidden_size": 12, "mlp_size": 20, "heads": 3},
+    "SwinUNETRV2": {"feature_size": 12, "depths": [1, 1, 1, 1], "heads": [1, 2, 3, 4], "window_size": 3},
+    "NnMamba": {"width": 4, "blocks": 2},
+    "SegMamba": {"widths": [4, 6, 8, 10], "bottleneck": 12, "depths": [1, 1, 1, 1]},
+}
+
 _PLANS = {
     "dataset_name": "Dataset998_Test",
     "plans_name": "nnUNetPlans",

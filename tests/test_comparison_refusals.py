@@ -321,10 +321,12 @@ def test_a_training_step_knows_no_epochs(folders):
     """What `complexity` measured for the plain name holds for a shorter training, too; another optimizer is another."""
     steps = [models.read_training(folders.train(name)).same_step for name in (
         "nnUNetTrainerDTC_RF4_5epochs_NoMirroring_rep2", "nnUNetTrainerDTC_Adam1en3_5epochs", "nnUNetTrainerDA5",
+        "nnUNetTrainerUNetDTC_paper2d_5epochs_rep2",
     )]  # fmt: skip
     assert steps[0][-1] == "nnUNetTrainerDTC_RF4"
     assert steps[1][-1] == "nnUNetTrainerDTC_Adam1en3"
     assert steps[2] == ("nnUNetTrainerDA5",)
+    assert steps[3][-1] == "nnUNetTrainerUNetDTC_paper2d"  # its 40 epochs are not in the name
 
 
 def test_the_memory_of_other_plans_is_not_shown(folders, tmp_path):

@@ -18,9 +18,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 from typer.testing import CliRunner
 
-from nnunet_dtc import DTC3d, complexity, convert_dtc
+from nnunet_dtc import DTC3d, complexity, convert_dtc, process_memory
 from nnunet_dtc.cli import app
-from nnunet_dtc import process_memory
 from nnunet_dtc.complexity import bench, memory, survey
 from nnunet_dtc.complexity.counting import count_macs, count_parameters, parameters_mib
 

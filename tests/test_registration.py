@@ -21,6 +21,8 @@ OURS = [
     "nnUNetTrainerDTC_RFinf",
     "nnUNetTrainerDTC_RF10_250epochs",
     "nnUNetTrainer_7epochs",
+    "nnUNetTrainerUNetLinearDTC_RF10_paper2d",
+    "nnUNetTrainerSwinUNETRV2DTC_RF4",
 ]
 NNUNETS = ["nnUNetTrainer", "nnUNetTrainer_5epochs", "nnUNetTrainerDA5"]
 
@@ -35,6 +37,18 @@ for name in sys.argv[1:]:
     except Exception as error:
         answers[name] = [type(error).__name__, str(error)]
 print("ANSWERS", json.dumps(answers))
+"""
+
+SPY = """
+import os, sys
+import nnunetv2
+
+class Spy:
+    def find_spec(self, name, path=None, target=None):
+        shadowed = nnunetv2.__path__[0] in map(os.path.abspath, sys.path)
+        print("IMPORTED", name, "shadowed" if shadowed else "clean")
+
+sys.meta_path.insert(0, Spy())
 """
 
 MYLAB = """
@@ -200,6 +214,31 @@ def test_a_broken_installation_of_ours_does_no_harm(python, tmp_path, how):
     assert_nnunets(answers)
     assert answers["nnUNetTrainerDTC"][0] == "RuntimeError"
     assert "nnunet-dtc is registered with nnU-Net, but cannot be imported" in done.stderr
+
+
+def test_extras_that_are_missing_or_broken_do_no_harm(python, tmp_path):
+    """The search imports neither MONAI nor mamba-ssm; here it would fail with them."""
+    assert python("-m", "nnunet_dtc", "register").returncode == 0
+    for extra in ("monai", "mamba_ssm", "numba"):
+        (tmp_path / "broken" / extra).mkdir(parents=True)
+        (tmp_path / "broken" / extra / "__init__.py").write_text("raise ImportError('broken on purpose')")
+    names = ["nnUNetTrainerUNETR", "nnUNetTrainerSegMambaDTC_RF4"]
+    answers, done = find(python, *names, *NNUNETS, before=[tmp_path / "broken"])
+    assert_ours(answers, names)
+    assert_nnunets(answers)
+    assert "broken on purpose" not in done.stderr
+
+
+def test_all_of_ours_is_imported_while_nnunets_folder_is_off_the_path(python):
+    """nnU-Net's search puts it first on sys.path, where its `utilities` would be taken for somebody else's."""
+    assert python("-m", "nnunet_dtc", "register").returncode == 0
+    done = python("-c", SPY + FIND, "nnUNetTrainerUNetFADEDTC_paper2d", "nnUNetTrainerSegMambaDTC")
+    assert done.returncode == 0, done.stderr
+    imported = dict(line.split()[1:] for line in done.stdout.splitlines() if line.startswith("IMPORTED "))
+    assert imported["nnunetv2.training.nnUNetTrainer.nnunet_dtc_trainers"] == "shadowed"  # the search's doing
+    ours = {name: how for name, how in imported.items() if name.partition(".")[0] == "nnunet_dtc"}
+    assert {"nnunet_dtc.architectures.segmamba", "nnunet_dtc.trainers.paper2d"} <= set(ours)
+    assert set(ours.values()) == {"clean"}
 
 
 def test_the_file_that_nnunet_sees_imports_only_the_standard_library():

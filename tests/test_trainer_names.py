@@ -1,11 +1,20 @@
+import ast
 import math
 import pickle
+from pathlib import Path
 
+import nnunetv2
 import pytest
 
 from nnunet_dtc import trainers
+from nnunet_dtc.architectures import NETWORKS
+from nnunet_dtc.architectures.settings import WITH_SETTINGS
+from nnunet_dtc.plugin.ext_trainer.nnunet_dtc_trainers import defined_by
 from nnunet_dtc.trainers import names
 from nnunet_dtc.trainers.names import TrainerName, TrainerNameError, UnknownSuffixError, parse
+from nnunet_dtc.trainers.networks import NETWORK_TRAINERS
+from nnunet_dtc.trainers.paper_networks import ADAMW
+from nnunet_dtc.upsamplers import UPSAMPLERS
 
 GOOD = {
     "nnUNetTrainerDTC": TrainerName(dtc=True),
@@ -35,6 +44,45 @@ GOOD = {
     "nnUNetTrainerDTC_RF4_notanh_Adam3en4_9epochs_NoMirroring": TrainerName(
         dtc=True, receptive_field=4, offset="linear", optimizer="Adam3en4", epochs=9, mirroring=False
     ),
+    "nnUNetTrainerLinear": TrainerName(upsampler="Linear"),
+    "nnUNetTrainerDySample": TrainerName(upsampler="DySample"),
+    "nnUNetTrainerDySampleDTC_RF10": TrainerName(upsampler="DySample", dtc=True, receptive_field=10),
+    "nnUNetTrainerCARAFE_NoMirroring": TrainerName(upsampler="CARAFE", mirroring=False),
+    "nnUNetTrainerFADE_5epochs_rep2": TrainerName(upsampler="FADE", epochs=5, repetition=2),
+    "nnUNetTrainerSAPADTC_noweight": TrainerName(upsampler="SAPA", dtc=True, weight="none"),
+    "nnUNetTrainerUNet": TrainerName(network="UNet"),
+    "nnUNetTrainerUNetDTC_RF10": TrainerName(network="UNet", dtc=True, receptive_field=10),
+    "nnUNetTrainerUNetLinearDTC_RFinf": TrainerName(
+        network="UNet", upsampler="Linear", dtc=True, receptive_field=math.inf
+    ),
+    "nnUNetTrainerUNETR": TrainerName(network="UNETR"),
+    "nnUNetTrainerUNETRDTC": TrainerName(network="UNETR", dtc=True),
+    "nnUNetTrainerSwinUNETRV2": TrainerName(network="SwinUNETRV2"),
+    "nnUNetTrainerSwinUNETRV2DTC_RF4_Adam1en3_9epochs": TrainerName(
+        network="SwinUNETRV2", dtc=True, receptive_field=4, optimizer="Adam1en3", epochs=9
+    ),
+    "nnUNetTrainerNnMamba_NoMirroring_rep2": TrainerName(network="NnMamba", mirroring=False, repetition=2),
+    "nnUNetTrainerNnMambaDTC_RF1": TrainerName(network="NnMamba", dtc=True, receptive_field=1),
+    "nnUNetTrainerSegMamba_paper2d": TrainerName(network="SegMamba", optimizer="paper2d", epochs=40, mirroring=False),
+    "nnUNetTrainerSegMambaDTC_RF10_notanh": TrainerName(
+        network="SegMamba", dtc=True, receptive_field=10, offset="linear"
+    ),
+    "nnUNetTrainerUNetFADEDTC": TrainerName(network="UNet", upsampler="FADE", dtc=True),
+    "nnUNetTrainer_paper2d": TrainerName(optimizer="paper2d", epochs=40, mirroring=False),
+    "nnUNetTrainerUNetDySampleDTC_RF4_notanh_paper2d_2epochs_rep3": TrainerName(
+        network="UNet",
+        upsampler="DySample",
+        dtc=True,
+        receptive_field=4,
+        offset="linear",
+        optimizer="paper2d",
+        epochs=2,
+        mirroring=False,
+        repetition=3,
+    ),
+    "nnUNetTrainerLinear_paper2d_1000epochs": TrainerName(
+        upsampler="Linear", optimizer="paper2d", epochs=1000, mirroring=False
+    ),
     "nnUNetTrainer_Adam1en3_9epochs": TrainerName(optimizer="Adam1en3", epochs=9),
     "nnUNetTrainer_7epochs_NoMirroring": TrainerName(epochs=7, mirroring=False),
     "nnUNetTrainer_7epochs": TrainerName(epochs=7),
@@ -62,6 +110,14 @@ ONE_NAME = {  # another spelling, and the name to use
     "nnUNetTrainer_NoMirroring": "nnUNetTrainerNoMirroring",
     "nnUNetTrainer_Adam1en3": "nnUNetTrainerAdam1en3",
     "nnUNetTrainerDTC_5epochs_Adam1en3": "nnUNetTrainerDTC_Adam1en3_5epochs",
+    "nnUNetTrainerUNetDTC_RF2": "nnUNetTrainerUNetDTC",
+    "nnUNetTrainerUNETRDTC_RF2": "nnUNetTrainerUNETRDTC",
+    "nnUNetTrainerSegMamba_1000epochs": "nnUNetTrainerSegMamba",
+    "nnUNetTrainerLinear_1000epochs": "nnUNetTrainerLinear",
+    "nnUNetTrainerUNet_paper2d_40epochs": "nnUNetTrainerUNet_paper2d",
+    "nnUNetTrainerUNet_5epochs_paper2d": "nnUNetTrainerUNet_paper2d_5epochs",
+    "nnUNetTrainerUNet_paper2d_NoMirroring": "nnUNetTrainerUNet_paper2d",
+    "nnUNetTrainerDTC_paper2d_RF10": "nnUNetTrainerDTC_RF10_paper2d",
     "nnUNetTrainerDTC_nomirroring": "nnUNetTrainerDTC_NoMirroring",
     "nnUNetTrainerDTC_NoMirroring_5epochs": "nnUNetTrainerDTC_5epochs_NoMirroring",
 }
@@ -83,6 +139,12 @@ MALFORMED = {
     "nnUNetTrainerDTC_RF4_RF10": "only one of the suffixes for the receptive field",
     "nnUNetTrainer_RF10": "_RF10 belongs to DTC, use nnUNetTrainerDTC_RF10",
     "nnUNetTrainer_notanh": "belongs to DTC",
+    "nnUNetTrainerUNetLinear_RF10_5epochs": "_RF10 belongs to DTC, use nnUNetTrainerUNetLinearDTC_RF10_5epochs",
+    "nnUNetTrainerFADE_RFx": "got 'x'",
+    "nnUNetTrainerUNETR_RF10": "_RF10 belongs to DTC, use nnUNetTrainerUNETRDTC_RF10",
+    "nnUNetTrainerFADE_noweight": "_noweight belongs to DTC, use nnUNetTrainerFADEDTC_noweight",
+    "nnUNetTrainerDTC_paper2d_Adam1en3": "only one of the suffixes for the optimizer",
+    "nnUNetTrainerUNet_0epochs": "at least 1; got '0'",
 }
 
 NOT_OURS = [
@@ -97,6 +159,21 @@ NOT_OURS = [
     "nnUNetTrainerNoMirroring",
     "nnUNetTrainer_100epochs_mylab",
     "somebodysTrainerDTC",
+    "nnUNetTrainerLinearUNet",
+    "nnUNetTrainerDTCLinear",
+    "nnUNetTrainerLinearDySample",
+    "nnUNetTrainerUNet3D",
+    "nnUNetTrainerUNetPlusPlus",
+    "nnUNetTrainerunet",
+    "nnUNetTrainerDysample",
+    "nnUNetTrainerLinearWarmup",
+    "nnUNetTrainer_UNet",
+    "nnUNetTrainerUNETRLinear",
+    "nnUNetTrainerSegMambaDySampleDTC",
+    "nnUNetTrainerSwinUNETR",
+    "nnUNetTrainerSwinUNETRDTC",
+    "nnUNetTrainerUNETRV2",
+    "nnUNetTrainernnMamba",
     "__path__",
 ]
 UNKNOWN_SUFFIX = [
@@ -104,6 +181,10 @@ UNKNOWN_SUFFIX = [
     "nnUNetTrainerDTC_RF10_mylab",
     "nnUNetTrainerDTC__RF10",
     "nnUNetTrainerDTC_",
+    "nnUNetTrainerUNet_3D",
+    "nnUNetTrainerUNETR_V2",
+    "nnUNetTrainerLinear_warmup",
+    "nnUNetTrainerLinear_paper2D",
 ]
 
 
@@ -154,3 +235,46 @@ def test_the_listed_examples_are_good_names():
     for part, _, example in names.PARTS:
         assert parse(example) is not None
         assert part.split("<")[0] in example
+
+
+def test_the_table_of_upsamplers_is_the_packages():
+    assert list(names.UPSAMPLERS) == list(UPSAMPLERS)
+
+
+def test_every_network_of_the_grammar_has_a_trainer():
+    assert set(NETWORK_TRAINERS) == {"", *names.NETWORKS}
+
+
+def test_the_networks_are_the_packages():
+    assert set(names.NETWORKS) == set(WITH_SETTINGS) == {"UNet", *NETWORKS}
+    assert set(ADAMW) == set(NETWORKS)
+
+
+def nnunets_own_names():
+    """Every trainer that the installed nnU-Net defines."""
+    folder = Path(nnunetv2.__path__[0]) / "training" / "nnUNetTrainer"
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and file.name != "nnunet_dtc_trainers.py":
+                yield node.name
+
+
+def test_no_trainer_of_nnunet_has_a_network_or_an_upsampler_of_ours():
+    """Those that the grammar can read at all are nnU-Net's network; the file that nnU-Net sees leaves them to it."""
+    own = set(nnunets_own_names())
+    assert len(own) > 50
+    read = {name: parse(name) for name in own - set(MALFORMED) - set(ONE_NAME) if not unparsable(name)}
+    assert read["nnUNetTrainer_250epochs"] == TrainerName(epochs=250)
+    assert read["nnUNetTrainerNoMirroring"] is None
+    for name, spec in read.items():
+        assert spec is None or (spec.network, spec.upsampler, spec.dtc) == ("", "", False), name
+        assert defined_by(name) is not None
+
+
+def unparsable(name):
+    """nnUNetTrainer_1epoch, for which the grammar has another spelling."""
+    try:
+        parse(name)
+    except TrainerNameError:
+        return True
+    return False

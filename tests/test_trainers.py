@@ -1,4 +1,5 @@
 import inspect
+from importlib import metadata
 
 import pytest
 import torch
@@ -8,15 +9,29 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoM
 )
 from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from plans import DATASET, small_plans
+from plans import DATASET, SMALL_NETWORKS, small_plans
 
 from nnunet_dtc import trainers
+from nnunet_dtc.architectures import build_network, monai_networks
 from nnunet_dtc.dtc import is_dtc
 
 NO_MIRRORING = "nnUNetTrainerDTC_7epochs_NoMirroring"
-NAMES = ["nnUNetTrainerDTC", "nnUNetTrainerDTC_RF10", "nnUNetTrainerDTC_RF2.5_7epochs", "nnUNetTrainer_rep2"]
+NAMES = [
+    "nnUNetTrainerDTC",
+    "nnUNetTrainerDTC_RF10",
+    "nnUNetTrainerDTC_RF2.5_7epochs",
+    "nnUNetTrainer_rep2",
+    "nnUNetTrainerDySample",
+    "nnUNetTrainerFADEDTC_RF10_7epochs",
+    "nnUNetTrainerUNet",
+    "nnUNetTrainerUNetLinearDTC",
+    "nnUNetTrainerUNETR",
+    "nnUNetTrainerSegMambaDTC_RF10",
+]
 OURS = {"__init__", "build_network_architecture", "spec"}
 RECORD = {"validation_step", "_record_coordinates", "_coordinates_epoch"}  # of the coordinates, with DTC alone
+NO_DEEP_SUPERVISION = {"set_deep_supervision_enabled"}  # a network without nnU-Net's decoder
+PAPER_NETWORK = {"initialize", "configure_optimizers"}  # the optimizer of their authors, and a word in the log
 
 
 @pytest.fixture
@@ -36,7 +51,8 @@ def make(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_hooks_that_we_do_not_touch_are_the_base_classs_own_objects(name):
     found = getattr(trainers, name)
-    ours = OURS | RECORD if found.spec.dtc else OURS
+    ours = OURS | (RECORD if found.spec.dtc else set()) | (NO_DEEP_SUPERVISION if found.spec.network else set())
+    ours = ours | (PAPER_NETWORK if found.spec.network in SMALL_NETWORKS else set())
     assert issubclass(found, nnUNetTrainer)
     touched = {
         attribute
@@ -138,6 +154,75 @@ def test_every_configuration(configuration, make):
     outputs = network(torch.zeros(1, channels, *size))
     assert [out.shape[1] for out in outputs] == [3] * len(outputs)
     assert list(outputs[0].shape[2:]) == list(size)
+
+
+def test_a_network_without_deep_supervision(make):
+    trainer = make("nnUNetTrainerUNetLinearDTC", "2d")
+    assert trainer.enable_deep_supervision is False
+    assert trainer._get_deep_supervision_scales() is None
+    trainer.network = torch.nn.Identity()
+    trainer.set_deep_supervision_enabled(True)  # nnU-Net's would look for a decoder
+
+
+@pytest.mark.parametrize(
+    ("network", "rate", "decay"),
+    [("UNETR", 1e-4, 1e-5), ("SwinUNETRV2", 1e-4, 1e-5), ("NnMamba", 2e-4, 3e-5), ("SegMamba", 1e-4, 1e-5)],
+)
+def test_the_optimizer_of_the_papers_networks(network, rate, decay, make):
+    """AdamW with nnU-Net's schedule; where the name has an optimizer, that one."""
+
+    def optimizer_of(name):
+        trainer = make(name)
+        trainer.network = torch.nn.Linear(2, 3)
+        optimizer, scheduler = trainer.configure_optimizers()
+        scheduler.step(3)
+        assert type(optimizer) is torch.optim.AdamW
+        [group] = optimizer.param_groups
+        return group["lr"], group["weight_decay"], group["amsgrad"]
+
+    decayed = (1 - 3 / 7) ** 0.9
+    assert optimizer_of(f"nnUNetTrainer{network}DTC_RF4_7epochs") == (pytest.approx(rate * decayed), decay, False)
+    assert optimizer_of(f"nnUNetTrainer{network}_Adam1en3_7epochs") == (pytest.approx(1e-3 * decayed), 3e-5, True)
+    assert optimizer_of(f"nnUNetTrainer{network}DTC_paper2d_7epochs") == (1e-4, 1e-5, False)
+
+
+def test_a_name_without_an_optimizer_does_not_say_sgd():
+    for name in ("nnUNetTrainerSegMamba", "nnUNetTrainerDTC"):
+        assert "optimizer='default'" in repr(getattr(trainers, name).spec)
+
+
+@pytest.mark.parametrize("network", SMALL_NETWORKS)
+def test_the_papers_networks_are_what_name_and_plans_say(network, make):
+    plans = small_plans()
+    for configuration, patch in (("2d", [16, 40]), ("3d_fullres", [6, 16, 40])):
+        plans["configurations"][configuration]["patch_size"] = patch
+        plans["configurations"][configuration]["architecture"]["nnunet_dtc"] = SMALL_NETWORKS
+    manager = PlansManager(plans)
+    for name, configuration, dtc in (
+        (f"nnUNetTrainer{network}", "2d", None),
+        (f"nnUNetTrainer{network}DTC_RF10_notanh", "3d_fullres", {"receptive_field": 10, "offset": "linear"}),
+    ):
+        arguments = (manager, manager.get_configuration(configuration), 2, 3)
+        patch = manager.get_configuration(configuration).patch_size
+        built = getattr(trainers, name).build_network_architecture(*arguments, enable_deep_supervision=False)
+        assert str(built) == str(build_network(network, 2, 3, patch, SMALL_NETWORKS[network], dtc=dtc))
+        assert any(map(is_dtc, built.modules())) == (dtc is not None)
+        trainer = make(name, configuration)
+        assert trainer.enable_deep_supervision is False
+        assert trainer._get_deep_supervision_scales() is None
+        trainer.network = trainer.build_network_architecture(*arguments, trainer.enable_deep_supervision)
+        trainer.set_deep_supervision_enabled(True)
+        assert trainer.network(torch.zeros(1, 2, *patch)).shape == (1, 3, *patch)
+
+
+def test_without_monai_the_search_finds_the_trainer_and_the_network_says_what_to_install(make, monkeypatch):
+    def version(package):
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(monai_networks.metadata, "version", version)
+    trainer = make("nnUNetTrainerUNETRDTC_RF4_3epochs")
+    with pytest.raises(ImportError, match=r'need MONAI 1.6 or later: pip install "nnunet-dtc\[monai\]"$'):
+        trainer.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 3)
 
 
 def test_a_subclass_of_a_users_own_keeps_the_choices(make):

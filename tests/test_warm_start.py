@@ -278,6 +278,10 @@ def test_other_refusals(trained, tmp_path):
     assert "takes a DTC trainer" in command(file, "-tr", "nnUNetTrainer_rep2", "-o", output).output
     assert "takes a DTC trainer" in command(file, "-tr", "nnUNetTrainerDA5", "-o", output).output
     assert "use nnUNetTrainerDTC" in command(file, "-tr", "nnUNetTrainerDTC_RF2", "-o", output).output
+    for name, other in (("UNETRDTC", "UNETR"), ("UNetLinearDTC_RF10", "UNet"), ("DySampleDTC_5epochs", "DySample")):
+        refused = " ".join(command(file, "-tr", f"nnUNetTrainer{name}", "-o", output).output.split())
+        assert f"takes a DTC trainer such as nnUNetTrainerDTC, got nnUNetTrainer{name}: a vanilla" in refused
+        assert f"the planned U-Net with transposed convolutions, this trainer has {other}" in refused
     assert "give either -o" in command(file, "-tr", "nnUNetTrainerDTC").output
     assert "give either -o" in command(file, "-tr", "nnUNetTrainerDTC", "-o", output, "--into", tmp_path).output
     assert "there is no checkpoint" in command(tmp_path / "none.pth", "-tr", "nnUNetTrainerDTC", "-o", output).output

@@ -29,14 +29,25 @@ def trainer_class(name: str) -> type:
 
     from nnunet_dtc.trainers import planned_unet
     from nnunet_dtc.trainers.base import NNUNETS_VARIANTS, NamedTrainer
+    from nnunet_dtc.trainers.coordinates import CoordinatesRecord
+    from nnunet_dtc.trainers.networks import NETWORK_TRAINERS
 
     if name in vars(planned_unet):
         return vars(planned_unet)[name]
-    bases: list[type] = [planned_unet.nnUNetTrainerDTC if spec.dtc else NamedTrainer]
-    if not spec.mirroring:
-        bases.append(NNUNETS_VARIANTS["NoMirroring"])
-    if spec.optimizer != "SGD":
-        bases.append(NNUNETS_VARIANTS[spec.optimizer])
+    if spec.dtc and not spec.network and not spec.upsampler:
+        bases: list[type] = [planned_unet.nnUNetTrainerDTC]
+    else:
+        vanilla = not (spec.network or spec.upsampler or spec.dtc)
+        bases = [CoordinatesRecord] * spec.dtc + [NamedTrainer if vanilla else NETWORK_TRAINERS[spec.network]]
+    if spec.optimizer == names.PAPER2D:
+        from nnunet_dtc.trainers.paper2d import Paper2DRecipe
+
+        bases.append(Paper2DRecipe)
+    else:
+        if not spec.mirroring:
+            bases.append(NNUNETS_VARIANTS["NoMirroring"])
+        if spec.optimizer != names.DEFAULT_OPTIMIZER:
+            bases.append(NNUNETS_VARIANTS[spec.optimizer])
     # under this module and name Python finds the class again
     return type(name, tuple(bases), {"spec": spec, "__module__": __name__, "__doc__": f"{name}: {spec!r}"})
 

@@ -49,3 +49,21 @@ class NamedTrainer(nnUNetTrainer):
             self.num_epochs = self.spec.epochs
             self.save_every = min(self.save_every, max(1, self.num_epochs // 20))
         self.print_to_log_file(f"nnunet-dtc {__version__}: {type(self).__name__} is {self.spec!r}")
+
+
+class WithoutDeepSupervision(NamedTrainer):
+    """For networks that have logits at full resolution alone, as the paper's have."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.enable_deep_supervision = False
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """There is none to switch."""

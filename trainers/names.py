@@ -11,32 +11,75 @@ from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 
 PREFIX = "nnUNetTrainer"
-GRAMMAR = (
-    "nnUNetTrainer[DTC][_RF<r>][_noweight|_nosigmoid][_notanh][_Adam1en3|_Adam3en4][_<n>epochs][_NoMirroring][_rep<k>]"
-)
 DEFAULT_RECEPTIVE_FIELD = 2.0
 DEFAULT_EPOCHS = 1000  # nnU-Net's
+DEFAULT_OPTIMIZER = "default"  # the network's own: nnU-Net's SGD for the U-Nets, AdamW for the paper's others
+PAPER2D = "paper2d"
+PAPER2D_EPOCHS = 40  # of nnU-Net's 250 iterations: the paper's 10,000
 OPTIMIZERS = ("Adam1en3", "Adam3en4")  # as nnU-Net names its trainers with AdamW, learning rates 1e-3 and 3e-4
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that stands in a name; where none does, it is the U-Net that nnU-Net has planned.
+
+    Attributes:
+        meaning: what it is, for `nnunet-dtc trainers`.
+        example: a name with it.
+        upsamplers: whether its upsampling can be chosen.
+    """
+
+    meaning: str
+    example: str
+    upsamplers: bool = False
+
+
+# network and upsampler: what may stand in a name, in this order before DTC
+NETWORKS = {
+    "UNet": Network(
+        "the paper's 2D U-Net with 64 to 1024 channels, for -c 2d; its RF there: 10, with Linear 10 (ISIC), inf (BUSI)",
+        f"{PREFIX}UNetLinearDTC_RF10",
+        upsamplers=True,
+    ),
+    "UNETR": Network("UNETR (WACV 2022), MONAI's; its RF in the paper: 2", f"{PREFIX}UNETRDTC"),
+    "SwinUNETRV2": Network(
+        "SwinUNETR V2 (MICCAI 2023), MONAI's; its RF in the paper: 2 (ISIC), 4 (BUSI)", f"{PREFIX}SwinUNETRV2DTC_RF4"
+    ),
+    "NnMamba": Network("nnMamba (2024), linear upsampling; its RF in the paper: 1", f"{PREFIX}NnMambaDTC_RF1"),
+    "SegMamba": Network(
+        "SegMamba (MICCAI 2024); its RF in the paper: 4 (ISIC), 10 (BUSI)", f"{PREFIX}SegMambaDTC_RF10"
+    ),
+}
+UPSAMPLERS = {
+    "Linear": "1x1 convolution and linear interpolation instead of the transposed convolutions",
+    "DySample": "DySample (ICCV 2023) instead: samples at learned positions",
+    "CARAFE": "CARAFE (ICCV 2019) instead: windows with predicted weights",
+    "FADE": "FADE (ECCV 2022) instead: windows led by the encoder's features, and a gate",
+    "SAPA": "SAPA (NeurIPS 2022) instead: windows weighted by similarity with the encoder's features",
+}
+GRAMMAR = (
+    f"{PREFIX}[{'|'.join(NETWORKS)}][{'|'.join(UPSAMPLERS)}][DTC][_RF<r>][_noweight|_nosigmoid][_notanh]"
+    f"[_{PAPER2D}|{'|'.join(f'_{optimizer}' for optimizer in OPTIMIZERS)}][_<n>epochs][_NoMirroring][_rep<k>]"
+)
 
 # part of the name, what it says, examples; a line each of what `nnunet-dtc trainers` prints
 PARTS = (
-    ("DTC", "DTC beside every transposed convolution of the planned U-Net, receptive field 2", "nnUNetTrainerDTC"),
-    ("_RF<r>", "another receptive field, any number >= 0 or inf: shifts of up to r/4 voxels", "nnUNetTrainerDTC_RF2.5"),
-    ("_noweight", "table 4: offsets without weights", "nnUNetTrainerDTC_RF10_noweight"),
-    ("_nosigmoid", "table 4: weights without sigmoid", "nnUNetTrainerDTC_nosigmoid"),
-    ("_notanh", "table 4: offsets without tanh", "nnUNetTrainerDTC_noweight_notanh"),
+    *((name, network.meaning, network.example) for name, network in NETWORKS.items()),
+    *((name, meaning, f"{PREFIX}{name}") for name, meaning in UPSAMPLERS.items()),
+    ("DTC", "DTC beside every upsampling of the network, receptive field 2", f"{PREFIX}DTC"),
+    ("_RF<r>", "another receptive field, any number >= 0 or inf: shifts of up to r/4 voxels", f"{PREFIX}DTC_RF2.5"),
+    ("_noweight", "table 4: offsets without weights", f"{PREFIX}DTC_RF10_noweight"),
+    ("_nosigmoid", "table 4: weights without sigmoid", f"{PREFIX}DTC_nosigmoid"),
+    ("_notanh", "table 4: offsets without tanh", f"{PREFIX}DTC_noweight_notanh"),
     (
-        "_Adam1en3",
-        "AdamW as nnU-Net's Adam1en3 and Adam3en4; with or without DTC",
-        "nnUNetTrainerDTC_Adam1en3",
+        f"_{PAPER2D}",
+        "the paper's 2D recipe: AdamW, 1e-4, 40 epochs (10,000 iterations), no augmentation; any trainer",
+        f"{PREFIX}UNetDTC_{PAPER2D}",
     ),
-    ("_<n>epochs", "n epochs instead of 1000, saved often; with or without DTC", "nnUNetTrainer_7epochs"),
-    (
-        "_NoMirroring",
-        "no mirroring, as nnU-Net's NoMirroring trainers; with or without DTC",
-        "nnUNetTrainerDTC_NoMirroring",
-    ),
-    ("_rep<k>", "the same training again, k = 2, 3, ...; with or without DTC", "nnUNetTrainerDTC_RF10_rep2"),
+    ("_Adam1en3", "AdamW as nnU-Net's Adam1en3 and Adam3en4; any trainer", f"{PREFIX}DTC_Adam1en3"),
+    ("_<n>epochs", "n epochs instead of 1000, saved often; any trainer", f"{PREFIX}_7epochs"),
+    ("_NoMirroring", "no mirroring, as nnU-Net's NoMirroring trainers; any trainer", f"{PREFIX}DTC_NoMirroring"),
+    ("_rep<k>", "the same training again, k = 2, 3, ...; any trainer", f"{PREFIX}DTC_RF10_rep2"),
 )
 NOTES = (
     "RF 2 has no suffix, RF 0 never shifts (the control with the same parameters), RF inf shifts up to half the map.",
@@ -57,12 +100,14 @@ class TrainerName:
     """What a trainer's name says. ``str()`` of it is the one name of that model.
 
     Attributes:
+        network: one of NETWORKS, "" for the planned U-Net.
+        upsampler: one of UPSAMPLERS, "" for the transposed convolutions (or what else the network has).
         dtc: whether the decoder has DTC blocks.
         receptive_field: RF of section 3.2 (with DTC).
         offset, weight: table 4's variants, see :func:`nnunet_dtc.deformable_upsample`.
-        optimizer: one of nnU-Net's own, "SGD" or one of OPTIMIZERS.
+        optimizer: DEFAULT_OPTIMIZER, one of OPTIMIZERS, or PAPER2D, which stands for the paper's recipe.
         epochs: the number of epochs.
-        mirroring: whether training and prediction mirror the images; nnU-Net does.
+        mirroring: whether training and prediction mirror the images; nnU-Net does, the paper's recipe does not.
         repetition: 1 for the first training of a model, 2 for its repetition, ...
     """
 
@@ -70,22 +115,25 @@ class TrainerName:
     receptive_field: float = DEFAULT_RECEPTIVE_FIELD
     offset: str = "tanh"
     weight: str = "sigmoid"
-    optimizer: str = "SGD"
+    optimizer: str = DEFAULT_OPTIMIZER
     epochs: int = DEFAULT_EPOCHS
     mirroring: bool = True
     repetition: int = 1
+    network: str = ""
+    upsampler: str = ""
 
     def __str__(self) -> str:
         if self in _NNUNETS_OWN:
             return _NNUNETS_OWN[self]
-        name = PREFIX + "DTC" * self.dtc
+        name = PREFIX + self.network + self.upsampler + "DTC" * self.dtc
         if self.receptive_field != DEFAULT_RECEPTIVE_FIELD:
             name += f"_RF{_plain_number(self.receptive_field)}"
         name += {"sigmoid": "", "none": "_noweight", "linear": "_nosigmoid"}[self.weight]
         name += "_notanh" * (self.offset == "linear")
-        name += f"_{self.optimizer}" * (self.optimizer != "SGD")
-        name += f"_{self.epochs}epochs" * (self.epochs != DEFAULT_EPOCHS)
-        name += "_NoMirroring" * (not self.mirroring)
+        name += f"_{self.optimizer}" * (self.optimizer != DEFAULT_OPTIMIZER)
+        paper2d = self.optimizer == PAPER2D
+        name += f"_{self.epochs}epochs" * (self.epochs != (PAPER2D_EPOCHS if paper2d else DEFAULT_EPOCHS))
+        name += "_NoMirroring" * (not self.mirroring and not paper2d)
         name += f"_rep{self.repetition}" * (self.repetition != 1)
         return name
 
@@ -106,20 +154,21 @@ def parse(name: str) -> TrainerName | None:
     Raises:
         TrainerNameError: a suffix of ours with a malformed value, or another spelling of a model's one name; says
             the rule or the name to use.
-        UnknownSuffixError: a name that starts with ``nnUNetTrainerDTC`` and goes on with a suffix that is not ours.
+        UnknownSuffixError: a name that starts as ours (``nnUNetTrainerDTC``, ``nnUNetTrainerUNetLinear``, ...) and goes
+            on with a suffix that is not ours.
     """
     if not name.startswith(PREFIX) or name == PREFIX:
         return None
     head, *suffixes = name.removeprefix(PREFIX).split("_")
-    if head not in ("", "DTC"):
+    spec = _read_head(head)
+    if spec is None:
         return None
-    spec = TrainerName(dtc=head == "DTC")
     seen: set[str] = set()
     for suffix in suffixes:
-        if not spec.dtc and re.fullmatch(r"RF(?!(\d+(\.\d+)?|inf)$).*", suffix):
-            return None  # nnUNetTrainer_RFsomething: without DTC a receptive field is ours only where it is one
+        if not head and re.fullmatch(r"RF(?!(\d+(\.\d+)?|inf)$).*", suffix):
+            return None  # nnUNetTrainer_RFsomething: there a receptive field is ours only where it is one
         kind, change = _read_suffix(name, suffix)
-        if kind is None and not spec.dtc:
+        if kind is None and not head:
             return None  # nnUNetTrainer_something
         if kind is None:
             raise UnknownSuffixError(
@@ -128,13 +177,28 @@ def parse(name: str) -> TrainerName | None:
             )
         if kind in seen:
             raise TrainerNameError(f"{name}: only one of the suffixes for the {kind} may be given; {GRAMMAR}")
-        if not spec.dtc and kind not in ("optimizer", "epochs", "mirroring", "repetition"):
-            raise TrainerNameError(f"{name}: _{suffix} belongs to DTC, use {PREFIX}DTC{name.removeprefix(PREFIX)}")
+        if not spec.dtc and kind in ("receptive field", "weight", "offset"):
+            with_dtc = f"{PREFIX}{head}DTC{name.removeprefix(PREFIX + head)}"
+            raise TrainerNameError(f"{name}: _{suffix} belongs to DTC, use {with_dtc}")
         seen.add(kind)
         spec = replace(spec, **change)
+    if spec.optimizer == PAPER2D:
+        spec = replace(spec, mirroring=False, epochs=spec.epochs if "epochs" in seen else PAPER2D_EPOCHS)
     if str(spec) != name:
         raise TrainerNameError(f"one model has one name: instead of {name} use {spec}")
     return spec
+
+
+def _read_head(head: str) -> TrainerName | None:
+    """What the part before the first suffix says, None where it is not ours."""
+    networks, upsamplers = ("|".join(map(re.escape, table)) for table in (NETWORKS, UPSAMPLERS))
+    found = re.fullmatch(f"({networks})?({upsamplers})?(DTC)?", head)
+    if found is None:
+        return None
+    network, upsampler, dtc = found.groups(default="")
+    if network and upsampler and not NETWORKS[network].upsamplers:
+        return None
+    return TrainerName(network=network, upsampler=upsampler, dtc=bool(dtc))
 
 
 def _read_suffix(name: str, suffix: str) -> tuple[str | None, dict]:
@@ -145,7 +209,7 @@ def _read_suffix(name: str, suffix: str) -> tuple[str | None, dict]:
         return "weight", {"weight": {"noweight": "none", "nosigmoid": "linear"}[suffix]}
     if suffix == "notanh":
         return "offset", {"offset": "linear"}
-    if suffix in OPTIMIZERS:
+    if suffix in (*OPTIMIZERS, PAPER2D):
         return "optimizer", {"optimizer": suffix}
     if suffix.lower() == "nomirroring":  # nnU-Net writes nnUNetTrainer_250epochs_NoMirroring
         return "mirroring", {"mirroring": False}

@@ -1,4 +1,4 @@
-"""nnU-Net's planned U-Net with DTC, and its common trainers written out.
+"""nnU-Net's planned U-Net with other upsamplings, and its common trainers written out.
 
 Every other name of the grammar is made on demand (``nnunet_dtc.trainers``). This module is not called
 ``nnUNetTrainerDTC``, because it would then stand in the package where the class is looked for.
@@ -9,17 +9,14 @@ import math
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunet_dtc.architectures import with_dtc
+from nnunet_dtc.architectures import with_dtc, with_upsampler
 from nnunet_dtc.trainers.base import NamedTrainer
 from nnunet_dtc.trainers.coordinates import CoordinatesRecord
 from nnunet_dtc.trainers.names import TrainerName
 
 
-class PlannedUNetTrainer(CoordinatesRecord, NamedTrainer):
-    """nnU-Net's trainer with DTC blocks in the decoder of the U-Net that nnU-Net has planned.
-
-    Once an epoch it records where the samples of the blocks go, see ``nnunet_dtc.trainers.coordinates``.
-    """
+class PlannedUNetTrainer(NamedTrainer):
+    """nnU-Net's trainer with other upsamplings in the decoder of the U-Net that nnU-Net has planned."""
 
     @classmethod
     def build_network_architecture(
@@ -30,19 +27,29 @@ class PlannedUNetTrainer(CoordinatesRecord, NamedTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """The planned network with DTC. nnU-Net calls this on the instance to train and on the class to predict."""
+        """The planned network. nnU-Net calls this on the instance to train and on the class to predict."""
         network = super().build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
         )
         spec = cls.spec
-        return with_dtc(network, spec.receptive_field, offset=spec.offset, weight=spec.weight)
+        if not spec.dtc:
+            return with_upsampler(network, spec.upsampler)
+        return with_dtc(
+            network,
+            spec.receptive_field,
+            upsampler=spec.upsampler or None,
+            offset=spec.offset,
+            weight=spec.weight,
+        )
 
 
-class nnUNetTrainerDTC(PlannedUNetTrainer):
+class nnUNetTrainerDTC(CoordinatesRecord, PlannedUNetTrainer):
     """The planned U-Net with transposed convolution + DTC, receptive field 2 (the paper's default, section 3.2).
 
-    On CUDA a training is not reproducible bit for bit, as with nnU-Net itself; DTC's own gradient with respect to the
-    value uses atomic additions there (torch's ``grid_sample``).
+    Once an epoch it records where the samples of the blocks go, see ``nnunet_dtc.trainers.coordinates``.
+
+    On CUDA a training is not reproducible bit for bit, as with nnU-Net itself; DTC's own part is, with the shifts of
+    RF 2 (``nnunet_dtc.backends.cuda``).
     """
 
     spec = TrainerName(dtc=True)

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dtc.evaluation.labels import LabelSet, labels_from_dataset_json
-from nnunet_dtc.trainers.names import DEFAULT_EPOCHS, TrainerNameError, UnknownSuffixError, parse
+from nnunet_dtc.trainers.names import (
+    DEFAULT_EPOCHS,
+    PAPER2D,
+    PAPER2D_EPOCHS,
+    TrainerNameError,
+    UnknownSuffixError,
+    parse,
+)
 
 __all__ = [
     "ComparisonError",
@@ -78,7 +85,9 @@ class Training:
         spec = _spec(self.trainer)
         if spec is None:
             return (self.trainer,)
-        plain = replace(spec, epochs=DEFAULT_EPOCHS, mirroring=True, repetition=1)
+        paper2d = spec.optimizer == PAPER2D  # has its own number of epochs, and never mirrors
+        epochs = PAPER2D_EPOCHS if paper2d else DEFAULT_EPOCHS
+        plain = replace(spec, epochs=epochs, mirroring=not paper2d, repetition=1)
         return self.trainer, self.family, str(plain)
 
     @property

@@ -98,8 +98,10 @@ def _import_trainers():
     path = list(sys.path)
     sys.path[:] = [entry for entry in path if not entry or os.path.abspath(entry) != shadow]
     try:
+        # all that the trainers need now; what an extra brings, such as MONAI, is imported when its network is built
         import nnunet_dtc.trainers
-        import nnunet_dtc.trainers.planned_unet
+        import nnunet_dtc.trainers.networks
+        import nnunet_dtc.trainers.paper2d
     finally:
         sys.path[:] = path
     return nnunet_dtc.trainers

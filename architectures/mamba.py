@@ -1,0 +1,129 @@
+"""The Mamba block: a selective scan between two projections, in one or several orders of the same sequence.
+
+Gu and Dao, arXiv:2312.00752, figure 3 and section 3.4: the input is projected to E = expansion * C channels and to a
+gate of as many; the channels go through a causal depthwise convolution, SiLU and the scan, are multiplied with SiLU of
+the gate and projected back. Sizes (state 16, expansion 2, convolution width 4, rank of the step sizes C / 16) and
+starts (A = -1 .. -S, steps from 0.001 to 0.1, D = 1) are those of that paper and its section 3.6.
+
+Several orders share both projections and the gate, as SegMamba's tri-orientated scan does (Xing et al.,
+arXiv:2401.13560, section 2.2); each has a convolution, coefficients and scan of its own, and their results are summed.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_dtc.architectures.selective_scan import selective_scan
+
+ORDERS = ("forward", "backward", "slices")
+STEP_RANGE = (0.001, 0.1)
+
+
+def reorder(x: Tensor, order: str, slices: int = 1) -> Tensor:
+    """Bring the steps of (N, E, L) into another order; ``slices``: the first of the axes that L was flattened from.
+
+    "forward" keeps them, "backward" reverses them, "slices" goes through all slices at one place before it goes on to
+    the next place, so that neighbours in the sequence are neighbours across slices.
+    """
+    if order == "backward":
+        return x.flip(-1)
+    if order == "slices":
+        return x.unflatten(2, (slices, -1)).transpose(2, 3).flatten(2)  # (N, E, slices, rest) to (N, E, rest, slices)
+    return x
+
+
+def restore(x: Tensor, order: str, slices: int = 1) -> Tensor:
+    """What undoes :func:`reorder`."""
+    if order == "backward":
+        return x.flip(-1)
+    if order == "slices":
+        return x.unflatten(2, (-1, slices)).transpose(2, 3).flatten(2)  # (N, E, rest, slices) to (N, E, slices, rest)
+    return x
+
+
+class SelectiveSSM(nn.Module):
+    """One order's share: causal depthwise convolution, SiLU, coefficients from the input, selective scan.
+
+    Args:
+        channels: E, of input and output.
+        rank: of the step sizes' projection.
+        state: S, states per channel.
+        width: steps that the convolution sees, the present one the last.
+    """
+
+    def __init__(self, channels: int, rank: int, state: int = 16, width: int = 4) -> None:
+        super().__init__()
+        self.rank, self.state = rank, state
+        self.conv = nn.Conv1d(channels, channels, width, padding=width - 1, groups=channels)
+        self.coefficients = nn.Linear(channels, rank + 2 * state, bias=False)
+        self.step = nn.Linear(rank, channels)
+        self.A_log = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(channels, 1))  # (E, S)
+        self.D = nn.Parameter(torch.ones(channels))
+        nn.init.uniform_(self.step.weight, -(rank**-0.5), rank**-0.5)
+        low, high = (math.log(step) for step in STEP_RANGE)
+        steps = torch.exp(low + (high - low) * torch.rand(channels))
+        with torch.no_grad():
+            self.step.bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # softplus of it gives the steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, E, L) to (N, E, L)."""
+        x = F.silu(self.conv(x)[..., : x.shape[2]])  # the padding behind the end is cut: step t sees t - width + 1 .. t
+        step, into, out = self.coefficients(x.transpose(1, 2)).split([self.rank, self.state, self.state], dim=-1)
+        # (N, E, L); contiguous, since torch.compile takes the backward of softplus for contiguous in any case
+        delta = F.softplus(_wide(self.step(step)).transpose(1, 2).contiguous())
+        return selective_scan(
+            x,
+            delta,
+            -torch.exp(_wide(self.A_log)),
+            into.transpose(1, 2),  # (N, S, L)
+            out.transpose(1, 2),
+            self.D,
+        )
+
+
+class Mamba(nn.Module):
+    """The Mamba block for sequences in one or several orders.
+
+    Args:
+        channels: C, of input and output.
+        orders: some of "forward", "backward", "slices" (:func:`reorder`), each with its own scan.
+        state, expansion, width: S, E / C and the width of the convolution.
+
+    Raises:
+        ValueError: no order, or another one.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        orders: Sequence[str] = ("forward",),
+        *,
+        state: int = 16,
+        expansion: int = 2,
+        width: int = 4,
+    ) -> None:
+        super().__init__()
+        self.orders = tuple(orders)
+        if not self.orders or not set(self.orders) <= set(ORDERS):
+            raise ValueError(f"orders must be some of {', '.join(ORDERS)}, got {self.orders}")
+        inner, rank = expansion * channels, math.ceil(channels / 16)
+        self.project_in = nn.Linear(channels, 2 * inner, bias=False)
+        self.scans = nn.ModuleList(SelectiveSSM(inner, rank, state, width) for _ in self.orders)
+        self.project_out = nn.Linear(inner, channels, bias=False)
+
+    def forward(self, x: Tensor, slices: int = 1) -> Tensor:
+        """(N, L, C) to (N, L, C). ``slices``: the first of the axes that L was flattened from, for that order."""
+        x, gate = self.project_in(x).transpose(1, 2).chunk(2, dim=1)  # (N, E, L) each
+        y = sum(
+            restore(scan(reorder(x, order, slices)), order, slices)
+            for order, scan in zip(self.orders, self.scans, strict=True)
+        )
+        return self.project_out((y * F.silu(gate)).transpose(1, 2))
+
+
+def _wide(t: Tensor) -> Tensor:
+    """In float32 at least, under autocast too."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))

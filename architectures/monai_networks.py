@@ -1,0 +1,119 @@
+"""UNETR and SwinUNETR V2 as MONAI has them, and which of their modules are the decoder's upsamplings.
+
+UNETR: Hatamizadeh et al., WACV 2022, arXiv:2103.10504. SwinUNETR V2: He et al., MICCAI 2023,
+doi:10.1007/978-3-031-43901-8_40, which is MONAI's ``SwinUNETR(use_v2=True)``. Sizes are the papers' (MONAI's default
+for SwinUNETR is feature size 24; both papers use 48). MONAI is imported when a network is built, not before.
+"""
+
+from collections.abc import Sequence
+from importlib import metadata
+from types import ModuleType
+
+from packaging.version import Version
+from torch import nn
+
+MONAI_AT_LEAST = "1.6"
+UNETR_REDUCTION = 16  # the size of a token
+SWIN_UNETR_REDUCTION = 32
+
+
+def monai_nets() -> ModuleType:
+    """``monai.networks.nets``.
+
+    Raises:
+        ImportError: MONAI is missing or older than 1.6; says what to install.
+    """
+    install = 'pip install "nnunet-dtc[monai]"'
+    try:
+        found = metadata.version("monai")
+    except metadata.PackageNotFoundError:
+        raise ImportError(f"UNETR and SwinUNETR V2 need MONAI {MONAI_AT_LEAST} or later: {install}") from None
+    if Version(found).release < Version(MONAI_AT_LEAST).release:
+        raise ImportError(f"UNETR and SwinUNETR V2 need MONAI {MONAI_AT_LEAST} or later, found {found}: {install}")
+    from monai.networks import nets
+
+    return nets
+
+
+def unetr(
+    input_channels: int,
+    classes: int,
+    image_size: Sequence[int],
+    *,
+    feature_size: int = 16,
+    hidden_size: int = 768,
+    mlp_size: int = 3072,
+    heads: int = 12,
+) -> nn.Module:
+    """MONAI's UNETR for 2D or 3D images of one size, each a multiple of 16: (N, C, S) to logits (N, classes, S).
+
+    Args:
+        image_size: voxels per axis; the position embedding is as long as it has tokens of 16 voxels per axis.
+        feature_size: channels at full resolution.
+        hidden_size, mlp_size, heads: of the 12 transformer blocks.
+    """
+    network = monai_nets().UNETR(
+        input_channels,
+        classes,
+        tuple(image_size),
+        feature_size=feature_size,
+        hidden_size=hidden_size,
+        mlp_dim=mlp_size,
+        num_heads=heads,
+        spatial_dims=len(image_size),
+    )
+    for block in network.vit.blocks:
+        unused = getattr(block, "norm_cross_attn", None)  # without cross attention it is never called
+        if unused is not None:
+            unused.requires_grad_(False)  # DistributedDataParallel waits for the gradients of all others
+    return network
+
+
+def unetr_upsamplings(network: nn.Module, skip_projections: bool = False) -> list[str]:
+    """The names of the decoder's transposed convolutions, deepest first; those that bring tokens to the sizes of the
+    skip connections as well, where they are wanted."""
+    names = [f"decoder{level}.transp_conv.conv" for level in (5, 4, 3, 2)]
+    if skip_projections:
+        names += [
+            name
+            for name, module in network.named_modules()
+            if name.startswith("encoder") and isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d)
+        ]
+    return names
+
+
+def swin_unetr_v2(
+    input_channels: int,
+    classes: int,
+    axes: int,
+    *,
+    feature_size: int = 48,
+    depths: Sequence[int] = (2, 2, 2, 2),
+    heads: Sequence[int] = (3, 6, 12, 24),
+    window_size: int = 7,
+    checkpointing: bool = False,
+) -> nn.Module:
+    """MONAI's SwinUNETR V2 for 2D or 3D, sizes divisible by 32: (N, C, S) to logits (N, classes, S).
+
+    Args:
+        feature_size: channels at full resolution, a multiple of 12.
+        depths, heads: transformer blocks and attention heads of the four stages.
+        window_size: voxels per axis of an attention window.
+        checkpointing: compute the blocks' insides anew in the backward pass; less memory, more time.
+    """
+    return monai_nets().SwinUNETR(
+        input_channels,
+        classes,
+        feature_size=feature_size,
+        depths=tuple(depths),
+        num_heads=tuple(heads),
+        window_size=window_size,
+        use_checkpoint=checkpointing,
+        spatial_dims=axes,
+        use_v2=True,
+    )
+
+
+def swin_unetr_upsamplings() -> list[str]:
+    """The names of the decoder's transposed convolutions, deepest first."""
+    return [f"decoder{level}.transp_conv.conv" for level in (5, 4, 3, 2, 1)]

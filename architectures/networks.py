@@ -1,0 +1,172 @@
+"""The paper's other networks by name, with and without DTC: UNETR, SwinUNETRV2, NnMamba, SegMamba.
+
+Their sizes are the published ones, unless the plans say otherwise (``nnunet_dtc.architectures.settings``).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import nn
+
+from nnunet_dtc.architectures import monai_networks, nnmamba, segmamba
+from nnunet_dtc.architectures.padding import PaddedNetwork, padded_size
+from nnunet_dtc.architectures.settings import check_settings, read_settings
+from nnunet_dtc.dtc import dtc_class, is_dtc
+from nnunet_dtc.shifts import Offset, Weight
+
+
+@dataclass(frozen=True)
+class PaperNetwork:
+    """How a network is built.
+
+    Attributes:
+        build: (input_channels, classes, padded patch size, **settings) to the network.
+        upsamplings: (network, **settings) to the names of its upsamplings that DTC goes beside.
+        multiple: what sizes must be divisible by.
+        settings: what the plans may set, with the published values.
+        one_size: whether a network takes no other size than the one that it is built for.
+        deepest_voxels: how many voxels the deepest map must have (two, where instance normalisation stands there).
+    """
+
+    build: Callable[..., nn.Module]
+    upsamplings: Callable[..., list[str]]
+    multiple: int
+    settings: Mapping[str, Any]
+    one_size: bool = False
+    deepest_voxels: int = 1
+
+
+def _unetr(input_channels: int, classes: int, size: Sequence[int], *, dtc_in_skips: bool, **sizes: Any) -> nn.Module:
+    return monai_networks.unetr(input_channels, classes, size, **sizes)
+
+
+NETWORKS: dict[str, PaperNetwork] = {
+    "UNETR": PaperNetwork(
+        build=_unetr,
+        upsamplings=lambda network, dtc_in_skips, **_: monai_networks.unetr_upsamplings(network, dtc_in_skips),
+        multiple=monai_networks.UNETR_REDUCTION,
+        settings={"feature_size": 16, "hidden_size": 768, "mlp_size": 3072, "heads": 12, "dtc_in_skips": False},
+        one_size=True,
+    ),
+    "SwinUNETRV2": PaperNetwork(
+        build=lambda inputs, classes, size, **sizes: monai_networks.swin_unetr_v2(inputs, classes, len(size), **sizes),
+        upsamplings=lambda network, **_: monai_networks.swin_unetr_upsamplings(),
+        multiple=monai_networks.SWIN_UNETR_REDUCTION,
+        settings={
+            "feature_size": 48,
+            "depths": (2, 2, 2, 2),
+            "heads": (3, 6, 12, 24),
+            "window_size": 7,
+            "checkpointing": False,
+        },
+        deepest_voxels=2,
+    ),
+    "NnMamba": PaperNetwork(
+        build=lambda inputs, classes, size, **sizes: nnmamba.NnMamba(inputs, classes, len(size), **sizes),
+        upsamplings=lambda network, **_: network.upsamplings(),
+        multiple=nnmamba.REDUCTION,
+        settings={"width": nnmamba.WIDTH, "blocks": nnmamba.BLOCKS},
+    ),
+    "SegMamba": PaperNetwork(
+        build=lambda inputs, classes, size, **sizes: segmamba.SegMamba(inputs, classes, len(size), **sizes),
+        upsamplings=lambda network, **_: network.upsamplings(),
+        multiple=segmamba.REDUCTION,
+        settings={"widths": segmamba.WIDTHS, "bottleneck": segmamba.BOTTLENECK, "depths": segmamba.DEPTHS},
+        deepest_voxels=2,
+    ),
+}
+
+
+def planned_settings(configuration: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What the plans set for one of NETWORKS, for :func:`build_network`.
+
+    Args:
+        configuration: one configuration of nnU-Net's plans (``ConfigurationManager.configuration``).
+        name: one of NETWORKS.
+
+    Raises:
+        ValueError: a network or a setting that is not there, or a setting of another kind than the published one.
+    """
+    return read_settings(configuration, name, _network(name).settings)
+
+
+def build_network(
+    name: str,
+    input_channels: int,
+    classes: int,
+    patch_size: Sequence[int],
+    settings: Mapping[str, Any] | None = None,
+    *,
+    dtc: Mapping[str, Any] | None = None,
+) -> PaddedNetwork:
+    """One of the paper's networks for patches of any size: (N, input_channels, S) to logits (N, classes, S).
+
+    Args:
+        name: one of NETWORKS.
+        input_channels, classes: channels of the images, and segmentation heads (classes or regions).
+        patch_size: voxels per axis, in 2D or 3D.
+        settings: other sizes than the published ones, see :func:`planned_settings`.
+        dtc: None for the network as published; else what its DTC blocks get: ``receptive_field``, ``offset``,
+            ``weight`` (each with the default of :class:`nnunet_dtc.DTC3d`).
+
+    Raises:
+        ValueError: another name or setting; a patch size that the network cannot work with.
+        ImportError: MONAI is missing or too old (UNETR, SwinUNETRV2).
+    """
+    kind = _network(name)
+    patch_size = tuple(int(voxels) for voxels in patch_size)
+    if len(patch_size) not in (2, 3) or min(patch_size) < 1:
+        raise ValueError(f"patch_size must be 2 or 3 positive numbers, got patch_size={patch_size}")
+    size = padded_size(patch_size, kind.multiple)
+    if prod(voxels // kind.multiple for voxels in size) < kind.deepest_voxels:
+        raise ValueError(
+            f"{name} with patch_size={patch_size} has one voxel left in its deepest map, which cannot be normalised; "
+            f"a patch of more than {kind.multiple} voxels along one axis will do"
+        )
+    settings = {**kind.settings, **check_settings(name, settings or {}, kind.settings)}
+    network = PaddedNetwork(
+        kind.build(input_channels, classes, size, **settings), kind.multiple, patch_size, kind.one_size
+    )
+    if dtc is not None:
+        with_dtc_beside(network.network, kind.upsamplings(network.network, **settings), **dtc)
+    return network
+
+
+def with_dtc_beside(
+    network: nn.Module,
+    upsamplings: Sequence[str],
+    receptive_field: float = 2.0,
+    *,
+    offset: Offset = "tanh",
+    weight: Weight = "sigmoid",
+) -> nn.Module:
+    """Put a DTC block around the upsamplings of these names, in place; each stays as its block's base.
+
+    The value convolutions start as torch initialises convolutions, as these networks' own do.
+
+    Args:
+        upsamplings: names of modules with ``in_channels``, ``out_channels`` and ``stride``.
+        receptive_field, offset, weight: see :class:`nnunet_dtc.DTC3d`.
+
+    Raises:
+        ValueError: one of them has a DTC block already, or an argument is out of range.
+    """
+    for name in upsamplings:
+        base = network.get_submodule(name)
+        if is_dtc(base):
+            raise ValueError(f"{name} has a DTC block already")
+    for name in upsamplings:
+        base = network.get_submodule(name)
+        block = dtc_class(len(base.stride))(
+            base.in_channels, base.out_channels, base.stride, receptive_field, base, offset=offset, weight=weight
+        )
+        network.set_submodule(name, block)
+    return network
+
+
+def _network(name: str) -> PaperNetwork:
+    if name not in NETWORKS:
+        raise ValueError(f"the paper's networks are {', '.join(NETWORKS)}, got {name!r}")
+    return NETWORKS[name]

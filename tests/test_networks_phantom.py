@@ -1,0 +1,56 @@
+"""The paper's other networks stay finite and learn in 200 steps on the phantom (benchmarks/networks_phantom.py)."""
+
+import importlib.util
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nnunet_dtc.architectures import NETWORKS
+from nnunet_dtc.datasets.phantom import draw_case
+
+FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "networks_phantom.py"
+STEPS = 200
+SIZES = {"UNETR": (14, 16, 31), "SwinUNETRV2": (28, 60), "NnMamba": (14, 16, 31), "SegMamba": (14, 16, 31)}
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location(FILE.stem, FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def case():
+    return draw_case(np.random.default_rng(0))
+
+
+def test_patches_are_those_of_the_phantom(benchmark, case):
+    patches = benchmark.PhantomPatches([case], (3, 9, 8))
+    images, labels = patches.draw(5)
+    assert images.shape == labels.shape == (5, 1, 3, 9, 8)
+    [(image, truth, _)] = patches.cases
+    windows = np.lib.stride_tricks.sliding_window_view(truth, (3, 9, 8))
+    for patch, organs in zip(images[:, 0].numpy(), labels[:, 0].numpy(), strict=True):
+        assert organs.any()
+        places = np.argwhere((windows == organs).all((3, 4, 5)))
+        assert any(np.array_equal(image[z : z + 3, y : y + 9, x : x + 8], patch) for z, y, x in places)
+    flat, _ = benchmark.PhantomPatches([case], (40, 33)).draw(2)
+    assert flat.shape == (2, 1, 40, 33)
+
+
+@pytest.mark.parametrize("dtc", [False, True], ids=["plain", "DTC"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_two_hundred_steps_without_nan(benchmark, case, name, dtc):
+    """SegMamba with DTC under bfloat16 autocast."""
+    size = SIZES[name]
+    network = benchmark.build(name, size, dtc)
+    bfloat16 = dtc and name == "SegMamba"
+    losses, _ = benchmark.train(network, benchmark.PhantomPatches([case], size), STEPS, 2, 1e-3, bfloat16)
+    assert len(losses) == STEPS
+    assert np.isfinite(losses).all()
+    assert all(parameter.isfinite().all() for parameter in network.parameters())
+    assert statistics.mean(losses[-20:]) < statistics.mean(losses[:20])

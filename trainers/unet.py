@@ -1,0 +1,42 @@
+"""The paper's 2D U-Net as trainers: nnUNetTrainerUNet with transposed convolutions, nnUNetTrainerUNetLinear, ..."""
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunet_dtc.architectures.unet import UNet, planned_width
+from nnunet_dtc.trainers.base import WithoutDeepSupervision
+
+
+class UNetTrainer(WithoutDeepSupervision):
+    """nnU-Net's trainer with the 2D U-Net of the paper's table 7 in place of the planned network.
+
+    For 2d configurations of any patch size; narrower networks by
+    ``architecture.nnunet_dtc.UNet.width`` of the plans.
+    """
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = False,
+    ) -> nn.Module:
+        """The U-Net. nnU-Net calls this on the instance to train and on the class to predict.
+
+        ValueError where the configuration is not 2D.
+        """
+        axes = len(configuration_manager.patch_size)
+        if axes != 2:
+            raise ValueError(f"{cls.__name__} is the paper's 2D U-Net, use it with -c 2d; got a patch with {axes} axes")
+        spec = cls.spec
+        return UNet(
+            num_input_channels,
+            num_output_channels,
+            spec.upsampler or None,
+            spec.receptive_field if spec.dtc else None,
+            offset=spec.offset,
+            weight=spec.weight,
+            width=planned_width(configuration_manager.configuration),
+        )
