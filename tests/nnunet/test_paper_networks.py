@@ -37,7 +37,7 @@ from nnunetv2.inference.predict_from_raw_data import predict_entry_point
 from nnunetv2.run.run_training import run_training_entry
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-VALIDATED, ITERATIONS = sys.argv[2], 4
+ITERATIONS = 4
 
 
 class Stopped(Exception):
@@ -67,7 +67,7 @@ def stopping(on_epoch_end):
 
 def chosen(validate):
     def maybe(self, *more):
-        if type(self).__name__ == VALIDATED and self.fold == 0:
+        if type(self).__name__ == validated and self.fold == 0:
             validate(self, *more)
 
     return maybe
@@ -77,7 +77,8 @@ if __name__ == "__main__":  # nnU-Net's workers import this file
     nnUNetTrainer.__init__ = shortened(nnUNetTrainer.__init__)
     nnUNetTrainer.on_epoch_end = stopping(nnUNetTrainer.on_epoch_end)
     nnUNetTrainer.perform_actual_validation = chosen(nnUNetTrainer.perform_actual_validation)
-    for line in Path(sys.argv[1]).read_text().splitlines():
+    todo, validated = sys.argv[1:]
+    for line in Path(todo).read_text().splitlines():
         sys.argv = line.split()
         stopped = sys.argv[0] == "stopped"
         sys.argv = sys.argv[stopped:]
