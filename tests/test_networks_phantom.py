@@ -12,7 +12,7 @@ from nnunet_dtc.datasets.phantom import draw_case
 
 FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "networks_phantom.py"
 STEPS = 200
-SIZES = {"UNETR": (14, 16, 31), "SwinUNETRV2": (28, 60), "NnMamba": (14, 16, 31), "SegMamba": (14, 16, 31)}
+SIZES = {"UNETR": (14, 16, 31), "SwinUNETRV2": (28, 60), "NnMamba": (28, 60), "SegMamba": (28, 44)}
 
 
 @pytest.fixture(scope="module")
