@@ -77,7 +77,7 @@ def raw_dataset(folder: Path, name: str = "Dataset017_BTCV", cases: int = 5) -> 
         (["--trainers", "nnUNetTrainerDTC", "nnUNetTrainerDTC_Adam1en3"], "must differ"),
         (["--trainers", "Trainer"], "Trainer is no trainer of nnunet-dtc"),
         (["--trainers", "nnUNetTrainer__x"], "nnUNetTrainer__x is no trainer of nnunet-dtc"),
-        (["--trainers", "nnUNetTrainerDA5"], "its names are nnUNetTrainer[DTC]"),
+        (["--trainers", "nnUNetTrainerDA5"], "its names are nnUNetTrainer[UNet|"),
         (["--trainers", "nnUNetTrainerDTC_typo"], "_typo is no suffix of nnunet-dtc"),
         (["--trainers", "nnUNetTrainerDTC_RF2"], "instead of nnUNetTrainerDTC_RF2 use nnUNetTrainerDTC"),
         (["--trainers", "nnUNetTrainerDTC_5epochs"], "without _<n>epochs, which is --epochs"),
