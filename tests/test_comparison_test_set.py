@@ -97,10 +97,10 @@ class WithHeldOut(Folders):
     def calls(self):
         return [json.loads(line) for line in (self.root / "calls.txt").read_text().splitlines()]
 
-    def compare(self, output, **options):
+    def compare(self, output, progress=None, **options):
         told = []
         plan = plan_comparison(self.models, Options(processes=1, device="cpu", **{"kind": "test", **options}))
-        return compare(plan, output, tell=told.append), told
+        return compare(plan, output, progress, told.append), told
 
 
 @pytest.fixture
@@ -175,6 +175,17 @@ def test_each_fold_alone(folders, tmp_path):
     made = tmp_path / "out" / "predictions" / "nnUNetTrainerDTC"
     assert sorted(entry.name for entry in made.iterdir()) == ["fold_0", "fold_0.log", "fold_1", "fold_1.log"]
     assert result.pictures[0].predictions["nnUNetTrainerDTC"].parent == made / "fold_0"
+
+
+def test_progress_by_image_while_nnunet_predicts(folders, tmp_path):
+    shown = []
+    folders.compare(tmp_path / "out", lambda *step: shown.append(step), kind="test per fold")
+    for trainer in TRAINERS:
+        for fold in (0, 1):
+            counts = [(done, total) for step, done, total in shown if step == f"{trainer}, fold {fold}"]
+            assert counts[0] == (0, len(HELD_OUT))
+            assert counts[-1] == (len(HELD_OUT), len(HELD_OUT))
+            assert counts == sorted(counts)
 
 
 def test_softmax_is_averaged_by_nnunets_command(folders, tmp_path):

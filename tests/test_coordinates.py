@@ -886,6 +886,9 @@ def test_what_the_command_refuses(here):
     (here / "work" / "run").rmdir()  # it does go off
     (here / "bad_0000.nii.gz").write_bytes(b"no image")
     assert "nnU-Net cannot preprocess" in refused(model, "-i", here / "bad_0000.nii.gz")
+    sitk.WriteImage(sitk.GetImageFromArray(np.ones((4, 9, 7), np.uint8)), str(here / "other.nii.gz"))
+    message = refused(model, "-i", image, "--labels", here / "other.nii.gz")
+    assert f"with the labels {here / 'other.nii.gz'} (are they of this image?)" in message
     if not torch.cuda.is_available():
         result = CliRunner().invoke(app, ["coordinates", str(model), "-i", str(image), "--device", "cuda"])
         assert "torch finds no CUDA GPU" in result.output

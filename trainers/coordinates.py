@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.helpers import dummy_context
-from torch import nn
-from torch._dynamo import OptimizedModule
 
 from nnunet_dtc.coordinates import axis_names
 from nnunet_dtc.coordinates.record import FILE_NAME, OFF_VARIABLE, is_on, record_epoch
+from nnunet_dtc.wrappers import unwrap
 
 
 class CoordinatesRecord(nnUNetTrainer):
@@ -50,15 +49,8 @@ class CoordinatesRecord(nnUNetTrainer):
             return record_epoch(
                 Path(self.output_folder) / FILE_NAME,
                 self.current_epoch,
-                _unwrapped(self.network),
+                unwrap(self.network),
                 data.to(self.device, non_blocking=True),
                 spacing,
                 axis_names(plans.transpose_forward, len(spacing)),
             )
-
-
-def _unwrapped(network: nn.Module) -> nn.Module:
-    """Without DistributedDataParallel and torch.compile around it."""
-    if isinstance(network, nn.parallel.DistributedDataParallel):
-        network = network.module
-    return network._orig_mod if isinstance(network, OptimizedModule) else network

@@ -51,7 +51,7 @@ def compare(
     options, names = plan.options, [model.name for model in plan.models]
     memory = read_peak_memory(options.complexity, plan.trainings[0]) if options.complexity else {}
     logs = _read_logs(plan, progress)
-    sources = _sources(plan, output, tell)
+    sources = _sources(plan, output, tell, progress)
     scores = _score(plan, sources, progress)
     metrics = tuple(column for column in scores.columns if column not in ("model", "repeat", "fold", "case", "organ"))
     per_fold = options.kind == "test per fold"
@@ -111,7 +111,7 @@ def _read_logs(plan: Plan, progress: Progress | None) -> dict[Training, Training
     return logs
 
 
-def _sources(plan: Plan, output: Path, tell: Callable[[str], None]) -> list[_Source]:
+def _sources(plan: Plan, output: Path, tell: Callable[[str], None], progress: Progress | None) -> list[_Source]:
     """Where the predictions are; those of held-out cases are made first."""
     options, sources = plan.options, []
     if options.kind == "validation":
@@ -126,7 +126,7 @@ def _sources(plan: Plan, output: Path, tell: Callable[[str], None]) -> list[_Sou
         if name in options.predictions:
             sources.append(_Source(training, None, prediction_files(options.predictions[name], cases, ending)))
             continue
-        test, target = held_out_set(options, training, cases, tell), output / "predictions" / name
+        test, target = held_out_set(options, training, cases, tell, progress), output / "predictions" / name
         if options.kind == "test":
             folder = predict_ensemble(training, plan.folds, options.average, test, target)
             sources.append(_Source(training, None, prediction_files(folder, cases, ending)))

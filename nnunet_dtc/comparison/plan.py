@@ -19,6 +19,7 @@ from nnunet_dtc.comparison.models import (
 )
 from nnunet_dtc.comparison.predictions import AVERAGES, Average, TestSet, check_predictable
 from nnunet_dtc.evaluation import DEFAULT_TOLERANCES, LabelSet, Tolerance, find_pairs
+from nnunet_dtc.evaluation.folders import Progress
 from nnunet_dtc.evaluation.scoring import ABSENT_RULES, Absent
 from nnunet_dtc.evaluation.tolerances import check_tolerances
 
@@ -177,7 +178,7 @@ def _plan_test(
     if predicting or options.folds is not None:  # given predictions: the folds that made them, as the user says
         folds = checks.choose_folds(predicting or trainings, options.folds, options.checkpoint)
     if predicting:
-        check_predictable(predicting, folds, held_out_set(options, first, tuple(references), lambda line: None))
+        check_predictable(predicting, folds, held_out_set(options, first, tuple(references)))
     for folder in options.predictions.values():
         find_pairs(folder, labels, ending)
     preprocessed = os.environ.get("nnUNet_preprocessed")
@@ -201,6 +202,12 @@ def _training_names(models: Sequence[Model]) -> dict[Training, str]:
     }
 
 
-def held_out_set(options: Options, training: Training, cases: tuple[str, ...], tell: Callable[[str], None]) -> TestSet:
+def held_out_set(
+    options: Options,
+    training: Training,
+    cases: tuple[str, ...],
+    tell: Callable[[str], None] = lambda line: None,
+    progress: Progress | None = None,
+) -> TestSet:
     images = options.images or environment_folder("nnUNet_raw", "imagesTs") / training.dataset / "imagesTs"
-    return TestSet(images, cases, options.checkpoint, options.device, tell)
+    return TestSet(images, cases, options.checkpoint, options.device, tell, progress)

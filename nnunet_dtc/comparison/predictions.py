@@ -8,6 +8,7 @@ same checkpoints and images are taken again, and no others.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnunet_dtc.comparison.models import ComparisonError, Training
+from nnunet_dtc.evaluation.folders import Progress
 from nnunet_dtc.plugin.registration import EXT_VARIABLE, environment_value
 
 __all__ = [
@@ -37,6 +39,7 @@ Average = Literal["logits", "softmax"]
 AVERAGES: tuple[Average, ...] = ("logits", "softmax")
 RECORD = "made_from.json"
 LOG_LINES = 15
+WATCHED_EVERY_S = 1.0
 _FORMAT = 1
 
 Tell = Callable[[str], None]
@@ -52,6 +55,7 @@ class TestSet:
         checkpoint: file name, the same for all models.
         device: `cuda`, `cpu` or `mps`.
         tell: is given every command before it is run.
+        progress: is called with (step, done, total), images, while a command predicts.
     """
 
     __test__ = False  # pytest takes the name for a test
@@ -61,6 +65,7 @@ class TestSet:
     checkpoint: str
     device: str
     tell: Tell
+    progress: Progress | None = None
 
 
 def image_cases(folder: Path, ending: str) -> dict[str, tuple[Path, ...]]:
@@ -191,7 +196,14 @@ def _predicting(training: Training, folds: Sequence[int], *more: str) -> Callabl
     def make(folder: Path, test: TestSet) -> None:
         command = ["nnUNetv2_predict_from_modelfolder", "-m", str(training.folder), "-i", str(test.images)]
         command += ["-o", str(folder), "-f", *map(str, folds), "-chk", test.checkpoint, "-device", test.device]
-        _run([*command, "--disable_progress_bar", *more], _log_of(folder), test.tell)
+        files = [folder / f"{case}{training.file_ending}" for case in image_cases(test.images, training.file_ending)]
+        step = f"{training.trainer}, fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))}"
+
+        def watch() -> None:
+            if test.progress:
+                test.progress(step, sum(file.is_file() for file in files), len(files))
+
+        _run([*command, "--disable_progress_bar", *more], _log_of(folder), test.tell, watch)
 
     return make
 
@@ -218,8 +230,8 @@ def _log_of(folder: Path) -> Path:
     return folder.parent / f"{folder.name.removesuffix('.unfinished')}.log"
 
 
-def _run(command: Sequence[str], log: Path, tell: Tell) -> None:
-    """Run a command of nnU-Net to its end, all that it prints in a file.
+def _run(command: Sequence[str], log: Path, tell: Tell, watch: Callable[[], None] = lambda: None) -> None:
+    """Run a command of nnU-Net to its end, all that it prints in a file; ``watch`` is called now and then.
 
     Raises:
         ComparisonError: with the last lines, if it fails.
@@ -228,20 +240,34 @@ def _run(command: Sequence[str], log: Path, tell: Tell) -> None:
     with log.open("a", encoding="utf-8") as output:
         output.write(f"$ {shlex.join(command)}\n")
         output.flush()
-        status = subprocess.run(
+        with subprocess.Popen(
             [_program(command[0]), *command[1:]],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            check=False,
             env={**os.environ, EXT_VARIABLE: environment_value()},  # our trainers, registered or not
-        ).returncode
+        ) as process:
+            try:
+                status = _wait(process, watch)
+            except BaseException:  # an interrupt, too
+                process.kill()
+                raise
     if status != 0:
         last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
         raise ComparisonError(
             f"{command[0]} failed with exit status {status}; the end of {log}:"
             + "".join(f"\n  {line}" for line in last)
         )
+
+
+def _wait(process: subprocess.Popen, watch: Callable[[], None]) -> int:
+    status = None
+    while status is None:
+        watch()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = process.wait(WATCHED_EVERY_S)
+    watch()
+    return status
 
 
 def _program(command: str) -> str:

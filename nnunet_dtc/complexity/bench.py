@@ -23,6 +23,7 @@ from torch._dynamo import OptimizedModule
 
 from nnunet_dtc.complexity.planned import ComplexityError, PlannedTraining
 from nnunet_dtc.environment import environment
+from nnunet_dtc.wrappers import unwrap
 
 __all__ = ["Bench", "nnunet_settings"]
 
@@ -129,8 +130,7 @@ class Bench:
         """
         with self._explained("predict"):
             self._trainer.set_deep_supervision_enabled(False)
-            network = self._trainer.network
-            network = network._orig_mod if isinstance(network, OptimizedModule) else network
+            network = unwrap(self._trainer.network)
             if os.environ.get("nnUNet_compile", "").lower() in ("true", "1", "t"):
                 network = torch.compile(network)
             self._forward = network.eval()

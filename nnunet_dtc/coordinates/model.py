@@ -16,12 +16,12 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from scipy import ndimage
 from torch import nn
-from torch._dynamo import OptimizedModule
 
 from nnunet_dtc.checkpoints import open_checkpoint
 from nnunet_dtc.coordinates.stages import StageCoordinates, StageNumbers, axis_names, collect, measure
 from nnunet_dtc.environment import environment
 from nnunet_dtc.plugin.registration import EXT_VARIABLE, environment_value
+from nnunet_dtc.wrappers import unwrap
 
 
 class CoordinatesError(ValueError):
@@ -50,8 +50,7 @@ class Model:
 
     @property
     def network(self) -> nn.Module:
-        network = self.predictor.network
-        return network._orig_mod if isinstance(network, OptimizedModule) else network
+        return unwrap(self.predictor.network)
 
     @property
     def spacing_mm(self) -> tuple[float, ...]:
@@ -188,7 +187,8 @@ def load_patch(
             predictor.dataset_json,
         )
     except (RuntimeError, ValueError, OSError, AssertionError, LookupError) as error:
-        raise CoordinatesError(f"nnU-Net cannot preprocess {', '.join(map(str, files))}: {error}") from error
+        named = ", ".join(map(str, files)) + (f" with the labels {labels} (are they of this image?)" if labels else "")
+        raise CoordinatesError(f"nnU-Net cannot preprocess {named}: {error}") from error
     expected = len(predictor.dataset_json.get("channel_names") or predictor.dataset_json["modality"])
     if data.shape[0] != expected:
         raise CoordinatesError(

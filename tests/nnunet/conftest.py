@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ CASES_TRAINING, CASES_HELD_OUT = 10, 2
 DATASET_ID, DATASET_NAME = 4, "Hippocampus"
 LABELS = {"background": 0, "anterior": 1, "posterior": 2}
 TIMEOUT_S = 600
+ONE_PROCESS = Path(__file__).with_name("one_process.py")
 ENVIRONMENT = {
     "nnUNet_n_proc_DA": "1",  # 0 breaks the planner
     "nnUNet_def_n_proc": "1",
@@ -260,6 +261,13 @@ class Workspace:
         if code != 0:
             raise CommandFailed(self.describe(log, code))
         return printed
+
+    def run_in_one_process(self, commands: Iterable[Sequence[object] | str], env: dict[str, str] | None = None) -> str:
+        """Run nnU-Net's commands, made short, one after the other by ``one_process.py``. Returns what they printed."""
+        lines = [command if isinstance(command, str) else " ".join(map(str, command)) for command in commands]
+        file = self.root / f"commands_{len(list(self.root.glob('commands_*.txt')))}.txt"
+        file.write_text("\n".join(lines))
+        return self.run("python", ONE_PROCESS, file, env=env, timeout_s=2 * TIMEOUT_S)
 
     @staticmethod
     def describe(log: Path, code: object) -> str:
