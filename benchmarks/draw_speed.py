@@ -11,10 +11,12 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import clone  # noqa: F401
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 
 from nnunet_dtc.figures.style import COLOURS as PALETTE
 from nnunet_dtc.figures.style import INK
@@ -30,14 +32,18 @@ def main() -> None:
     options = parser.parse_args()
     record = json.loads(options.record.read_text())
     machine = record["machine"]
-    figure = plt.figure(figsize=(12, 9), layout="constrained")
-    above, below = figure.subfigures(2, 1)
-    left, right = above.subplots(1, 2)
-    networks(left, record["networks"])
-    memory(right, record["networks"])
-    left, right = below.subplots(1, 2)
-    fields(left, record["operator"])
-    growth(right, record["operator"])
+    rows = [part for part in ("networks", "operator") if record[part]]  # speed.py --only measures one of them
+    if not rows:
+        parser.error(f"{options.record} has neither networks nor the operator")
+    figure = plt.figure(figsize=(12, 4.5 * len(rows)), layout="constrained")
+    for part, subfigure in zip(rows, np.atleast_1d(figure.subfigures(len(rows), 1)), strict=True):
+        left, right = subfigure.subplots(1, 2)
+        if part == "networks":
+            networks(left, record[part])
+            memory(right, record[part])
+        else:
+            fields(left, record[part])
+            growth(right, record[part])
     versions = ", ".join(f"{key} {value}" for key, value in machine.items() if key not in ("device", "python"))
     figure.suptitle(f"What DTC costs: {machine['device']}; {versions}", color=INK)
     figure.savefig(options.picture, dpi=110)
@@ -48,10 +54,10 @@ def median_ratio(ours: list[float], first: list[float]) -> float:
 
 
 def groups(rows: list[dict]) -> dict[str, dict[str, dict]]:
-    """Rows of RF 2 by plan and contestant."""
+    """Rows of RF 2 and of the first dtype by plan and contestant."""
     found: dict[str, dict[str, dict]] = {}
     for row in rows:
-        if row["receptive_field"] == 2:
+        if row["receptive_field"] == 2 and row["dtype"] == rows[0]["dtype"]:
             found.setdefault(row["plan"], {})[row["contestant"]] = row
     return found
 
@@ -77,7 +83,7 @@ def networks(axis: plt.Axes, rows: list[dict]) -> None:
     def ratio(ours: dict, vanilla: dict, mode: str) -> float:
         return median_ratio(ours[f"{mode}_s"], vanilla[f"{mode}_s"])
 
-    dots(axis, groups(rows), MODES, ratio, "Time of a network, receptive field 2")
+    dots(axis, groups(rows), MODES, ratio, f"Time of a network, receptive field 2, {rows[0]['dtype']}")
 
 
 def memory(axis: plt.Axes, rows: list[dict]) -> None:
@@ -86,7 +92,13 @@ def memory(axis: plt.Axes, rows: list[dict]) -> None:
 
     plans = {name: plan for name, plan in groups(rows).items() if plan["vanilla"].get("step_mib")}
     if plans:
-        dots(axis, plans, ("step", "inference"), ratio, "Peak memory of a network, receptive field 2")
+        dots(
+            axis,
+            plans,
+            ("step", "inference"),
+            ratio,
+            f"Peak memory of a network, receptive field 2, {rows[0]['dtype']}",
+        )
     else:
         axis.set_axis_off()
 

@@ -12,8 +12,8 @@ nnU-Net's transposed convolutions, "parts" DTC blocks as one builds them from to
 the backends. A step is nnU-Net's: forward with deep supervision, Dice and cross entropy, backward, clipping, SGD; on
 CUDA with float16 autocast and torch.compile. Inference is one patch without gradients. All contestants take turns; a
 ratio is the median over the rounds of the quotient to vanilla's time in the same round. Peak memory is, on CUDA, what
-torch's allocator had handed out at most; on the CPU the growth of a process of its own. Both without what the network
-weighs before its first step.
+torch's allocator had handed out at most; on the CPU the growth of a process of its own. Both above what is there
+between two steps: weights, gradients and the optimizer's state.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ import contestants as field
 import torch
 from contestants import PLANS, UNEVEN, Contestant, Operator, Plan
 
-from nnunet_dtc.process_memory import MALLOC, forget_peak, peak_resident_mib, resident_mib
+from nnunet_dtc.files import write_whole
+from nnunet_dtc.process_memory import MALLOC, forget_peak, peak_resident_mib, resident_mib, why_ended
 
 FIELDS = (1.0, 2.0, 4.0, 10.0, float("inf"))
 WARM_UP = {"cpu": 1, "cuda": 4}
@@ -73,6 +74,7 @@ def main() -> None:
         for plan in plans:
             for dtype in dtypes:
                 record["networks"] += networks(plan, device, dtype, compiled, options.rounds)
+                write_whole(out, json.dumps(record, indent=1))  # what there is, should something fail
         if device == "cuda":  # quick there; on the CPU the operator alone shows it
             for receptive_field in FIELDS:
                 if receptive_field != 2 and UNEVEN in plans:
@@ -80,7 +82,7 @@ def main() -> None:
     if options.only != "networks":
         for dtype in options.dtype or {"cpu": ["float32", "bfloat16"], "cuda": ["float16"]}[device]:
             record["operator"] += operators(device, dtype, options.rounds)
-    out.write_text(json.dumps(record, indent=1))
+    write_whole(out, json.dumps(record, indent=1))
     print(f"\nwritten: {out}")
 
 
@@ -218,7 +220,7 @@ def peak_on_cpu(name: str, plan: Plan, dtype: str, mode: str) -> float | None:
         env=os.environ | MALLOC, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode != 0:
-        sys.exit(f"the memory of {name} could not be measured: {done.stderr.strip().splitlines()[-1]}")
+        sys.exit(f"the memory of {name} could not be measured: {why_ended(done)}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -56,7 +56,7 @@ def convert_dtc(
 
     unknown = [site for site in found.values() if site.refusal is None and site.in_channels is None]
     if unknown and example_input is None:
-        names = ", ".join(repr(site.name) for site in unknown)
+        names = ", ".join(repr(site.name) if site.name else "the module itself" for site in unknown)
         raise ValueError(f"an nn.Upsample does not know its channels: pass example_input=... to convert {names}")
     if unknown:
         _see_channels(module, unknown, example_input)
@@ -146,6 +146,8 @@ def _upsample_site(name: str, upsample: nn.Upsample) -> _Site:
         if len(factors) != axes or any(factor != int(factor) or factor < 1 for factor in factors):
             site.refusal = f"scale_factor must be whole numbers >= 1, one per axis, got {upsample.scale_factor}"
         site.stride = tuple(int(factor) for factor in factors)
+        if site.refusal is None and set(site.stride) == {1}:
+            site.refusal = "it does not upsample: its scale_factor is 1 on every axis"
     return site
 
 

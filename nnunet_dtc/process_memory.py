@@ -5,6 +5,8 @@ environment; glibc then gives freed blocks back at once. By default it keeps man
 chance: the peaks of one training then differed by a tenth from run to run.
 """
 
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,6 +30,15 @@ def peak_resident_mib() -> float | None:
     """The largest since the process began, or since :func:`forget_peak`, in MiB; None where it is not known."""
     # not getrusage on Linux: there a process inherits the peak of the one that started it
     return _of_proc("VmHWM") or _getrusage()
+
+
+def why_ended(done: subprocess.CompletedProcess) -> str:
+    """Why a process that was to measure did not end well: a signal, or the last line of its errors (text)."""
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        return f"its process was ended by {name}" + ", perhaps out of memory" * (name == "SIGKILL")
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    return lines[-1] if lines else f"its process ended with {done.returncode}"
 
 
 def _of_proc(key: str) -> float | None:

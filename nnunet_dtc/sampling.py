@@ -64,9 +64,12 @@ def deformable_upsample(
         NotImplementedError: second derivatives were asked for.
 
     Note:
-        Which backend computes it, see :mod:`nnunet_dtc.backends`. Where that is the reference on CUDA, the gradient
-        with respect to ``value`` sums with atomic additions, so it is not bit-identical from run to run.
+        Which backend computes it, see :mod:`nnunet_dtc.backends`. On CUDA the gradient with respect to ``value`` sums
+        with atomic additions where shifts are long (in 3D from about RF 4 on) and where the reference computes, so
+        there it is not bit-identical from run to run. A coordinate that is not a number samples the first voxel.
     """
+    if value.ndim not in (4, 5):
+        raise ValueError(f"value must be (N, C, H, W) or (N, C, D, H, W), got {tuple(value.shape)=}")
     stride, receptive_field = check_stride(stride, value.ndim - 2), check_receptive_field(receptive_field)
     check_variant(offset, weight)
     _check_tensors(value, coords, base, stride, weight)
@@ -77,8 +80,6 @@ def _check_tensors(value: Tensor, coords: Tensor, base: Tensor | None, stride: t
     if not value.is_floating_point() or not coords.is_floating_point():
         raise TypeError(f"value and coords must be floating tensors, got {value.dtype=} and {coords.dtype=}")
     axes = value.ndim - 2
-    if axes not in (2, 3):
-        raise ValueError(f"value must be (N, C, H, W) or (N, C, D, H, W), got {tuple(value.shape)=}")
     if any(size < 1 for size in value.shape[2:]):
         raise ValueError(f"value must have at least one voxel on every axis, got {tuple(value.shape)=}")
     out = tuple(size * step for size, step in zip(value.shape[2:], stride, strict=True))

@@ -5,6 +5,7 @@ since it must be chosen before Triton is imported.
 """
 
 import copy
+import dataclasses
 import math
 import os
 import re
@@ -37,6 +38,7 @@ WIDE = [((8, 9), (1, 2))] if INTERPRETS else [((7, 40), (3, 1)), ((9, 14, 21), (
 SMALL, SMALL_STRIDE = ((2, 3), (1, 2)) if INTERPRETS else ((2, 3, 4), (1, 2, 2))
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 3e-5, torch.bfloat16: 6e-2, torch.float16: 8e-3}
 
+needs_triton = pytest.mark.skipif("triton" not in NAMES, reason="needs a GPU or Triton's interpreter")
 needs_numba = pytest.mark.skipif("numba" not in NAMES, reason="numba is not installed")
 
 
@@ -125,6 +127,43 @@ def test_agrees_with_the_reference_on_larger_maps(name, size, stride, receptive_
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [(5, 130), (2, 3, 70)])
+def test_the_identity_on_a_long_axis(name, size):
+    """Every sample on a voxel's centre: the gradient of the value is what comes from above, at a kink everywhere."""
+    if INTERPRETS:
+        size = tuple(extent // 10 + 1 for extent in size)
+    (_, value, coords), upstream = inputs(size, (1,) * len(size), name=name)
+    with use_backend(name):
+        result = deformable_upsample(value, 0 * coords, 1, 2)
+    (gradient,) = torch.autograd.grad(result, value, upstream)
+    torch.testing.assert_close(result, value, rtol=0, atol=1e-4)
+    torch.testing.assert_close(gradient, upstream, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("channels", [3, 16])
+def test_any_layout_of_the_memory(name, channels):
+    (base, value, coords), upstream = inputs((3, 5), (1, 2), name=name, channels=channels)
+    wanted = computed(name, [base, value, coords], upstream, (1, 2), 2)
+    for order in ((0, 3, 1, 2), (3, 2, 1, 0), (0, 2, 1, 3)):
+        back = [order.index(axis) for axis in range(4)]
+        leaves = [t.detach().permute(order).contiguous().permute(back).requires_grad_() for t in (base, value, coords)]
+        assert not any(leaf.is_contiguous() for leaf in leaves)
+        got = computed(name, leaves, upstream.permute(order).contiguous().permute(back), (1, 2), 2)
+        for ours, theirs in zip(got, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_float64_base_keeps_its_digits(name):
+    (base, value, coords), upstream = inputs(SMALL, SMALL_STRIDE, name=name)
+    base = (base.detach().double() + 1e-12).requires_grad_()
+    result, by_base, *_ = computed(name, [base, 0 * value, coords], upstream.double(), SMALL_STRIDE, 2)
+    assert torch.equal(result, base)
+    assert torch.equal(by_base, upstream.double())
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_only_what_is_wanted_is_computed(name):
     (base, value, coords), upstream = inputs(SMALL, SMALL_STRIDE, name=name)
     for wanted in ([value], [coords], [base], [value, coords]):
@@ -155,8 +194,8 @@ def test_opcheck(name, with_base, last):
     if INTERPRETS and with_base != last:
         pytest.skip("takes the interpreter too long")
     (base, value, coords), _ = inputs(SMALL, SMALL_STRIDE, name=name)
-    if last:
-        value = value.detach().movedim(1, -1).contiguous().movedim(-1, 1).requires_grad_()
+    if last:  # channels
+        base, value = (t.detach().movedim(1, -1).contiguous().movedim(-1, 1).requires_grad_() for t in (base, value))
     base = base if with_base else None
     for receptive_field in (2.0, math.inf):
         arguments = (base, value, coords, SMALL_STRIDE, receptive_field, "tanh", "sigmoid")
@@ -165,8 +204,9 @@ def test_opcheck(name, with_base, last):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_to_one_graph(name, dynamic):
+def test_compiles_to_one_graph(name, dynamic, layout):
     if INTERPRETS:
         pytest.skip("the interpreter cannot be compiled")
     torch._dynamo.reset()
@@ -178,7 +218,7 @@ def test_compiles_to_one_graph(name, dynamic):
     for module in (eager, compiled):
         with use_backend(name):
             x = torch.randn(2, 4, 2, 3, 5, generator=torch.Generator().manual_seed(1)).to(device_of(name))
-            x.requires_grad_()
+            x = x.to(memory_format=layout).requires_grad_()
             result = module(x)
             result.square().sum().backward()
         results.append([result, x.grad, *(p.grad for p in module.parameters())])
@@ -193,6 +233,14 @@ def test_batch_of_zero_and_single_voxels(name):
         got = computed(name, leaves, upstream, (2,) * len(size), 2)
         for ours, theirs in zip(got, computed("reference", leaves, upstream, (2,) * len(size), 2), strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_channels_there_is_no_gradient_of_coordinates(name):
+    leaves, upstream = inputs((2, 3), (1, 2), name=name, channels=0)
+    result, _, _, by_coords = computed(name, leaves, upstream, (1, 2), 2)
+    assert result.shape == (2, 0, 2, 6)
+    assert not by_coords.any()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -224,13 +272,23 @@ def test_shifts_without_a_bound_are_the_references(name, variant, monkeypatch):
     else:
         with pytest.warns(UserWarning, match=f"computed by the reference, not by {name}"):
             got = computed(name, leaves, upstream, (1, 2, 2), 4, **variant)
-    for ours, theirs in zip(got, computed("reference", leaves, upstream, (1, 2, 2), 4, **variant), strict=True):
-        assert torch.equal(ours, theirs)
-    assert_agree(
-        got,
-        expected(leaves, upstream, (1, 2, 2), 4, **variant)[:1] + [g.double().cpu() for g in got[1:]],
-        torch.float32,
-    )
+    again = computed("reference", leaves, upstream, (1, 2, 2), 4, **variant)
+    assert torch.equal(got[0], again[0])
+    for ours, theirs in zip(got, again, strict=True):
+        torch.testing.assert_close(ours, theirs)  # on CUDA grid_sample adds gradients in any order
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [{"offset": "linear"}, {"weight": "linear"}, {"offset": "linear", "weight": "none"},
+     {"offset": "linear", "weight": "linear"}],
+)  # fmt: skip
+@pytest.mark.parametrize(("size", "stride"), [CASES[0], CASES[2]])
+def test_gradients_of_shifts_without_a_bound_agree_with_loops(size, stride, variant):
+    leaves, upstream = inputs(size, stride, weight=variant.get("weight", "sigmoid"))
+    wanted = expected(leaves, upstream, stride, 2.5, **variant)
+    assert wanted[3].abs().sum() > 0
+    assert_agree(computed("reference", leaves, upstream, stride, 2.5, **variant), wanted, torch.float32)
 
 
 @pytest.mark.filterwarnings("error")
@@ -260,11 +318,70 @@ def test_the_same_bits_every_time(name, monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@pytest.mark.skipif("triton" not in NAMES, reason="needs a GPU or Triton's interpreter")
+@needs_triton
+@pytest.mark.parametrize("receptive_field", [0, 1, 2.5, 10, math.inf])
+@pytest.mark.parametrize(("size", "stride"), [((4, 7), (2, 3)), ((1, 2, 9), (3, 1, 2))])
+def test_no_sample_in_reach_is_beyond_the_window(size, stride, receptive_field):
+    from nnunet_dtc.backends import cuda
+
+    geometry = cuda.Geometry(torch.zeros(1, 1, *size), stride, receptive_field)
+    for extent, step, (lead, reach) in zip(size, stride, geometry.windows[-len(size) :], strict=True):
+        bound = extent / 2 if math.isinf(receptive_field) else receptive_field / 4
+        seen = set()  # how far samples that touch a voxel lie from its first one
+        for sample in range(extent * step):
+            regular = (sample + 0.5) / step - 0.5
+            for share in range(-100, 101):
+                position = min(max(regular + bound * share / 100, 0), extent - 1)
+                below = math.floor(position)
+                touched = {below, below + 1} if position > below else {below}
+                seen |= {sample - step * voxel for voxel in touched}
+        assert -lead <= min(seen)
+        assert max(seen) <= reach - lead - 1
+        assert reach <= 2 * extent * step
+
+
+@needs_triton
+def test_more_cases_than_cudas_grids_have(monkeypatch):
+    from nnunet_dtc.backends import cuda
+
+    for base in (True, False):
+        (above, value, coords), upstream = inputs((2, 3), (1, 2), name="triton", batch=3)
+        above = above if base else torch.zeros_like(above, requires_grad=True)
+        whole = computed("triton", [above, value, coords], upstream, (1, 2), 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(cuda, "MOST_CASES", 2)
+            parts = computed("triton", [above, value, coords], upstream, (1, 2), 2)
+        for ours, theirs in zip(parts, whole, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_a_gpu_on_which_triton_cannot_compile(monkeypatch):
+    """The reference computes there, and a warning says why it is slow."""
+    cuda = pytest.importorskip("nnunet_dtc.backends.cuda", exc_type=ImportError)
+
+    def fails(*_, **__):
+        raise RuntimeError("Failed to find C compiler.\nPlease specify it")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 1))
+    assert "compute capability 6.1, and Triton needs 7.0" in cuda.why_not()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    monkeypatch.setattr(torch, "zeros", fails)
+    reason = cuda.why_not()
+    assert reason == "Triton cannot compile for this GPU: Failed to find C compiler."
+    there = dataclasses.replace(BACKENDS["triton"], why_not=lambda: reason)
+    monkeypatch.setitem(backends.BACKENDS, "triton", there)
+    backends._say_slow.cache_clear()
+    with pytest.warns(UserWarning, match=r"slow in 3D: .* C compiler"):
+        assert backend_for("cuda").name == "reference"
+    backends._say_slow.cache_clear()
+
+
+@needs_triton
 def test_triton_gathers_where_deterministic_algorithms_are_wanted(monkeypatch):
     from nnunet_dtc.backends import cuda
 
     monkeypatch.setattr(cuda, "MOST_GATHERED", 30)
+    monkeypatch.setattr(cuda, "MOST_GATHERED_SLOWLY", 100)
     leaves, upstream = inputs((4, 5), (2, 2), name="triton")
     geometry = cuda.Geometry(leaves[1], (2, 2), 2)
     assert geometry.windows == [(0, 1), (2, 6), (2, 6)]  # 36 samples

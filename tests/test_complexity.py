@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 from typer.testing import CliRunner
 
-from nnunet_dtc import DTC3d, complexity, convert_dtc, process_memory
+from nnunet_dtc import DTC3d, backends, complexity, convert_dtc, process_memory
 from nnunet_dtc.cli import app
 from nnunet_dtc.complexity import bench, memory, survey
 from nnunet_dtc.complexity.counting import count_macs, count_parameters, parameters_mib
@@ -99,6 +99,17 @@ def test_macs_of_single_operators():
 
     for mode, axes, neighbours in (("bilinear", 2, 4), ("bilinear", 3, 8), ("nearest", 3, 0), ("bicubic", 2, 16)):
         assert count_macs(Sample(mode, axes), 4, size[:axes]).total == 4 * 9**axes * neighbours
+
+
+def test_counted_for_another_device_than_the_backend_that_was_forced(monkeypatch):
+    block = DTC3d(2, 3, (1, 2, 2))
+    counted = count_macs(block, 2, (2, 3, 4))
+    there = dataclasses.replace(backends.BACKENDS["triton"], why_not=lambda: None)
+    monkeypatch.setitem(backends.BACKENDS, "triton", there)
+    monkeypatch.setenv(backends.VARIABLE, "triton")
+    with pytest.raises(RuntimeError, match="computes on cuda, got tensors on cpu"):
+        block(torch.zeros(1, 2, 2, 3, 4))
+    assert count_macs(block, 2, (2, 3, 4)) == counted
 
 
 def test_a_block_without_shifts_costs_what_linear_interpolation_costs():
@@ -280,8 +291,32 @@ def test_the_process_that_measures_memory_says_what_failed(tmp_path):
     assert message.startswith("nnUNetTrainerDTC cannot train on cpu: Expected more than 1 spatial element")
     assert "\n" not in message
     assert not (tmp_path / "result.json").exists()
-    assert memory._reason(subprocess.CompletedProcess([], 1, "", f"a warning\n{message}\n")) == message
-    assert memory._reason(subprocess.CompletedProcess([], 3, "", "")) == "its process ended with 3"
+    assert process_memory.why_ended(subprocess.CompletedProcess([], 1, "", f"a warning\n{message}\n")) == message
+    assert process_memory.why_ended(subprocess.CompletedProcess([], 3, "", "")) == "its process ended with 3"
+
+
+def test_every_one_of_many_networks_is_compiled():
+    """Of one class, as those of trainers: torch keeps 8 graphs of a forward, and runs later networks without."""
+    graphs = []
+
+    def compiler(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def compile_all(count):
+        torch._dynamo.reset()
+        graphs.clear()
+        for width in range(1, count + 1):
+            network = torch.compile(nn.Sequential(nn.Conv2d(1, width, 1), nn.ReLU()), backend=compiler)
+            network(torch.zeros(1, 1, 3, 5))
+        return len(graphs)
+
+    limit = torch._dynamo.config.recompile_limit
+    assert compile_all(limit + 3) < limit + 3
+    with survey._each_compiled(limit + 3):
+        assert compile_all(limit + 3) == limit + 3
+    assert torch._dynamo.config.recompile_limit == limit
+    torch._dynamo.reset()
 
 
 def test_inference_does_not_come_before_its_start():
@@ -293,7 +328,7 @@ def test_inference_does_not_come_before_its_start():
 
 def test_a_killed_process_is_explained():
     killed = subprocess.CompletedProcess([], -signal.SIGKILL, "", "")
-    assert memory._reason(killed) == "its process was ended by SIGKILL, perhaps out of memory"
+    assert process_memory.why_ended(killed) == "its process was ended by SIGKILL, perhaps out of memory"
 
 
 def test_peak_of_a_process_and_what_is_not_measured(monkeypatch):

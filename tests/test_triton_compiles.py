@@ -24,17 +24,30 @@ KERNELS = {  # constants, and the maps that are float32 in any case
     ),
     "scatter_kernel": (SAMPLES, ("positions", "grad_value")),
 }
+IN_2D = {"AXES": 2, "SD": 1, "D": 1, "LEAD_D": 0, "REACH_D": 1}
+OTHERWISE = {  # a size of one is a constant for Triton, as every integer of that value
+    "one slice": {"D": 1},
+    "one row": {"H": 1},
+    "one column": {"W": 1},
+    "one voxel and channel": {"C": 1, "D": 1, "H": 1, "W": 1},
+    "2D": IN_2D,
+    "2D, one pixel": IN_2D | {"H": 1, "W": 1},
+    "without weight": {"WEIGHTED": False},
+    "without base": {"HAS_BASE": False},
+    "coordinates alone": {"POSITIONS": False},
+    "value alone": {"COORDS": False},
+    "strides of one and three": {"SD": 1, "SH": 1, "SW": 3},
+    "few channels": {"BC": 16},
+}
 MAPS = ("out", "base", "value", "coords", "grad", "grad_value", "grad_coords", "positions")
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
-@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
-@pytest.mark.parametrize("name", KERNELS)
-def test_no_spills(name, dtype, architecture, tmp_path):
+def compiled(name, dtype, architecture, changes=None):
     kernel = getattr(triton_kernels, name)
     if not isinstance(kernel, triton.JITFunction):
         pytest.skip("Triton interprets here")
     constants, always_float32 = KERNELS[name]
+    constants = constants | {key: value for key, value in (changes or {}).items() if key in kernel.arg_names}
     signature, divisible = {}, {}
     for place, argument in enumerate(kernel.arg_names):
         if argument in constants:
@@ -47,9 +60,16 @@ def test_no_spills(name, dtype, architecture, tmp_path):
             if argument == "P":  # the pitch is a multiple of 16, which Triton sees when it is called
                 divisible[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=divisible)
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32))
-    (tmp_path / "kernel.ptx").write_text(compiled.asm["ptx"])
-    target = re.search(r"\.target (sm_\w+)", compiled.asm["ptx"])[1]
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32))
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_no_spills(name, dtype, architecture, tmp_path):
+    ptx = compiled(name, dtype, architecture).asm["ptx"]
+    (tmp_path / "kernel.ptx").write_text(ptx)
+    target = re.search(r"\.target (sm_\w+)", ptx)[1]
     assert target.startswith(f"sm_{architecture}")
     said = subprocess.run(
         [nvidia.get_ptxas(architecture).path, "-v", f"-arch={target}", tmp_path / "kernel.ptx", "-o", tmp_path / "out"],
@@ -57,3 +77,13 @@ def test_no_spills(name, dtype, architecture, tmp_path):
     ).stderr  # fmt: skip
     assert re.search(r"Used \d+ registers", said), said
     assert re.findall(r"(\d+) bytes spill", said) == ["0", "0"], said
+
+
+@pytest.mark.parametrize(("dtype", "architecture"), [("bf16", 80), ("fp16", 10 * cuda.OLDEST[0] + cuda.OLDEST[1])])
+@pytest.mark.parametrize("title", OTHERWISE)
+def test_compiles_for_every_kind_of_map(title, dtype, architecture):
+    changes = OTHERWISE[title]
+    names = [name for name in KERNELS if set(changes) & set(getattr(triton_kernels, name).arg_names)]
+    assert names
+    for name in names:
+        assert "cubin" in compiled(name, dtype, architecture, changes).asm

@@ -83,7 +83,9 @@ def _triton_is_missing() -> str | None:
         return f"{error.name} is not installed: pip install triton"
     except Exception as error:
         return f"Triton cannot be used: {error}"
-    return None
+    if not torch.cuda.is_available():
+        return None  # the interpreter
+    return importlib.import_module("nnunet_dtc.backends.cuda").why_not()
 
 
 BACKENDS: dict[str, Backend] = {
@@ -163,6 +165,8 @@ def _choice(forced: str | None, device: str, bounded: bool) -> str:
             for name in _FASTEST_FIRST
             if BACKENDS[name].takes(device) and BACKENDS[name].why_not() is None
         )
+        if device == "cuda" and chosen.name == "reference":
+            _say_slow(BACKENDS["triton"].why_not())
     if bounded or chosen.name == "reference":
         return chosen.name
     _say_unbounded(chosen.name)
@@ -186,6 +190,11 @@ def _usable(name: str, source: str) -> Backend:
 def _interprets(backend: Backend) -> bool:
     """Triton's interpreter computes on the CPU."""
     return backend.name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _say_slow(reason: str | None) -> None:
+    warnings.warn(f"DTC is computed by torch's grid_sample, which is slow in 3D: {reason}", stacklevel=2)
 
 
 @functools.cache

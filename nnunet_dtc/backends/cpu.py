@@ -32,7 +32,8 @@ def forward(
 ) -> Tensor:
     """As :func:`nnunet_dtc.backends.reference.forward`, for shifts with a bound."""
     geometry = _Geometry(value, stride, receptive_field)
-    compute, dtype = _compute_dtype(value, coords), value.dtype if base is None else base.dtype
+    dtype = value.dtype if base is None else base.dtype
+    compute = _compute_dtype(value, coords, dtype)
     kept = _kept_dtype(dtype, compute)
     out = torch.empty((*value.shape[:2], *coords.shape[2:]), dtype=kept)
     in_threads(
@@ -56,7 +57,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """As :func:`nnunet_dtc.backends.reference.backward`, for shifts with a bound."""
     geometry = _Geometry(value, stride, receptive_field)
-    compute = _compute_dtype(value, coords)
+    compute = _compute_dtype(value, coords, grad.dtype)
     kept = _kept_dtype(coords.dtype, compute)
     # channels-last, (N, *S, C), as the value
     by_value = torch.zeros((value.shape[0], *value.shape[2:], value.shape[1]) if wants_value else 0, dtype=compute)
@@ -124,9 +125,9 @@ class _Geometry:
         return max(math.ceil(reach) + math.floor(reach) + 1, -(-self.sizes[axis] // MOST_BLOCKS))
 
 
-def _compute_dtype(value: Tensor, coords: Tensor) -> torch.dtype:
+def _compute_dtype(value: Tensor, coords: Tensor, result: torch.dtype) -> torch.dtype:
     """float32, or float64 where something is."""
-    return torch.promote_types(torch.promote_types(value.dtype, coords.dtype), torch.float32)
+    return torch.float64 if torch.float64 in (value.dtype, coords.dtype, result) else torch.float32
 
 
 def _kept_dtype(dtype: torch.dtype, compute: torch.dtype) -> torch.dtype:

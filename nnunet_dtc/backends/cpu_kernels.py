@@ -243,11 +243,11 @@ def _positions(low, share, n, z, y, coords, starts, bounds, tops, weighted, size
         for x in range(row):
             start = _read(starts, (z if axis == 0 else rows_z + y) if axis < 2 else rows_z + rows_y + x)
             position = start + _at(share, here + x)
-            inside = position if position > _ZERO else _ZERO  # not a number: the first voxel, with a share of NaN
+            inside = position if position > _ZERO else _ZERO  # not a number: the first voxel, as with grid_sample
             inside = inside if inside < top else top
             below = np.floor(inside)
             _put(low, here + x, np.int64(below))
-            _put(share, here + x, inside - below + (position - position))
+            _put(share, here + x, inside - below)
 
 
 @register_jitable

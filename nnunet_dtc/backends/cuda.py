@@ -3,7 +3,7 @@
 The gradient of the value is gathered where the shifts are short: each voxel sums the few samples that can reach it,
 always in the same order, hence the same bits in every run. The window grows with the receptive field; beyond
 ``MOST_GATHERED`` samples it is summed by atomic additions instead, unless ``torch.use_deterministic_algorithms(True)``
-asks for the same bits there, too.
+asks for the same bits there, too; beyond ``MOST_GATHERED_SLOWLY`` that is refused.
 """
 
 import contextlib
@@ -19,6 +19,9 @@ from nnunet_dtc.backends import reference, triton_kernels
 from nnunet_dtc.shifts import shift_scale
 
 MOST_GATHERED = 256  # samples in reach of a voxel: 108 for stride (1, 2, 2) at RF 2, 216 for (2, 2, 2)
+MOST_GATHERED_SLOWLY = 2**15  # where the same bits are asked for: 4096 at RF 10 for stride (2, 2, 2)
+MOST_CASES = 65535  # of CUDA's grids
+OLDEST = (7, 0)  # compute capability for which Triton and its atomic additions are made
 SAMPLES, VOXELS, CHANNELS = 32, 64, 32  # of one program: as much as its registers hold
 
 
@@ -32,8 +35,11 @@ def forward(
     weight: str,
 ) -> Tensor:
     """As :func:`nnunet_dtc.backends.reference.forward`, for shifts with a bound."""
-    if torch.float64 in (value.dtype, coords.dtype):  # for exactness, not for speed
+    if torch.float64 in (value.dtype, coords.dtype, None if base is None else base.dtype):  # exact rather than fast
         return reference.forward(base, value, coords, stride, receptive_field, offset, weight)
+    if value.shape[0] > MOST_CASES:
+        parts = zip(_parts(base, value), _parts(value, value), _parts(coords, value), strict=True)
+        return torch.cat([forward(*part, stride, receptive_field, offset, weight) for part in parts])
     geometry = Geometry(value, stride, receptive_field)
     shape, dtype = (*value.shape[:2], *coords.shape[2:]), value.dtype if base is None else base.dtype
     out = torch.empty(shape, dtype=dtype, device=value.device)
@@ -61,19 +67,24 @@ def backward(
     wants_coords: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """As :func:`nnunet_dtc.backends.reference.backward`, for shifts with a bound."""
-    if torch.float64 in (value.dtype, coords.dtype):
-        return reference.backward(
-            grad, value, coords, stride, receptive_field, offset, weight, wants_value, wants_coords
-        )
+    more = (stride, receptive_field, offset, weight, wants_value, wants_coords)
+    if torch.float64 in (value.dtype, coords.dtype, grad.dtype):
+        return reference.backward(grad, value, coords, *more)
+    if value.shape[0] > MOST_CASES:
+        parts = zip(_parts(grad, value), _parts(value, value), _parts(coords, value), strict=True)
+        by_value, by_coords = zip(*(backward(*part, *more) for part in parts), strict=True)
+        return torch.cat(by_value) if wants_value else None, torch.cat(by_coords) if wants_coords else None
     geometry = Geometry(value, stride, receptive_field)
     gathers = wants_value and _gathers(geometry, receptive_field)
     grad, coords, on = grad.contiguous(), coords.contiguous(), {"device": value.device}
     low = (value.shape[0], *value.shape[2:], geometry.pitch)  # (N, *S, P)
     if gathers:
-        by_value = torch.empty(low, dtype=value.dtype, **on)
+        by_value = (torch.empty if grad.numel() > 0 else torch.zeros)(low, dtype=value.dtype, **on)
     else:
         by_value = torch.zeros(low if wants_value else 0, dtype=torch.float32, **on)
-    by_coords = torch.empty_like(coords)
+    by_coords = (torch.empty if grad.numel() > 0 else torch.zeros)(
+        coords.shape if wants_coords else 0, dtype=coords.dtype, **on
+    )
     positions = torch.empty(
         (value.shape[0], geometry.axes, *coords.shape[2:]) if wants_value else 0, dtype=torch.float32, **on
     )
@@ -128,38 +139,63 @@ class Geometry:
         rows = value.movedim(1, -1)
         if self.pitch == self.channels:
             return rows.contiguous()
-        return torch.nn.functional.pad(rows, (0, self.pitch - self.channels))
+        return torch.nn.functional.pad(rows, (0, self.pitch - self.channels)).contiguous()  # it keeps other layouts
 
     @property
     def windows(self) -> list[tuple[int, int]]:
         """For each axis: the samples that can touch voxel i are ``reach`` many, from ``i * stride - lead`` on.
 
-        Sample o lies at (o + 1/2) / stride - 1/2, moves by the bound at most, and touches voxels less than 1 away.
+        Sample o lies at (o + 1/2) / stride - 1/2, moves by the bound at most, and touches voxels less than 1 away. No
+        window is longer than what can be seen of the axis from its ends.
         """
         windows = [(0, 1)] * (3 - self.axes)
-        for step, bound in zip(self.stride[-self.axes :], self.bounds[-self.axes :], strict=True):
-            first = math.ceil(-(0.5 + bound) * step - 0.5)
-            last = math.floor((1.5 + bound) * step - 0.5)
+        missing = len(windows)
+        for size, step, bound in zip(
+            self.sizes[2 + missing :], self.stride[missing:], self.bounds[missing:], strict=True
+        ):
+            first = max(math.ceil(-(0.5 + bound) * step - 0.5), step - size * step)
+            last = min(math.floor((1.5 + bound) * step - 0.5), size * step - 1)
             windows.append((-first, last - first + 1))
         return windows
 
 
 def _gathers(geometry: Geometry, receptive_field: float) -> bool:
     """Whether the gradient of the value is gathered."""
-    if math.prod(reach for _, reach in geometry.windows) <= MOST_GATHERED:
+    in_reach = math.prod(reach for _, reach in geometry.windows)
+    if in_reach <= MOST_GATHERED:
         return True
     if not torch.are_deterministic_algorithms_enabled():
         return False
-    if not math.isinf(receptive_field):
+    if in_reach <= MOST_GATHERED_SLOWLY:
         return True
     message = (
-        "DTC with an unrestricted receptive field (RF = inf) has no deterministic gradient on CUDA, but "
-        "torch.use_deterministic_algorithms(True) is set"
+        f"DTC with receptive field {receptive_field:g} has no deterministic gradient on CUDA for maps as large as "
+        f"{geometry.sizes[-geometry.axes :]}, but torch.use_deterministic_algorithms(True) is set"
     )
     if not torch.is_deterministic_algorithms_warn_only_enabled():
         raise RuntimeError(message)
     warnings.warn(message, stacklevel=2)
     return False
+
+
+def why_not() -> str | None:
+    """Why the kernels cannot be used on the current GPU: they are compiled and run once, forward and backward."""
+    capability = torch.cuda.get_device_capability()
+    if torch.version.hip is None and capability < OLDEST:
+        return f"the GPU has compute capability {capability[0]}.{capability[1]}, and Triton needs 7.0 or later"
+    try:
+        value, coords = torch.zeros(1, 1, 1, 2, device="cuda"), torch.zeros(1, 4, 1, 4, device="cuda")
+        variant = ((1, 2), 2.0, "tanh", "sigmoid")
+        backward(forward(None, value, coords, *variant), value, coords, *variant, True, True)
+    except Exception as error:  # no C compiler, no headers of Python, a driver that is too old, ...
+        return f"Triton cannot compile for this GPU: {(str(error).strip() or repr(error)).splitlines()[0]}"
+    return None
+
+
+def _parts(tensor: Tensor | None, value: Tensor) -> Sequence[Tensor | None]:
+    """The cases of a batch as parts of ``MOST_CASES``; as many times None, where there is no tensor."""
+    count = triton.cdiv(value.shape[0], MOST_CASES)
+    return [None] * count if tensor is None else tensor.split(MOST_CASES)
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager:

@@ -39,7 +39,7 @@ def _regular(element, STEP: tl.constexpr):
 @triton.jit
 def _between(position, size):
     """The lower voxel of a position, how far it is to the one above, and the share of that one."""
-    top = (size - 1).to(tl.float32)
+    top = size - 1.0  # a size of one is a constant here, which has no .to()
     position = tl.where(position > 0.0, position, 0.0)  # where it is not a number, too
     position = tl.where(position < top, position, top)
     below = tl.floor(position)
@@ -50,7 +50,7 @@ def _between(position, size):
 @triton.jit
 def _slope(by_position, raw, size, bound):
     """Through the clamp to the map: nothing beyond the first and from the last voxel on."""
-    return tl.where((raw >= 0.0) & (raw < (size - 1).to(tl.float32)), by_position * bound, 0.0)
+    return tl.where((raw >= 0.0) & (raw < size - 1.0), by_position * bound, 0.0)
 
 
 @triton.jit

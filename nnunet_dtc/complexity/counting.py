@@ -32,6 +32,8 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from nnunet_dtc.backends import use_backend
+
 __all__ = ["MIB", "Macs", "count_macs", "count_parameters", "parameters_mib"]
 
 MIB = 1024**2
@@ -94,7 +96,8 @@ def count_macs(network: nn.Module, channels: int, size: Sequence[int]) -> Macs:
 def _count(network: nn.Module, shape: Sequence[int], mode: contextlib.AbstractContextManager) -> Macs:
     counter = FlopCounterMode(display=False, custom_mapping=_PRODUCTS)
     watch = _Watch(counter)
-    with torch.no_grad(), mode, watch, counter:
+    # by the reference, whose formula all backends share: a backend that was forced may be for another device
+    with torch.no_grad(), use_backend("reference"), mode, watch, counter:
         network(torch.zeros(shape))
     return Macs(counter.get_total_flops() // OPERATIONS_A_MAC, tuple(sorted(watch.uncounted)))
 

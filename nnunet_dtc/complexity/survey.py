@@ -1,5 +1,6 @@
 """Count and measure several trainers: table 7 of the paper for the plans at hand."""
 
+import contextlib
 import importlib.metadata
 import math
 import platform
@@ -192,7 +193,7 @@ def _times(
     benches: dict[str, Bench] = {}
     runs = repeats * len(trainers)
     try:
-        with nnunet_settings():
+        with nnunet_settings(), _each_compiled(len(trainers)):
             for done, (name, trainer) in enumerate(trainers.items()):
                 progress("warm-up", done, len(trainers))
                 benches[name] = Bench(trainer, training, device)
@@ -219,6 +220,16 @@ def _times(
             bench.close()
     notes += [f"{name}: a loss was not finite, its step may have been skipped" for name in sorted(skipped)]
     return steps, forwards, compiled
+
+
+def _each_compiled(trainers: int) -> contextlib.AbstractContextManager:
+    """torch.compile keeps a limited number of graphs of one `forward`, and runs what comes later without it: here a
+    training and a prediction network of every trainer, many of one class."""
+    config = torch._dynamo.config
+    return config.patch(
+        recompile_limit=max(config.recompile_limit, 4 * trainers),
+        accumulated_recompile_limit=max(config.accumulated_recompile_limit, 32 * trainers),
+    )
 
 
 def _notes_before(training: PlannedTraining, trainers: dict[str, type]) -> list[str]:
