@@ -11,7 +11,8 @@ learning) is added to what the convolutions of a block give::
 
 where f keeps the sequence, reverses it, reverses its channels, or both, and the Mamba is the same for all four.
 
-Written from the paper. Where it leaves something open, or in view of its published size (15.9 M parameters):
+Written from the paper. Where it leaves something open, or in view of the published code's size (15.94 M parameters
+with 2 classes; the authors' table says 15.55 M, we do not know what that counts):
 
 - The blocks of a stage after its first one share one MICCSS; the first, which changes size and channels, has none. So
   the number comes out.

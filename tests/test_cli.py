@@ -76,6 +76,39 @@ def test_doctor_without_an_installed_package(monkeypatch):
     assert "pip install" in found.advice
 
 
+def test_doctor_says_what_scans_on_a_gpu(monkeypatch):
+    import torch
+
+    from nnunet_dtc.architectures import selective_scan
+
+    def findings():
+        return [(found.state, found.seen, found.advice) for found in doctor._selective_scan()]
+
+    missing = 'mamba_ssm is not installed: pip install "nnunet-dtc[mamba]"'
+    reason = {"why": missing}
+    monkeypatch.setattr(selective_scan, "why_no_kernel", lambda: reason["why"])
+    monkeypatch.delenv(selective_scan.BACKEND_VARIABLE, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert findings() == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert findings() == [("note", "on cuda: PyTorch", f"for the kernel: {missing}")]
+    monkeypatch.setenv(selective_scan.BACKEND_VARIABLE, "mamba_ssm")
+    [(state, seen, advice)] = findings()
+    assert state == "wrong"
+    assert missing in seen
+    assert advice == "unset NNUNET_DTC_SELECTIVE_SCAN, or choose another"
+    reason["why"] = None
+    assert findings() == [("ok", "on cuda: mamba-ssm's kernel, forced by NNUNET_DTC_SELECTIVE_SCAN", "")]
+    monkeypatch.setenv(selective_scan.BACKEND_VARIABLE, "torch")
+    assert findings() == [("ok", "on cuda: PyTorch, forced by NNUNET_DTC_SELECTIVE_SCAN", "")]
+    monkeypatch.setenv(selective_scan.BACKEND_VARIABLE, "auto")
+    assert findings() == [("ok", "on cuda: mamba-ssm's kernel", "")]
+    monkeypatch.setenv(selective_scan.BACKEND_VARIABLE, "fast")
+    [(state, seen, _)] = findings()
+    assert state == "wrong"
+    assert "one of auto, torch, mamba_ssm, got NNUNET_DTC_SELECTIVE_SCAN='fast'" in seen
+
+
 def test_doctor_with_a_file_that_cannot_be_read(monkeypatch, tmp_path):
     from nnunet_dtc.plugin import registration
 

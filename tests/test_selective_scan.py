@@ -1,12 +1,24 @@
 import math
 import sys
 import types
+import weakref
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_dtc.architectures import selective_scan as scan_module
-from nnunet_dtc.architectures.selective_scan import BACKEND_VARIABLE, selective_scan, torch_selective_scan
+from nnunet_dtc.architectures.mamba import ORDERS, Mamba
+from nnunet_dtc.architectures.selective_scan import (
+    BACKEND_VARIABLE,
+    scan_backend,
+    scan_note,
+    selective_scan,
+    torch_selective_scan,
+    why_no_kernel,
+)
+from nnunet_dtc.complexity import count_macs
 
 # cases, channels, states, length
 SIZES = [(1, 1, 1, 1), (2, 3, 5, 7), (1, 2, 3, 64), (3, 1, 2, 65), (2, 3, 1, 131)]
@@ -115,7 +127,7 @@ def test_memory_is_linear_in_length(length, monkeypatch):
 
     def watched(*args, **kwargs):
         results = block_states(*args, **kwargs)
-        held.append(max(t.numel() for t in results))
+        held.append(max(t.numel() for t in results if t is not None))
         return results
 
     monkeypatch.setattr(scan_module, "_block_states", watched)
@@ -127,6 +139,70 @@ def test_memory_is_linear_in_length(length, monkeypatch):
     assert len(held) == 3 * blocks  # once forward, twice backward
     assert max(held) <= 1.2 * budget
     assert sum(kept) == sum(t.numel() for t in inputs) + blocks * 2 * states
+
+
+class LiveStorage(TorchDispatchMode):
+    """Bytes that are made inside and not freed yet, and the most that there were; ``before``: tensors of before."""
+
+    def __init__(self, *before):
+        super().__init__()
+        self.now, self.peak, self.known = 0, 0, {tensor.untyped_storage()._cdata for tensor in before}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.known:
+                storage = tensor.untyped_storage()
+                self.known.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
+        return result
+
+    def freed(self, key, size):
+        self.known.discard(key)
+        self.now -= size
+
+
+def test_live_storage_counts_what_is_alive():
+    before = torch.zeros(2000)
+    with LiveStorage(before) as live:
+        first = before[:1000].clone()
+        second = first.view(10, 100)
+        del first
+        third = second + 1
+        del second
+        third.add_(1)
+        fourth = third * 2
+    assert live.peak == 2 * 4000
+    assert live.now == third.nbytes + fourth.nbytes
+    del third
+    assert live.now == 4000
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_buffers_of_states_that_are_alive_at_once(blocks, monkeypatch):
+    """Two in the forward pass, three in the backward pass, and less than one of all that has no states."""
+    cases, channels, states, length = 1, 64, 16, 4096
+    block = cases * channels * states * length // blocks
+    monkeypatch.setitem(scan_module._BLOCK_ELEMENTS, "cpu", block)
+    inputs = [t.detach() for t in arguments(cases, channels, states, length, torch.float32)[:5]]
+    with LiveStorage(*inputs) as live:
+        y, starts = scan_module._forward(*inputs)
+    results = y.nbytes + starts.nbytes
+    assert 2 * 4 * block < live.peak < 2.5 * 4 * block + results
+    grad_y = torch.ones_like(y)
+    with LiveStorage(*inputs, grad_y, starts) as live:
+        grads = scan_module._backward(grad_y, *inputs, starts)
+    results = sum(grad.nbytes for grad in grads)
+    assert 3 * 4 * block < live.peak < 3.6 * 4 * block + results
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_block_of_states_is_small_beside_a_gpu_of_8_gb(device):
+    assert 4 * scan_module._BLOCK_ELEMENTS[device] <= 128 * 2**20
+    u = torch.empty(2, 96, 10**6, device="meta")  # of no backend of its own: as on CUDA
+    assert scan_module._block_steps(u, torch.empty(96, 16)) * 2 * 96 * 16 <= 2**25
 
 
 def test_cases_and_channels_do_not_see_each_other():
@@ -192,54 +268,202 @@ def test_operator_checks_and_one_graph_under_compile():
         torch.testing.assert_close(grad, true)
 
 
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_products_are_counted(blocks, monkeypatch):
+    cases, channels, states, length = 2, 3, 5, 256
+    monkeypatch.setitem(scan_module._BLOCK_ELEMENTS, "cpu", cases * channels * states * length // blocks)
+    inputs = arguments(cases, channels, states, length)[:5]
+    with FlopCounterMode(display=False) as forward:
+        y = torch_selective_scan(*inputs)
+    products = 0
+    for _ in range(cases * channels * states * length):
+        products += 1  # exp(delta A) * h
+        products += 1  # (delta u) * B
+        products += 1  # C * h
+    assert forward.get_total_flops() == 2 * products
+    with FlopCounterMode(display=False) as backward:
+        y.sum().backward()
+    # the states anew (2), G (2); for C: dy h, B: G delta u, delta u: G B, delta A: G (exp() h), and that times A, delta
+    assert backward.get_total_flops() == 2 * (2 + 2 + 6) * cases * channels * states * length
+
+
+def test_macs_of_a_block_leave_nothing_out():
+    channels, orders, (height, width) = 8, 2, (3, 5)
+    inner, rank, state, conv, steps = 2 * channels, 1, 16, 4, height * width
+
+    class Sequences(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mamba = Mamba(channels, ORDERS[:orders])
+
+        def forward(self, x):
+            return self.mamba(x.flatten(2).transpose(1, 2))  # (N, L, C)
+
+    counted = count_macs(Sequences(), channels, (height, width))
+    one_order = (
+        inner * conv * (steps + conv - 1)  # convolution, padded on both sides
+        + steps * inner * (rank + 2 * state)  # coefficients
+        + steps * rank * inner  # step sizes
+        + 3 * steps * inner * state  # scan
+    )
+    assert counted.uncounted == ()
+    assert counted.total == steps * channels * 2 * inner + orders * one_order + steps * inner * channels
+
+
 @pytest.fixture
 def no_kernel(monkeypatch):
     """Without mamba-ssm, wherever the tests run."""
-    scan_module._mamba_kernel.cache_clear()
+    why_no_kernel.cache_clear()
     monkeypatch.setitem(sys.modules, "mamba_ssm", None)
     monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", None)
     yield
-    scan_module._mamba_kernel.cache_clear()
+    why_no_kernel.cache_clear()
 
 
-@pytest.mark.usefixtures("no_kernel")
-def test_without_mamba_ssm(monkeypatch):
-    inputs = arguments(1, 2, 3, 5)
-    with pytest.raises(ImportError, match=r"pip install mamba-ssm; without it .*NNUNET_DTC_SELECTIVE_SCAN=torch"):
-        selective_scan(*inputs, backend="mamba_ssm")
-    monkeypatch.setenv(BACKEND_VARIABLE, "mamba_ssm")
-    with pytest.raises(ImportError, match="pip install mamba-ssm"):
-        selective_scan(*inputs)
-    assert torch.equal(selective_scan(*inputs, backend="torch"), selective_scan(*inputs, backend="auto"))
-
-
-def test_mamba_ssms_function_gets_what_it_takes(monkeypatch):
-    """A stand-in with the signature and the rules of mamba-ssm's function; the kernel itself needs a GPU."""
+@pytest.fixture
+def kernel(monkeypatch):
+    """A stand-in with the signature, the rules and the kind (an autograd function) of mamba-ssm's; the kernel itself
+    needs a GPU. Gives the list of its calls."""
     calls = []
+
+    class Kernel(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, u, delta, A, B, C):
+            calls.append(("forward", u.shape))
+            y, starts = scan_module._forward(u, delta, A, B, C)
+            ctx.save_for_backward(u, delta, A, B, C, starts)
+            return y
+
+        @staticmethod
+        def backward(ctx, grad_y):
+            assert grad_y.stride(-1) == 1
+            calls.append(("backward", grad_y.shape))
+            return scan_module._backward(grad_y, *ctx.saved_tensors)
 
     def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
         assert all(t.stride(-1) == 1 for t in (u, delta, A, B, C))
         assert all(t.dtype == torch.float32 for t in (u, delta, A, B, C))
         assert (D, z, delta_bias, delta_softplus) == (None, None, None, False)
-        calls.append(u.shape)
-        return torch_selective_scan(u, delta, A, B, C)
+        return Kernel.apply(u, delta, A, B, C)
 
     interface = types.ModuleType("mamba_ssm.ops.selective_scan_interface")
     interface.selective_scan_fn = selective_scan_fn
     for name in ("mamba_ssm", "mamba_ssm.ops"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, interface.__name__, interface)
-    scan_module._mamba_kernel.cache_clear()
-    try:
-        u, *others = arguments(2, 3, 4, 9, torch.float32)
-        u = u.transpose(1, 2).contiguous().transpose(1, 2).bfloat16()
-        result = selective_scan(u, *others, backend="mamba_ssm")
-        assert torch.equal(result, selective_scan(u, *others, backend="torch"))
-        assert calls == [u.shape]
-        selective_scan(u, *others)  # "auto" on the CPU: not the kernel
-        assert len(calls) == 1
-    finally:
-        scan_module._mamba_kernel.cache_clear()
+    why_no_kernel.cache_clear()
+    yield calls
+    why_no_kernel.cache_clear()
+
+
+@pytest.mark.usefixtures("no_kernel")
+def test_without_mamba_ssm(monkeypatch):
+    inputs = arguments(1, 2, 3, 5, torch.float32)
+    message = r'pip install "nnunet-dtc\[mamba\]"; without it .*NNUNET_DTC_SELECTIVE_SCAN=torch'
+    with pytest.raises(ImportError, match=message):
+        selective_scan(*inputs, backend="mamba_ssm")
+    assert scan_backend("cuda") == "torch"
+    assert scan_note("cpu") == "The selective scan is computed by PyTorch."
+    assert scan_note("cuda").startswith("The selective scan is computed by PyTorch; for the kernel: mamba_ssm")
+    assert scan_note("cuda").endswith('is not installed: pip install "nnunet-dtc[mamba]"')
+    monkeypatch.setenv(BACKEND_VARIABLE, "mamba_ssm")
+    with pytest.raises(ImportError, match=message):
+        selective_scan(*inputs)
+    assert torch.equal(selective_scan(*inputs, backend="torch"), selective_scan(*inputs, backend="auto"))
+
+
+def test_a_mamba_ssm_that_does_not_load(monkeypatch, kernel):
+    def broken(name):
+        raise OSError("undefined symbol")
+
+    monkeypatch.setattr(scan_module.importlib, "import_module", broken)
+    assert why_no_kernel() == "mamba-ssm cannot be used: undefined symbol"
+    assert scan_backend("cuda") == "torch"
+
+
+def test_mamba_ssms_function_gets_what_it_takes(kernel):
+    u, *others = arguments(2, 3, 4, 9, torch.float32)
+    low = u.detach().transpose(1, 2).contiguous().transpose(1, 2).bfloat16().requires_grad_()
+    others[2] = others[2].detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    result = selective_scan(low, *others, backend="mamba_ssm")
+    expected = selective_scan(low, *others, backend="torch")
+    assert torch.equal(result, expected)
+    assert kernel == [("forward", u.shape)]
+    wanted = (low, *others)
+    grads = torch.autograd.grad(result.float().square().sum(), wanted)
+    for grad, true in zip(grads, torch.autograd.grad(expected.float().square().sum(), wanted), strict=True):
+        torch.testing.assert_close(grad, true)
+    assert kernel == [("forward", u.shape), ("forward", u.shape), ("backward", u.shape)]
+    with torch.no_grad():
+        assert torch.equal(selective_scan(low, *others, backend="mamba_ssm"), expected)
+    selective_scan(u, *others)  # "auto" on the CPU: not the kernel
+    assert len(kernel) == 4
+
+
+def test_the_kernels_operator_is_checked_and_counted(kernel):
+    inputs = arguments(2, 3, 4, 70, torch.float32)[:5]
+    torch.library.opcheck(torch.ops.nnunet_dtc.selective_scan_mamba_ssm, tuple(inputs))
+    with FlopCounterMode(display=False) as counter:
+        y = selective_scan(*inputs, backend="mamba_ssm")
+    assert counter.get_total_flops() == 2 * 3 * 2 * 3 * 4 * 70
+    with FlopCounterMode(display=False) as counter:
+        y.sum().backward()
+    assert counter.get_total_flops() == 2 * 10 * 2 * 3 * 4 * 70
+
+
+def test_auto_takes_the_kernel_on_cuda_in_float32_alone(kernel, monkeypatch):
+    assert scan_backend("cuda") == "mamba_ssm"
+    assert scan_note("cuda") == "The selective scan is computed by mamba-ssm's kernel."
+    assert scan_backend("cuda", torch.float64) == scan_backend("cpu") == scan_backend("mps") == "torch"
+    monkeypatch.setattr(scan_module, "KERNEL_DEVICE", "cpu")  # from here on the CPU is what CUDA is
+    inputs = arguments(1, 2, 3, 5, torch.float32)
+    selective_scan(*(t.bfloat16() for t in inputs))
+    assert len(kernel) == 1
+    selective_scan(inputs[0], *(t.double() for t in inputs[1:]))  # float64 is the widest
+    selective_scan(*inputs, backend="torch")
+    assert len(kernel) == 1
+    monkeypatch.setenv(BACKEND_VARIABLE, "torch")
+    assert scan_backend("cuda") == "torch"
+    assert scan_note("cuda") == "The selective scan is computed by PyTorch."
+    with pytest.raises(TypeError, match=r"kernel scans in torch.float32, got torch.float64"):
+        selective_scan(*(t.double() for t in inputs), backend="mamba_ssm")
+
+
+def compiled_mamba(monkeypatch):
+    """What torch.compile makes of a Mamba block in three orders where CUDA would be, beside what eager PyTorch does."""
+    torch.manual_seed(0)
+    mamba, x = Mamba(4, ORDERS), torch.randn(2, 15, 4)
+    expected = mamba(x, slices=3)
+    true = torch.autograd.grad(expected.square().sum(), list(mamba.parameters()))
+    monkeypatch.setattr(scan_module, "KERNEL_DEVICE", "cpu")
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes if "selective_scan" in str(node.target)])
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    result = torch.compile(mamba, fullgraph=True, backend=backend)(x, slices=3)
+    torch.testing.assert_close(result, expected)
+    grads = torch.autograd.grad(result.square().sum(), list(mamba.parameters()))
+    for grad, wanted in zip(grads, true, strict=True):
+        torch.testing.assert_close(grad, wanted)
+    [scans] = graphs
+    return scans
+
+
+@pytest.mark.usefixtures("no_kernel")
+def test_one_graph_on_cuda_without_the_kernel(monkeypatch):
+    scans = compiled_mamba(monkeypatch)
+    assert len(scans) == 3
+    assert not any("mamba_ssm" in scan for scan in scans)
+
+
+def test_one_graph_on_cuda_with_the_kernel(monkeypatch, kernel):
+    scans = compiled_mamba(monkeypatch)
+    assert len(scans) == 3
+    assert all("mamba_ssm" in scan for scan in scans)
+    assert [name for name, _ in kernel] == 3 * ["forward"] + 3 * ["forward", "backward"]
 
 
 def test_errors(monkeypatch):

@@ -7,7 +7,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_dtc.architectures import NETWORKS, build_network, planned_settings
+from nnunet_dtc.architectures.mamba import SelectiveSSM
 from nnunet_dtc.architectures.padding import padding_note
+from nnunet_dtc.architectures.selective_scan import scan_note
 from nnunet_dtc.trainers.base import WithoutDeepSupervision
 from nnunet_dtc.trainers.names import DEFAULT_OPTIMIZER
 
@@ -58,7 +60,7 @@ class PaperNetworkTrainer(WithoutDeepSupervision):
         )
 
     def initialize(self) -> None:
-        """nnU-Net's, and for the log what the name does not say: the optimizer, and how patches are padded."""
+        """nnU-Net's, and for the log what the name does not say: the optimizer, how patches are padded, what scans."""
         super().initialize()
         self.print_to_log_file(
             f"Optimizer: {type(self.optimizer).__name__}, learning rate {self.initial_lr:g}, weight decay "
@@ -67,6 +69,8 @@ class PaperNetworkTrainer(WithoutDeepSupervision):
         note = padding_note(self.configuration_manager.patch_size, NETWORKS[self.spec.network].multiple)
         if note is not None:
             self.print_to_log_file(note)
+        if any(isinstance(module, SelectiveSSM) for module in self.network.modules()):
+            self.print_to_log_file(scan_note(self.device.type))
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         """AdamW, or what the name says, with nnU-Net's schedule."""

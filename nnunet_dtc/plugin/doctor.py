@@ -43,6 +43,7 @@ def examine() -> Iterator[Finding]:
     yield _finder()
     yield _device()
     yield from _backends()
+    yield from _selective_scan()
     yield from _folders()
 
 
@@ -158,6 +159,31 @@ def _backends() -> Iterator[Finding]:
             yield Finding("backend", "ok", f"on {device}: {seen}{forced}")
         else:
             yield Finding("backend", "note", f"on {device}: {slow}", f"for fused kernels: {fast.why_not()}")
+
+
+def _selective_scan() -> Iterator[Finding]:
+    """What scans the sequences of NnMamba and SegMamba on a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    try:
+        from nnunet_dtc.architectures.selective_scan import BACKEND_VARIABLE, scan_backend, why_no_kernel
+    except ImportError:  # what is missing was said above
+        return
+    subject, variable = "selective scan", os.environ.get(BACKEND_VARIABLE)
+    forced = f", forced by {BACKEND_VARIABLE}" if variable in ("torch", "mamba_ssm") else ""
+    try:
+        name = scan_backend("cuda")
+    except (ValueError, ImportError) as error:
+        yield Finding(subject, "wrong", str(error), f"unset {BACKEND_VARIABLE}, or choose another")
+        return
+    if name == "mamba_ssm":
+        yield Finding(subject, "ok", f"on cuda: mamba-ssm's kernel{forced}")
+    elif forced:
+        yield Finding(subject, "ok", f"on cuda: PyTorch{forced}")
+    else:
+        yield Finding(subject, "note", "on cuda: PyTorch", f"for the kernel: {why_no_kernel()}")
 
 
 def _folders() -> Iterator[Finding]:

@@ -129,6 +129,8 @@ def test_trains(trained, dataset, name):
             text = log.read_text()
             assert text.count("voxels are padded with zeros to") == 1
             assert text.count(f"Optimizer: AdamW, learning rate {rate:g}, weight decay {decay:g}") == 1
+            scans = network in ("NnMamba", "SegMamba")
+            assert text.count("The selective scan is computed by PyTorch.") == scans
             assert "SGD" not in text
     assert (fold.parent / "fold_0" / "validation" / "summary.json").is_file()
 
