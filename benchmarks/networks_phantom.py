@@ -45,6 +45,9 @@ class PhantomPatches:
         cases: the phantoms.
         size: voxels per axis, (z, y, x), or (y, x) for axial slices.
         seed: of the patches.
+
+    Raises:
+        ValueError: a phantom is smaller than a patch.
     """
 
     def __init__(self, cases: Sequence[PhantomCase], size: Sequence[int], seed: int = 0) -> None:
@@ -53,6 +56,8 @@ class PhantomPatches:
         self.rng = np.random.default_rng(seed)
         self.cases = []
         for case in cases:
+            if any(length > whole for length, whole in zip(self.size, case.image.shape, strict=True)):
+                raise ValueError(f"a patch of {self.size} voxels does not fit a phantom of {case.image.shape}")
             foreground = case.image[case.labels > 0]
             image = np.clip(case.image, *np.percentile(foreground, (0.5, 99.5)))  # as nnU-Net normalises CTs
             image = ((image - foreground.mean()) / foreground.std()).astype(np.float32)
@@ -128,6 +133,10 @@ def main() -> None:
     rng = np.random.default_rng(0)
     cases = [draw_case(rng) for _ in range(CASES)]
     torch.set_num_threads(options.threads)
+    try:
+        PhantomPatches(cases, size)
+    except ValueError as error:
+        parser.error(f"--patch: {error}")
     print(f"patch {' x '.join(map(str, size))}, batch {options.batch}, {options.iterations} steps, ", end="")
     print(f"AdamW {options.rate:g}, {options.threads} threads, torch {torch.__version__}\n")
     print("| network | parameters | ms per step | loss at the start | at the end |\n|---|--:|--:|--:|--:|")

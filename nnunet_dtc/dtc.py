@@ -25,6 +25,7 @@ from nnunet_dtc.sampling import deformable_upsample
 from nnunet_dtc.shifts import (
     Offset,
     Weight,
+    check_count,
     check_receptive_field,
     check_stride,
     check_variant,
@@ -56,8 +57,8 @@ class _DTC(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_channels = _check_channels("in_channels", in_channels)
-        self.out_channels = _check_channels("out_channels", out_channels)
+        self.in_channels = check_count("in_channels", in_channels)
+        self.out_channels = check_count("out_channels", out_channels)
         self.stride = check_stride(stride, self.axes)
         self.receptive_field = check_receptive_field(receptive_field)
         check_variant(offset, weight)
@@ -185,9 +186,3 @@ def dtc_class(axes: int) -> type[_DTC]:
 def is_dtc(module: nn.Module) -> bool:
     """Whether the module is a DTC block."""
     return isinstance(module, _DTC)
-
-
-def _check_channels(name: str, channels: int) -> int:
-    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-        raise ValueError(f"{name} must be a positive integer, got {name}={channels!r}")
-    return channels

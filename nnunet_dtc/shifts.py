@@ -122,6 +122,13 @@ def check_stride(stride: int | Sequence[int], axes: int) -> tuple[int, ...]:
     return steps
 
 
+def check_count(name: str, count: int) -> int:
+    """The count; ValueError where it is not a positive integer."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"{name} must be a positive integer, got {name}={count!r}")
+    return count
+
+
 def check_receptive_field(receptive_field: float) -> float:
     """The receptive field as a float; ValueError where it is negative or not a number."""
     try:

@@ -1,6 +1,7 @@
 """The paper's 2D recipe as a suffix: what it changes of nnU-Net's training, and that best epoch's checkpoint."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,34 +72,117 @@ def test_another_number_of_epochs(make):
     assert make("nnUNetTrainerUNet_paper2d_1000epochs").num_epochs == 1000
 
 
-def test_the_best_epoch_is_kept_also_after_a_resume(make, tmp_path):
-    """Dice per epoch 0.5, nothing, 0.25, 0.75, 0.625, 0.75: kept are epochs 0 and 3."""
-    trainer = make("nnUNetTrainerUNetLinear_paper2d_7epochs")
-    kept = []
+def begin(make, latest=None, started=1000.0):
+    """A training at its first epoch, or resumed from a checkpoint as nnU-Net resumes it."""
+    trainer = make("nnUNetTrainerUNetLinear_paper2d")  # saved every second epoch
+    trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
+    trainer.was_initialized = True
+    trainer.logger.plot_progress_png = lambda folder: None
+    trainer.started = started
+    if latest is not None:
+        trainer.load_checkpoint(str(latest))
+    return trainer
 
-    def save(file):
-        if str(file).endswith(BEST_CHECKPOINT):
-            kept.append(trainer.current_epoch)
 
-    def run(dice):
-        for key in ("train_losses", "val_losses", "lrs", "epoch_start_timestamps"):
-            trainer.logger.log(key, 1.0, trainer.current_epoch)
-        trainer.logger.log("dice_per_class_or_region", [dice], trainer.current_epoch)
-        trainer.logger.log("mean_fg_dice", dice, trainer.current_epoch)
+def run(trainer, *dices):
+    """Epochs of these Dice. The weights are set to the epoch's number, so that a checkpoint tells where it is from."""
+    for dice in dices:
+        epoch = trainer.current_epoch
+        with torch.no_grad():
+            for parameter in trainer.network.parameters():
+                parameter.fill_(epoch)
+        for key, value in {
+            "epoch_start_timestamps": trainer.started + epoch,
+            "train_losses": 1.0,
+            "val_losses": 1.0,
+            "lrs": 1.0,
+            "dice_per_class_or_region": [dice],
+            "mean_fg_dice": dice,
+        }.items():
+            trainer.logger.log(key, value, epoch)
         trainer.on_epoch_end()
 
-    trainer.save_checkpoint, trainer.local_rank = save, 1  # no picture of the progress
-    for dice in (0.5, float("nan"), 0.25, 0.75):
-        run(dice)
-    assert kept == [0, 3]
-    logged = trainer.logger.get_checkpoint()
-    trainer = make("nnUNetTrainerUNetLinear_paper2d_7epochs")
-    trainer.save_checkpoint, trainer.local_rank = save, 1
-    trainer.logger.load_checkpoint(logged)
-    trainer.current_epoch = 4
-    for dice in (0.625, 0.75):
-        run(dice)
-    assert kept == [0, 3]
+
+def kept(trainer):
+    """The epoch that the checkpoint is from, by its own word and by its weights."""
+    checkpoint = torch.load(Path(trainer.output_folder) / BEST_CHECKPOINT, weights_only=False)
+    epoch = checkpoint["current_epoch"] - 1
+    assert all((checkpoint["network_weights"][name] == epoch).all() for name, _ in trainer.network.named_parameters())
+    return epoch
+
+
+def latest_of(trainer):
+    return Path(trainer.output_folder) / "checkpoint_latest.pth"
+
+
+def test_the_best_epoch_is_kept(make):
+    """Nothing has foreground: NaN, which is no best. As good as before is not better."""
+    trainer = begin(make)
+    for dice, best in ((0.5, 0), (float("nan"), 0), (0.25, 0), (0.75, 3), (0.625, 3), (0.75, 3)):
+        run(trainer, dice)
+        assert kept(trainer) == best
+
+
+def test_no_foreground_at_first(make):
+    trainer = begin(make)
+    run(trainer, float("nan"))
+    assert not (Path(trainer.output_folder) / BEST_CHECKPOINT).exists()
+    run(trainer, 0.0)
+    assert kept(trainer) == 1
+
+
+def test_a_resumed_training_does_not_replace_a_better_epoch(make):
+    """0.5, 0.4, saved, 0.9, killed: epoch 2 comes once more, and the log knows nothing of its 0.9."""
+    trainer = begin(make)
+    run(trainer, 0.5, 0.4, 0.9)
+    assert kept(trainer) == 2
+    killed = (Path(trainer.output_folder) / BEST_CHECKPOINT).read_bytes()
+    resumed = begin(make, latest_of(trainer))
+    assert resumed.current_epoch == 2
+    resumed.started += 500
+    run(resumed, 0.85)
+    assert (Path(trainer.output_folder) / BEST_CHECKPOINT).read_bytes() == killed
+    run(resumed, 0.95)
+    assert kept(resumed) == 3
+    again = begin(make, latest_of(trainer))
+    assert again.current_epoch == 4
+    run(again, 0.92, 0.96)
+    assert kept(again) == 5
+
+
+def test_a_new_training_in_the_same_folder_keeps_its_own_best(make):
+    """Also where its first epochs have no Dice and it is resumed before its first best."""
+    run(begin(make), 0.5, 0.4, 0.9)
+    trainer = begin(make, started=2000.0)
+    run(trainer, float("nan"), float("nan"))
+    assert kept(trainer) == 2  # still the old one
+    trainer = begin(make, latest_of(trainer), started=2000.0)
+    run(trainer, float("nan"), 0.3)
+    assert kept(trainer) == 3
+    run(begin(make, started=3000.0), 0.2)
+    assert kept(trainer) == 0
+
+
+def test_a_kill_while_it_is_written_leaves_the_one_before(make, monkeypatch):
+    trainer = begin(make)
+    run(trainer, 0.5)
+
+    def killed(checkpoint, file):
+        Path(file).write_bytes(b"half a checkpoint")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer, 0.6)
+    assert kept(trainer) == 0
+
+
+@pytest.mark.parametrize(("attribute", "value"), [("local_rank", 1), ("disable_checkpointing", True)])
+def test_only_the_process_that_writes_checkpoints_keeps_one(make, attribute, value):
+    trainer = begin(make)
+    setattr(trainer, attribute, value)
+    run(trainer, 0.5)
+    assert list(trainer_files(trainer)) == []
 
 
 def test_the_checkpoint_is_one_of_nnunets(make):
@@ -121,6 +205,4 @@ def test_the_checkpoint_is_one_of_nnunets(make):
 
 
 def trainer_files(trainer):
-    from pathlib import Path
-
     return Path(trainer.output_folder).glob("checkpoint_*.pth")

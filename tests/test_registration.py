@@ -75,6 +75,63 @@ from lab.trainers import (
 nnUNetTrainer_noweight = nnUNetTrainer_300epochs
 """
 
+# names of ours that this module does not have when nnU-Net has imported it
+MENTIONING = """
+import typing
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nnunet_dtc.trainers import nnUNetTrainerDTC
+if typing.TYPE_CHECKING:
+    from nnunet_dtc.trainers import nnUNetTrainerDTC_RF10
+
+nnUNetTrainerDTC_RFinf: "nnUNetTrainerDTC"
+
+
+def compare(trainer: "nnUNetTrainerDTC"):
+    from nnunet_dtc.trainers import nnUNetTrainer_7epochs
+    nnUNetTrainerDTC_RF1 = trainer
+    return nnUNetTrainerDTC_RF1, [0 for nnUNetTrainerDTC_RF2_5 in ()]
+
+
+class Experiment:
+    nnUNetTrainerDTC_RF4 = None
+
+
+TRAINERS = [nnUNetTrainerDTC_noweight for nnUNetTrainerDTC_noweight in ()]
+"""
+
+# and names that it has, deeper in the module
+BINDING = """
+import contextlib, typing
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+try:
+    from a_lab_that_is_not_there import nnUNetTrainerDTC
+except ImportError:
+    class nnUNetTrainerDTC(nnUNetTrainer):
+        pass
+if not hasattr(nnUNetTrainer, "there_is_no_such_thing"):
+    nnUNetTrainerDTC_RF10: type = nnUNetTrainer
+if typing.TYPE_CHECKING:
+    from nnunet_dtc.trainers import nnUNetTrainerDTC_RF8
+else:
+    nnUNetTrainerDTC_RF8 = nnUNetTrainer
+for nnUNetTrainerDTC_RF4 in (nnUNetTrainer,):
+    with contextlib.nullcontext(nnUNetTrainer) as nnUNetTrainerDTC_RF1:
+        nnUNetTrainer_7epochs, [nnUNetTrainerDTC_RFinf] = nnUNetTrainer, [nnUNetTrainer]
+while True:
+    try:
+        pass
+    finally:
+        nnUNetTrainerDTC_noweight = nnUNetTrainer
+    break
+"""
+BOUND = [
+    "nnUNetTrainerDTC", "nnUNetTrainerDTC_RF10", "nnUNetTrainerDTC_RF4", "nnUNetTrainerDTC_RF1",
+    "nnUNetTrainerDTC_RF8", "nnUNetTrainer_7epochs", "nnUNetTrainerDTC_RFinf", "nnUNetTrainerDTC_noweight",
+]  # fmt: skip
+
 
 @pytest.fixture
 def site(tmp_path):
@@ -202,6 +259,28 @@ def test_what_others_only_import_or_assign_stays_theirs(python, tmp_path):
     names = ["nnUNetTrainer_300epochs", "nnUNetTrainer_noweight"]
     answers, _ = find(python, *names, ext_trainer=users, before=[packages.parent])
     assert [answers[name][:2] for name in names] == [["lab.trainers", "Special"]] * 2
+
+
+@pytest.mark.parametrize("where", ["trainer folder", "ext_trainer"])
+def test_what_others_mention_stays_ours(site, python, tmp_path, where):
+    """For type checkers, inside of a function or of a class: nnU-Net finds no such name in a module."""
+    users = tmp_path / "users"
+    users.mkdir()
+    inside = site / "nnunetv2" / "training" / "nnUNetTrainer" / "variants"
+    ((inside if where == "trainer folder" else users) / "helpers.py").write_text(MENTIONING)
+    assert python("-m", "nnunet_dtc", "register").returncode == 0
+    answers, _ = find(python, *BOUND, ext_trainer=users)
+    assert_ours(answers, BOUND)
+
+
+def test_what_others_bind_deeper_in_a_module_stays_theirs(site, python):
+    folder = site / "nnunetv2" / "training" / "nnUNetTrainer"
+    (folder / "variants" / "foreign.py").write_text(BINDING)
+    assert python("-m", "nnunet_dtc", "register").returncode == 0
+    answers, _ = find(python, *BOUND, "nnUNetTrainerDTC_RF2.5")
+    assert answers["nnUNetTrainerDTC"][0].endswith("variants.foreign")
+    assert [answers[name][1] for name in BOUND] == ["nnUNetTrainerDTC", *["nnUNetTrainer"] * (len(BOUND) - 1)]
+    assert_ours(answers, ["nnUNetTrainerDTC_RF2.5"])
 
 
 @pytest.mark.parametrize("how", ["raise ImportError('broken on purpose')", "import utilities_that_are_not_there"])

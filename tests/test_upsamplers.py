@@ -19,8 +19,10 @@ from nnunet_dtc.upsamplers import (
     Linear2d,
     SAPA2d,
     SAPA3d,
+    carafe,
     dysample,
     fade,
+    linear_upsample,
     reassemble,
     sapa,
     upsampler_class,
@@ -169,7 +171,7 @@ class TestCARAFE(UpsamplerTests):
                 CARAFE3d(4, 4, 2, kernel_size=kernel_size)
         with pytest.raises(ValueError, match="padding must be 'border' or 'zeros', got padding='reflect'"):
             CARAFE2d(4, 4, 2, padding="reflect")
-        with pytest.raises(ValueError, match=r"weights must be .* = \(1, 9, 4, 6\) .* got \(1, 25, 4, 6\)"):
+        with pytest.raises(ValueError, match=r"weights must be .* = \(1, 9, 4, 6\), got \(1, 25, 4, 6\)"):
             reassemble(torch.zeros(1, 2, 2, 3), torch.zeros(1, 25, 4, 6), 2, 3)
 
 
@@ -280,6 +282,54 @@ class TestSAPA(UpsamplerTests):
         assert module.query.weight.shape == (64, 128)
         assert module.key.weight.shape == (64, 256)
         assert module.key.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+N, C, E, SIZE, STRIDE = 2, 4, 3, (3, 2), (2, 1)
+FINE, WINDOW = (6, 2), 9
+FUNCTIONS = {
+    "linear_upsample": (linear_upsample, {}, {}),
+    "dysample": (dysample, {"offsets": (N, 4, *FINE)}, {"groups": 2}),
+    "carafe": (carafe, {"logits": (N, WINDOW, *FINE)}, {"kernel_size": 3}),
+    "fade": (
+        fade,
+        {
+            "skip": (N, C, *FINE),
+            "fine_logits": (N, WINDOW, *FINE),
+            "coarse_logits": (N, WINDOW, *SIZE),
+            "gate": (N, 1, *SIZE),
+        },
+        {"kernel_size": 3},
+    ),
+    "sapa": (sapa, {"queries": (N, E, *FINE), "keys": (N, E, *SIZE)}, {"kernel_size": 3}),
+    "reassemble": (reassemble, {"weights": (N, WINDOW, *FINE)}, {"kernel_size": 3}),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_refuse_what_does_not_fit(name):
+    """Another batch, other channels, another size, an axis too few or too many, integers, a bad stride."""
+    function, others, settings = FUNCTIONS[name]
+    tensors = {"value": torch.zeros(N, C, *SIZE), **{key: torch.zeros(shape) for key, shape in others.items()}}
+    assert function(**tensors, stride=STRIDE, **settings).shape == (N, C, *FINE)
+    for key, shape in others.items():
+        for index in range(4):
+            for size in (shape[index] + 1, shape[index] * 2, shape[index] - 1):
+                misfit = torch.zeros(*shape[:index], size, *shape[index + 1 :])
+                # of queries and keys, the first of the two says how many channels both have
+                with pytest.raises(ValueError, match=f"{'keys' if index == 1 and key == 'queries' else key} must be"):
+                    function(**{**tensors, key: misfit}, stride=STRIDE, **settings)
+        for misfit in (torch.zeros(shape[:3]), torch.zeros(shape[:1]), torch.zeros(*shape, 1)):
+            with pytest.raises(ValueError, match=rf"{key} must be .* got \({shape[0]},"):
+                function(**{**tensors, key: misfit}, stride=STRIDE, **settings)
+    for key, tensor in tensors.items():
+        with pytest.raises(TypeError, match=f"{key} must be a floating tensor, got torch.int64"):
+            function(**{**tensors, key: tensor.long()}, stride=STRIDE, **settings)
+    for axes in (0, 1, 4):
+        with pytest.raises(ValueError, match=r"value must be \(N, C, S_1, .., S_g\) with 2 or 3 axes, got \(2, 4"):
+            function(**{**tensors, "value": torch.zeros(2, 4, *[3] * axes)}, stride=2, **settings)
+    for stride, says in (((2, 0), "positive on every axis"), ((2, 1, 2), r"one entry per spatial axis \(2\)")):
+        with pytest.raises(ValueError, match=says):
+            function(**tensors, stride=stride, **settings)
 
 
 def test_the_table():

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_dtc import DTC2d, DTC3d
 from nnunet_dtc.upsamplers import UPSAMPLERS
@@ -143,6 +144,28 @@ class UpsamplerTests:
         torch.testing.assert_close(result.float(), exact, rtol=0.1, atol=0.1 * exact.abs().max().item())
         result.float().sum().backward()
         assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
+
+    @pytest.mark.parametrize(("size", "stride"), [CASES[0], CASES[2]], ids=str)
+    def test_autocast_of_cuda(self, size, stride):
+        """Its lists are not those of the CPU: there interpolation is float32. Fake tensors need no GPU."""
+        module = self.make(stride)
+        before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        torch.set_autocast_enabled("cuda", True)  # torch.autocast switches itself off where there is no GPU
+        torch.set_autocast_dtype("cuda", torch.float16)
+        try:
+            with FakeTensorMode():
+                parameters = {
+                    name: torch.empty(parameter.shape, device="cuda") for name, parameter in module.named_parameters()
+                }
+                inputs = [
+                    torch.empty(each.shape, device="cuda", dtype=torch.float16) for each in self.inputs(module, size)
+                ]
+                result = torch.func.functional_call(module, parameters, tuple(inputs))
+        finally:
+            torch.set_autocast_enabled("cuda", before[0])
+            torch.set_autocast_dtype("cuda", before[1])
+        assert (result.device.type, result.dtype) == ("cuda", torch.float16)
+        assert result.shape[2:] == tuple(n * s for n, s in zip(size, stride, strict=True))
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
     def test_every_float_dtype(self, dtype):

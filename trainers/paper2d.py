@@ -34,6 +34,7 @@ class Paper2DRecipe(nnUNetTrainerNoDA):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.initial_lr = LEARNING_RATE
         self.weight_decay = WEIGHT_DECAY
+        self._kept_dice: float | None = None  # of BEST_CHECKPOINT; None before it has been looked for
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
@@ -41,9 +42,33 @@ class Paper2DRecipe(nnUNetTrainerNoDA):
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, exponent=0.0)
 
     def on_epoch_end(self) -> None:
-        """nnU-Net's, and before it the checkpoint, where no epoch before was as good; the log knows them all."""
-        *before, dice = [self.logger.get_value("mean_fg_dice", step=epoch) for epoch in range(self.current_epoch + 1)]
-        if dice == dice and all(not dice <= earlier for earlier in before):  # NaN, with no foreground, is never best
-            self.print_to_log_file(f"Best Dice of an epoch so far: {dice:.4f}, kept in {BEST_CHECKPOINT}")
-            self.save_checkpoint(str(Path(self.output_folder) / BEST_CHECKPOINT))
+        """nnU-Net's, and before it the checkpoint, where no epoch of this training was as good."""
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            self._keep_the_best()
         super().on_epoch_end()
+
+    def _keep_the_best(self) -> None:
+        file = Path(self.output_folder) / BEST_CHECKPOINT
+        if self._kept_dice is None:
+            self._kept_dice = self._dice_of(file)
+        dice = self.logger.get_value("mean_fg_dice", step=self.current_epoch)
+        if dice > self._kept_dice:  # not where it is NaN, with no foreground
+            self.print_to_log_file(f"Best Dice of an epoch so far: {dice:.4f}, kept in {BEST_CHECKPOINT}")
+            unfinished = file.with_suffix(".part")  # a kill while it is written leaves the one before
+            self.save_checkpoint(str(unfinished))
+            unfinished.replace(file)
+            self._kept_dice = dice
+
+    def _dice_of(self, file: Path) -> float:
+        """The Dice that a checkpoint was kept for; -1, less than any, where there is none of this training.
+
+        A resumed training begins at ``checkpoint_latest.pth``, whose log does not know of a better epoch behind it. A
+        new training in the same folder has begun its first epoch at another time.
+        """
+        if not file.is_file():
+            return -1.0
+        checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+        log = checkpoint["logging"]
+        if log["epoch_start_timestamps"][0] != self.logger.get_value("epoch_start_timestamps", step=0):
+            return -1.0
+        return log["mean_fg_dice"][checkpoint["current_epoch"] - 1]

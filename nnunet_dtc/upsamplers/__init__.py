@@ -1,8 +1,9 @@
-"""The upsamplers that the paper compares DTC with, and three more of their kind, in 2D and in 3D with any stride.
+"""The upsamplers that the paper compares DTC with, and two more of their kind, in 2D and in 3D with any stride.
 
-Sun et al., arXiv:2601.17939, tables 1, 6 and 7, have them in 2D with a stride of 2. All have the interface of the
-transposed convolution, see :class:`nnunet_dtc.upsamplers.base.Upsampler`; each is a base of DTC, too
-(``DTC3d(..., base=DySample3d(...))``). Torch alone.
+Sun et al., arXiv:2601.17939, tables 1, 6 and 7, have Linear, DySample and FADE in 2D with a stride of 2; CARAFE and
+SAPA are ours to add. All have the interface of the transposed convolution, see
+:class:`nnunet_dtc.upsamplers.base.Upsampler`; each is a base of DTC, too (``DTC3d(..., base=DySample3d(...))``). Torch
+alone.
 """
 
 from nnunet_dtc.upsamplers.base import Upsampler

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nnunet_dtc.shifts import check_stride
+from nnunet_dtc.shifts import check_count, check_stride
 
 
 class Upsampler(nn.Module):
@@ -110,10 +110,3 @@ class SkipUpsampler(Upsampler):
                 f"{type(self).__name__} takes a skip of {expected} with an input of {tuple(x.shape)}, "
                 f"got {tuple(skip.shape)}"
             )
-
-
-def check_count(name: str, count: int) -> int:
-    """The count; ValueError where it is not a positive integer."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"{name} must be a positive integer, got {name}={count!r}")
-    return count

@@ -18,14 +18,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nnunet_dtc.upsamplers.base import Upsampler, check_count
+from nnunet_dtc.shifts import check_count
+from nnunet_dtc.upsamplers.base import Upsampler
+from nnunet_dtc.upsamplers.checks import check_fits, check_value
 from nnunet_dtc.upsamplers.layout import pixel_shuffle
 from nnunet_dtc.upsamplers.reassembly import (
     Padding,
     check_kernel_size,
     check_padding,
     reassemble,
-    window_elements,
     window_weights,
 )
 
@@ -48,8 +49,14 @@ def carafe(
 
     Returns:
         Tensor[N, C, S_1 * stride_1, ..]: in the dtype of ``value``. With "border" a constant stays the same constant.
+
+    Raises:
+        ValueError: a size or an argument is not as described.
+        TypeError: a tensor is not floating.
     """
-    kernel_size = check_kernel_size(kernel_size, value.ndim - 2)
+    stride, fine = check_value(value, stride)
+    kernel_size = check_kernel_size(kernel_size, len(stride))
+    check_fits("logits", logits, "(N, window, *(S * stride))", (value.shape[0], math.prod(kernel_size), *fine))
     return reassemble(value, window_weights(logits), stride, kernel_size, padding)
 
 
@@ -72,11 +79,10 @@ class _CARAFE(Upsampler):
     ) -> None:
         super().__init__(in_channels, out_channels, stride, projection=projection, device=device, dtype=dtype)
         self.kernel_size = check_kernel_size(kernel_size, self.axes)
-        check_padding(padding)
-        self.padding = padding
+        self.padding = check_padding(padding)
         around = check_kernel_size(encoder_kernel_size, self.axes)
         compressed = check_count("compressed_channels", compressed_channels)
-        logits = window_elements(self.kernel_size) * math.prod(self.stride)
+        logits = math.prod(self.kernel_size) * math.prod(self.stride)
         self.compress = self.conv(in_channels, compressed, 1, device=device, dtype=dtype)
         self.encode = self.conv(
             compressed, logits, around, padding=[size // 2 for size in around], device=device, dtype=dtype
@@ -100,7 +106,7 @@ class _CARAFE(Upsampler):
         return carafe(self.value(x), self.logits(x), self.stride, self.kernel_size, self.padding)
 
     def added_channels(self) -> tuple[int, int]:
-        return self.compress.out_channels, window_elements(self.kernel_size)
+        return self.compress.out_channels, math.prod(self.kernel_size)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, kernel_size={self.kernel_size}"

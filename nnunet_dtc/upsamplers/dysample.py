@@ -27,8 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_dtc.shifts import check_stride, regular_positions
-from nnunet_dtc.upsamplers.base import Upsampler, check_count
+from nnunet_dtc.shifts import check_count, regular_positions
+from nnunet_dtc.upsamplers.base import Upsampler
+from nnunet_dtc.upsamplers.checks import check_fits, check_value
 from nnunet_dtc.upsamplers.layout import pixel_shuffle
 
 Style = Literal["lp", "pl"]
@@ -55,17 +56,20 @@ def dysample(value: Tensor, offsets: Tensor, stride: int | Sequence[int], groups
 
     Raises:
         ValueError: a size or an argument is not as described.
+        TypeError: a tensor is not floating.
+
+    Note:
+        On CUDA the gradient is summed with atomic additions, so it is not bit-identical from run to run. Torch has no
+        other form there: it raises a RuntimeError under ``torch.use_deterministic_algorithms(True)``.
     """
-    axes = value.ndim - 2
-    stride = check_stride(stride, axes)
+    stride, fine = check_value(value, stride)
     batch, channels, *sizes = value.shape
+    axes = len(sizes)
     if channels % check_count("groups", groups):
         raise ValueError(f"groups must divide the channels that are sampled, got {groups=} for {channels} channels")
-    expected = (batch, axes * groups, *(size * step for size, step in zip(sizes, stride, strict=True)))
-    if tuple(offsets.shape) != expected:
-        raise ValueError(f"offsets must be (N, g * groups, *(size * stride)) = {expected}, got {tuple(offsets.shape)}")
+    check_fits("offsets", offsets, "(N, g * groups, *(S * stride))", (batch, axes * groups, *fine))
     dtype = torch.promote_types(torch.promote_types(value.dtype, offsets.dtype), torch.float32)
-    offsets = offsets.to(dtype).reshape(batch, axes, groups, *expected[2:])  # (N, g, groups, *out)
+    offsets = offsets.to(dtype).reshape(batch, axes, groups, *fine)  # (N, g, groups, *out)
     grid = []  # one normalised coordinate per axis, each (N, groups, *out)
     for axis, (size, step) in enumerate(zip(sizes, stride, strict=True)):
         start = regular_positions(size, step, dtype, value.device)
@@ -78,7 +82,7 @@ def dysample(value: Tensor, offsets: Tensor, stride: int | Sequence[int], groups
         padding_mode="border",
         align_corners=False,
     )
-    return samples.reshape(batch, channels, *expected[2:]).to(value.dtype)  # (N, C, *out)
+    return samples.reshape(batch, channels, *fine).to(value.dtype)  # (N, C, *out)
 
 
 class _DySample(Upsampler):

@@ -25,20 +25,21 @@ Ours: the form for 3D and for a stride per axis, where the window has 3 elements
 skip's before the gate where it has others.
 """
 
+import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from nnunet_dtc.upsamplers.base import SkipUpsampler, check_count
+from nnunet_dtc.upsamplers.checks import check_fits, check_value
 from nnunet_dtc.upsamplers.layout import merge_subpositions, split_subpositions, spread_subpositions
 from nnunet_dtc.upsamplers.reassembly import (
+    ARGUMENTS,
     Padding,
+    SkipReassembly,
     check_kernel_size,
-    check_padding,
     reassemble,
-    window_elements,
     window_weights,
 )
 
@@ -66,23 +67,28 @@ def fade(
     Returns:
         Tensor[N, C, S_1 * stride_1, ..]: in the dtype of ``value``. Where ``value`` and ``skip`` are the same constant
         per channel, it stays that constant (with "border").
+
+    Raises:
+        ValueError: a size or an argument is not as described.
+        TypeError: a tensor is not floating.
     """
-    kernel_size = check_kernel_size(kernel_size, value.ndim - 2)
+    stride, fine = check_value(value, stride)
+    kernel_size = check_kernel_size(kernel_size, len(stride))
+    (batch, channels, *sizes), window = value.shape, math.prod(kernel_size)
+    check_fits("skip", skip, "(N, C, *(S * stride))", (batch, channels, *fine))
+    check_fits("fine_logits", fine_logits, "(N, window, *(S * stride))", (batch, window, *fine))
+    check_fits("coarse_logits", coarse_logits, "(N, window, *S)", (batch, window, *sizes))
+    check_fits("gate", gate, "(N, 1, *S)", (batch, 1, *sizes))
     # (N, window, S_1, s_1, S_2, s_2, ..) + (N, window, S_1, 1, S_2, 1, ..)
-    logits = split_subpositions(fine_logits, spatial_ratio(fine_logits, value)) + spread_subpositions(coarse_logits)
+    logits = split_subpositions(fine_logits, stride) + spread_subpositions(coarse_logits)
     reassembled = reassemble(value, window_weights(merge_subpositions(logits)), stride, kernel_size, padding)
-    reassembled = split_subpositions(reassembled, spatial_ratio(skip, value))  # (N, C, S_1, s_1, S_2, s_2, ..)
-    skip = split_subpositions(skip, spatial_ratio(skip, value)).to(value.dtype)
+    reassembled = split_subpositions(reassembled, stride)  # (N, C, S_1, s_1, S_2, s_2, ..)
+    skip = split_subpositions(skip, stride).to(value.dtype)
     opened = spread_subpositions(gate.sigmoid().to(value.dtype))  # (N, 1, S_1, 1, S_2, 1, ..)
     return merge_subpositions(torch.lerp(reassembled, skip, opened))
 
 
-def spatial_ratio(fine: Tensor, coarse: Tensor) -> tuple[int, ...]:
-    """How many elements of ``fine`` there are per element of ``coarse``, per axis."""
-    return tuple(large // small for large, small in zip(fine.shape[2:], coarse.shape[2:], strict=True))
-
-
-class _FADE(SkipUpsampler):
+class _FADE(SkipReassembly):
     """What FADE2d and FADE3d share.
 
     The state dict has ``compress_skip.*``, ``compress.weight``, ``encode.*``, ``gate.*``, ``project.*``, and
@@ -91,35 +97,13 @@ class _FADE(SkipUpsampler):
 
     functional_conv: ClassVar
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stride: int | Sequence[int],
-        *,
-        skip_channels: int | None = None,
-        kernel_size: int | Sequence[int] | None = None,
-        embedding_channels: int = 64,
-        padding: Padding = "border",
-        projection: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        factory = {"device": device, "dtype": dtype}
-        super().__init__(
-            in_channels, out_channels, stride, skip_channels=skip_channels, projection=projection, **factory
-        )
-        self.kernel_size = check_kernel_size(kernel_size, self.axes)
-        check_padding(padding)
-        self.padding = padding
-        embedding = check_count("embedding_channels", embedding_channels)
+    def make_parts(self, embedding: int, **factory: Any) -> None:
         self.compress_skip = self.conv(self.skip_channels, embedding, 1, **factory)
-        self.compress = self.conv(in_channels, embedding, 1, bias=False, **factory)
-        self.encode = self.conv(embedding, window_elements(self.kernel_size), 3, padding=1, **factory)
-        self.gate = self.conv(in_channels, 1, 1, **factory)
-        other = self.skip_channels != out_channels
-        self.project_skip = self.conv(self.skip_channels, out_channels, 1, **factory) if other else None
-        self.reset_kernels()
+        self.compress = self.conv(self.in_channels, embedding, 1, bias=False, **factory)
+        self.encode = self.conv(embedding, math.prod(self.kernel_size), 3, padding=1, **factory)
+        self.gate = self.conv(self.in_channels, 1, 1, **factory)
+        other = self.skip_channels != self.out_channels
+        self.project_skip = self.conv(self.skip_channels, self.out_channels, 1, **factory) if other else None
 
     def reset_kernels(self) -> None:
         """Draw the kernel prediction and the gate anew. A host's own initialisation must not overwrite them."""
@@ -145,30 +129,13 @@ class _FADE(SkipUpsampler):
         )
 
     def added_channels(self) -> tuple[int, int]:
-        embedding, window = self.compress.out_channels, window_elements(self.kernel_size)
+        embedding, window = self.compress.out_channels, math.prod(self.kernel_size)
         of_skip = 0 if self.project_skip is None else self.out_channels
         return embedding + window + 1, embedding + window + of_skip
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, skip_channels={self.skip_channels}, kernel_size={self.kernel_size}"
-
-
-_ARGUMENTS = """
-
-    Args:
-        in_channels, out_channels: channels of the input and of the output, each >= 1.
-        stride: output elements per input element, one number or one per axis in tensor order, each >= 1.
-        skip_channels: of the encoder's features; out_channels where none are given.
-        kernel_size: elements of the window, one odd number or one per axis; 5 in 2D and 3 in 3D.
-        embedding_channels: to which both features are compressed.
-        padding: "border", or "zeros" as in the original.
-        projection: whether a 1x1 convolution gives the channels; without it, as in the original, they stay.
-        device, dtype: of the parameters, as everywhere in torch.
-    """
-
 
 class FADE2d(_FADE):
-    __doc__ = "FADE of images: (N, C_in, H, W) and a skip to (N, C_out, H * s_1, W * s_2)." + _ARGUMENTS
+    __doc__ = "FADE of images: (N, C_in, H, W) and a skip to (N, C_out, H * s_1, W * s_2)." + ARGUMENTS
 
     axes = 2
     conv = nn.Conv2d
@@ -176,7 +143,7 @@ class FADE2d(_FADE):
 
 
 class FADE3d(_FADE):
-    __doc__ = "FADE of volumes: (N, C_in, D, H, W) and a skip to (N, C_out, D * s_1, H * s_2, W * s_3)." + _ARGUMENTS
+    __doc__ = "FADE of volumes: (N, C_in, D, H, W) and a skip to (N, C_out, D * s_1, H * s_2, W * s_3)." + ARGUMENTS
 
     axes = 3
     conv = nn.Conv3d

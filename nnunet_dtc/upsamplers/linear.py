@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_dtc.shifts import check_stride
 from nnunet_dtc.upsamplers.base import Upsampler
+from nnunet_dtc.upsamplers.checks import check_value
 
 
 def linear_upsample(value: Tensor, stride: int | Sequence[int]) -> Tensor:
@@ -23,10 +23,20 @@ def linear_upsample(value: Tensor, stride: int | Sequence[int]) -> Tensor:
 
     Returns:
         Tensor[N, C, S_1 * stride_1, ..]: in the dtype of ``value``. A constant stays the same constant.
+
+    Raises:
+        ValueError: a size or an argument is not as described.
+        TypeError: ``value`` is not floating.
+
+    Note:
+        On CUDA the gradient is summed with atomic additions, so it is not bit-identical from run to run. Under
+        ``torch.use_deterministic_algorithms(True)`` torch takes a slower form that is; in 3D only from torch 2.9 on,
+        before it raises a RuntimeError.
     """
-    stride = check_stride(stride, value.ndim - 2)
-    size = [size * step for size, step in zip(value.shape[2:], stride, strict=True)]
-    return F.interpolate(value, size=size, mode={2: "bilinear", 3: "trilinear"}[len(size)], align_corners=False)
+    _, sizes = check_value(value, stride)
+    mode = {2: "bilinear", 3: "trilinear"}[len(sizes)]
+    # CUDA's autocast makes interpolation float32
+    return F.interpolate(value, size=sizes, mode=mode, align_corners=False).to(value.dtype)
 
 
 class _Linear(Upsampler):

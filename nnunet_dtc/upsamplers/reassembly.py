@@ -11,14 +11,17 @@ Memory: the window is never unfolded; beside the weights one sum of the size of 
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_dtc.shifts import check_stride
+from nnunet_dtc.shifts import check_count
+from nnunet_dtc.upsamplers.base import SkipUpsampler
+from nnunet_dtc.upsamplers.checks import check_fits, check_value
 from nnunet_dtc.upsamplers.layout import merge_subpositions, split_subpositions, spread_subpositions
 
 Padding = Literal["border", "zeros"]
@@ -51,24 +54,16 @@ def reassemble(
 
     Raises:
         ValueError: a size or an argument is not as described.
+        TypeError: a tensor is not floating.
 
     Note:
         On CUDA the gradient of a repeated border is summed with atomic additions, so it is not bit-identical from run
-        to run.
+        to run. Under ``torch.use_deterministic_algorithms(True)`` torch takes a form that is.
     """
-    axes = value.ndim - 2
-    stride, kernel_size = check_stride(stride, axes), check_kernel_size(kernel_size, axes)
+    stride, fine = check_value(value, stride)
+    kernel_size = check_kernel_size(kernel_size, len(stride))
     check_padding(padding)
-    expected = (
-        value.shape[0],
-        window_elements(kernel_size),
-        *(size * step for size, step in zip(value.shape[2:], stride, strict=True)),
-    )
-    if tuple(weights.shape) != expected:
-        raise ValueError(
-            f"weights must be (N, window, *(size * stride)) = {expected} for value of {tuple(value.shape)}, {stride=} "
-            f"and {kernel_size=}, got {tuple(weights.shape)}"
-        )
+    check_fits("weights", weights, "(N, window, *(S * stride))", (value.shape[0], math.prod(kernel_size), *fine))
     dtype = torch.promote_types(torch.promote_types(value.dtype, weights.dtype), torch.float32)
     each = split_subpositions(weights.to(dtype), stride).unbind(1)  # window times (N, S_1, s_1, S_2, s_2, ..)
     total = value.new_zeros((), dtype=dtype)
@@ -95,14 +90,6 @@ def window_weights(logits: Tensor) -> Tensor:
     return logits.softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
-def window_elements(kernel_size: Sequence[int]) -> int:
-    """How many elements the window has."""
-    count = 1
-    for size in kernel_size:
-        count *= size
-    return count
-
-
 def check_kernel_size(kernel_size: int | Sequence[int] | None, axes: int) -> tuple[int, ...]:
     """One odd number per axis, the default's where it is None; ValueError where it is something else."""
     sizes = DEFAULT_KERNEL_SIZE[axes] if kernel_size is None else kernel_size
@@ -112,7 +99,65 @@ def check_kernel_size(kernel_size: int | Sequence[int] | None, axes: int) -> tup
     return sizes
 
 
-def check_padding(padding: str) -> None:
-    """ValueError where it is neither "border" nor "zeros"."""
+def check_padding(padding: Padding) -> Padding:
+    """The padding; ValueError where it is neither "border" nor "zeros"."""
     if padding not in ("border", "zeros"):
         raise ValueError(f"padding must be 'border' or 'zeros', got {padding=}")
+    return padding
+
+
+class SkipReassembly(SkipUpsampler):
+    """What FADE and SAPA share: a window whose weights come from two embeddings, of the skip and of the input.
+
+    Attributes:
+        kernel_size: elements of the window per axis.
+        padding: "border" or "zeros".
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int | Sequence[int],
+        *,
+        skip_channels: int | None = None,
+        kernel_size: int | Sequence[int] | None = None,
+        embedding_channels: int = 64,
+        padding: Padding = "border",
+        projection: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        factory = {"device": device, "dtype": dtype}
+        super().__init__(
+            in_channels, out_channels, stride, skip_channels=skip_channels, projection=projection, **factory
+        )
+        self.kernel_size = check_kernel_size(kernel_size, self.axes)
+        self.padding = check_padding(padding)
+        self.make_parts(check_count("embedding_channels", embedding_channels), **factory)
+        self.reset_kernels()
+
+    def make_parts(self, embedding: int, **factory: Any) -> None:
+        """Make the layers that give the weights, with that many channels in both embeddings."""
+        raise NotImplementedError
+
+    def reset_kernels(self) -> None:
+        """Draw these layers anew. A host's own initialisation must not overwrite them."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, skip_channels={self.skip_channels}, kernel_size={self.kernel_size}"
+
+
+ARGUMENTS = """
+
+    Args:
+        in_channels, out_channels: channels of the input and of the output, each >= 1.
+        stride: output elements per input element, one number or one per axis in tensor order, each >= 1.
+        skip_channels: of the encoder's features; out_channels where none are given.
+        kernel_size: elements of the window, one odd number or one per axis; 5 in 2D and 3 in 3D.
+        embedding_channels: of both embeddings.
+        padding: "border", or "zeros" as in the original.
+        projection: whether a 1x1 convolution gives the channels; without it, as in the original, they stay.
+        device, dtype: of the parameters, as everywhere in torch.
+    """

@@ -16,20 +16,23 @@ map have a similarity of zero and are zeros; the change of channels before the r
 float32 at least.
 """
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nnunet_dtc.upsamplers.base import SkipUpsampler, check_count
+from nnunet_dtc.upsamplers.checks import check_fits, check_value
 from nnunet_dtc.upsamplers.layout import merge_subpositions, split_subpositions, spread_subpositions
 from nnunet_dtc.upsamplers.reassembly import (
+    ARGUMENTS,
     Padding,
+    SkipReassembly,
     check_kernel_size,
     check_padding,
     neighbours,
     reassemble,
-    window_elements,
     window_weights,
 )
 
@@ -54,10 +57,18 @@ def sapa(
 
     Returns:
         Tensor[N, C, S_1 * stride_1, ..]: in the dtype of ``value``. With "border" a constant stays the same constant.
+
+    Raises:
+        ValueError: a size or an argument is not as described.
+        TypeError: a tensor is not floating.
     """
-    kernel_size = check_kernel_size(kernel_size, value.ndim - 2)
-    ratio = [large // small for large, small in zip(queries.shape[2:], keys.shape[2:], strict=True)]
-    queries = split_subpositions(queries, ratio)  # (N, E, S_1, s_1, S_2, s_2, ..)
+    stride, fine = check_value(value, stride)
+    kernel_size = check_kernel_size(kernel_size, len(stride))
+    check_padding(padding)
+    batch, embedding = value.shape[0], queries.shape[1:2]
+    check_fits("queries", queries, "(N, E, *(S * stride))", (batch, *embedding, *fine))
+    check_fits("keys", keys, "(N, E, *S)", (batch, *embedding, *value.shape[2:]))
+    queries = split_subpositions(queries, stride)  # (N, E, S_1, s_1, S_2, s_2, ..)
     dtype = torch.promote_types(queries.dtype, torch.float32)
     similarities = [
         (queries * spread_subpositions(key)).sum(1, dtype=dtype)  # (N, S_1, s_1, S_2, s_2, ..)
@@ -67,39 +78,17 @@ def sapa(
     return reassemble(value, window_weights(logits), stride, kernel_size, padding)
 
 
-class _SAPA(SkipUpsampler):
+class _SAPA(SkipReassembly):
     """What SAPA2d and SAPA3d share.
 
     The state dict has ``norm_skip.*``, ``norm.*``, ``query.*``, ``key.*`` and ``project.*``.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stride: int | Sequence[int],
-        *,
-        skip_channels: int | None = None,
-        kernel_size: int | Sequence[int] | None = None,
-        embedding_channels: int = 64,
-        padding: Padding = "border",
-        projection: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        factory = {"device": device, "dtype": dtype}
-        super().__init__(
-            in_channels, out_channels, stride, skip_channels=skip_channels, projection=projection, **factory
-        )
-        self.kernel_size = check_kernel_size(kernel_size, self.axes)
-        check_padding(padding)
-        self.padding = padding
-        embedding = check_count("embedding_channels", embedding_channels)
+    def make_parts(self, embedding: int, **factory: Any) -> None:
         self.norm_skip = nn.LayerNorm(self.skip_channels, **factory)
-        self.norm = nn.LayerNorm(in_channels, **factory)
+        self.norm = nn.LayerNorm(self.in_channels, **factory)
         self.query = nn.Linear(self.skip_channels, embedding, **factory)
-        self.key = nn.Linear(in_channels, embedding, **factory)
-        self.reset_kernels()
+        self.key = nn.Linear(self.in_channels, embedding, **factory)
 
     def reset_kernels(self) -> None:
         """Draw queries and keys anew. A host's own initialisation must not overwrite them."""
@@ -118,35 +107,18 @@ class _SAPA(SkipUpsampler):
 
     def added_channels(self) -> tuple[int, int]:
         embedding = self.query.out_features
-        return embedding, embedding + window_elements(self.kernel_size)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, skip_channels={self.skip_channels}, kernel_size={self.kernel_size}"
-
-
-_ARGUMENTS = """
-
-    Args:
-        in_channels, out_channels: channels of the input and of the output, each >= 1.
-        stride: output elements per input element, one number or one per axis in tensor order, each >= 1.
-        skip_channels: of the encoder's features; out_channels where none are given.
-        kernel_size: elements of the window, one odd number or one per axis; 5 in 2D and 3 in 3D.
-        embedding_channels: of queries and keys.
-        padding: "border", or "zeros" as in the original.
-        projection: whether a 1x1 convolution gives the channels; without it, as in the original, they stay.
-        device, dtype: of the parameters, as everywhere in torch.
-    """
+        return embedding, embedding + math.prod(self.kernel_size)
 
 
 class SAPA2d(_SAPA):
-    __doc__ = "SAPA of images: (N, C_in, H, W) and a skip to (N, C_out, H * s_1, W * s_2)." + _ARGUMENTS
+    __doc__ = "SAPA of images: (N, C_in, H, W) and a skip to (N, C_out, H * s_1, W * s_2)." + ARGUMENTS
 
     axes = 2
     conv = nn.Conv2d
 
 
 class SAPA3d(_SAPA):
-    __doc__ = "SAPA of volumes: (N, C_in, D, H, W) and a skip to (N, C_out, D * s_1, H * s_2, W * s_3)." + _ARGUMENTS
+    __doc__ = "SAPA of volumes: (N, C_in, D, H, W) and a skip to (N, C_out, D * s_1, H * s_2, W * s_3)." + ARGUMENTS
 
     axes = 3
     conv = nn.Conv3d

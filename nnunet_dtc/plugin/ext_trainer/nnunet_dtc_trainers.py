@@ -40,8 +40,9 @@ def defined_by(name):
     """The file of nnU-Net's trainer folder or of the nnUNet_extTrainer folders that has something of this name.
 
     By the rules of nnU-Net's search, flat files and packages, but without importing them: a class, a function, an
-    import or an assignment. nnU-Net looks into flat files before packages, so without this the names of others would
-    be taken for ours. None where no file has it.
+    import or an assignment of the module itself. nnU-Net looks into flat files before packages, so without this the
+    names of others would be taken for ours. None where no file has it: what a function or a class has inside of it,
+    and what is imported for type checkers alone, nnU-Net does not find either.
     """
     for folder in _trainer_folders():
         for file in _python_files(folder):
@@ -61,14 +62,42 @@ def _binds(text, name):
         tree = ast.parse(text)
     except (SyntaxError, ValueError):
         return True
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
-            return True
-        if isinstance(node, ast.alias) and (node.asname or node.name) == name:
-            return True
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == name:
-            return True
-    return False
+    return any(name in _names_bound(statement) for statement in _module_level(tree.body))
+
+
+def _module_level(statements):
+    """The statements that run when the module is imported, however deep in conditions, loops and attempts."""
+    for statement in statements:
+        yield statement
+        if isinstance(statement, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        if not (isinstance(statement, ast.If) and _is_type_checking(statement.test)):
+            yield from _module_level(getattr(statement, "body", []))
+        for branch in ("orelse", "finalbody"):
+            yield from _module_level(getattr(statement, branch, []))
+        for branch in getattr(statement, "handlers", []) + getattr(statement, "cases", []):
+            yield from _module_level(branch.body)
+
+
+def _is_type_checking(test):
+    return getattr(test, "id", getattr(test, "attr", None)) == "TYPE_CHECKING"
+
+
+def _names_bound(statement):
+    """What the statement itself binds, without the statements in it."""
+    if isinstance(statement, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        return {statement.name}
+    if isinstance(statement, (ast.Import, ast.ImportFrom)):
+        return {alias.asname or alias.name for alias in statement.names}
+    targets = []
+    if isinstance(statement, ast.Assign):
+        targets = statement.targets
+    elif isinstance(statement, (ast.For, ast.AsyncFor)) or (isinstance(statement, ast.AnnAssign) and statement.value):
+        targets = [statement.target]
+    elif isinstance(statement, (ast.With, ast.AsyncWith)):
+        targets = [item.optional_vars for item in statement.items if item.optional_vars]
+    names = [node for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
+    return {node.id for node in names if isinstance(node.ctx, ast.Store)}
 
 
 def _trainer_folders():
