@@ -144,7 +144,9 @@ class NnMamba(nn.Module):
     ) -> None:
         super().__init__()
         if width < 1 or blocks < 2:
-            raise ValueError(f"nnMamba needs width >= 1 and two blocks per stage, got width={width}, blocks={blocks}")
+            raise ValueError(
+                f"nnMamba needs width >= 1 and at least two blocks per stage, got width={width}, blocks={blocks}"
+            )
         widths = [width, 2 * width, 4 * width, 8 * width]
         self.stem = _double_conv(input_channels, width, axes, stride=2)
         self.stages = nn.ModuleList(Stage(before, after, axes, blocks) for before, after in itertools.pairwise(widths))

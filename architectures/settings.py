@@ -45,13 +45,19 @@ def check_settings(name: str, settings: Mapping[str, Any], published: Mapping[st
     """The settings, lists as tuples. ValueError for one that is not there, or of another kind than the published."""
     unknown = sorted(set(settings) - set(published))
     if unknown:
-        raise ValueError(f"{name} has the settings {', '.join(published)}, got {', '.join(unknown)}")
+        raise ValueError(
+            f"{name} has the settings {', '.join(published)}, got {', '.join(unknown)} (in plans they stand in "
+            f"architecture.{PLANS_KEY}.{name} of a configuration)"
+        )
     checked = {}
     for key, value in settings.items():
         if isinstance(value, list):
             value = tuple(value)
         if not _is_like(value, published[key]):
-            raise ValueError(f"{name}'s {key} must be like its published {published[key]}, got {value!r}")
+            raise ValueError(
+                f"{name}'s {key} must be like its published {published[key]}, got {value!r} (in plans it is "
+                f"architecture.{PLANS_KEY}.{name}.{key} of a configuration)"
+            )
         checked[key] = value
     return checked
 

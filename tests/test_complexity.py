@@ -486,6 +486,8 @@ def test_refused_data_sets(preprocessed, tmp_path, monkeypatch):
     assert "Could not find a dataset with the ID 5" in run("-d", 5, *arguments).output
     assert "give either a data set" in run(*arguments).output
     assert "cannot be read" in run("--plans", tmp_path / "plans.json", *arguments).output
+    (tmp_path / "alone.json").write_text(json.dumps(small_plans()))
+    assert "there is no dataset.json beside" in run("--plans", tmp_path / "alone.json", *arguments).output
     assert "is not plans of nnU-Net" in run("--plans", preprocessed / "dataset.json", *arguments).output
     monkeypatch.delenv("nnUNet_preprocessed")
     assert "nnUNet_preprocessed is not set" in run("-d", 998, *arguments).output

@@ -78,5 +78,5 @@ def test_logits_can_be_negative_and_sizes_are_halved_four_times():
 
 @pytest.mark.parametrize("settings", [{"width": 0}, {"blocks": 1}], ids=str)
 def test_errors(settings):
-    with pytest.raises(ValueError, match="nnMamba needs width >= 1 and two blocks per stage, got width="):
+    with pytest.raises(ValueError, match="nnMamba needs width >= 1 and at least two blocks per stage, got width="):
         NnMamba(1, 2, 2, **settings)

@@ -168,8 +168,6 @@ NOT_OURS = [
     "nnUNetTrainerDysample",
     "nnUNetTrainerLinearWarmup",
     "nnUNetTrainer_UNet",
-    "nnUNetTrainerUNETRLinear",
-    "nnUNetTrainerSegMambaDySampleDTC",
     "nnUNetTrainerSwinUNETR",
     "nnUNetTrainerSwinUNETRDTC",
     "nnUNetTrainerUNETRV2",
@@ -193,6 +191,23 @@ def test_good_names_say_what_they_say_and_no_other_name_does(name):
     assert parse(name) == GOOD[name]
     assert str(GOOD[name]) == name
     assert "__" not in name
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("nnUNetTrainerUNETRLinear", "nnUNetTrainerLinear, nnUNetTrainerUNetLinear"),
+        ("nnUNetTrainerSegMambaDySampleDTC_RF10", "nnUNetTrainerDySampleDTC, nnUNetTrainerUNetDySampleDTC"),
+    ],
+)
+def test_networks_that_keep_their_upsampling(name, instead):
+    with pytest.raises(TrainerNameError, match=rf"^{name}: \w+ keeps its own upsampling, use .*: {instead}$"):
+        parse(name)
+
+
+def test_the_log_says_what_the_name_says():
+    assert repr(parse("nnUNetTrainerFADE_1epochs")) == "TrainerName(epochs=1, upsampler='FADE')"
+    assert repr(parse("nnUNetTrainerDTC")) == "TrainerName(dtc=True, receptive_field=2.0)"
 
 
 @pytest.mark.parametrize("name", ONE_NAME)

@@ -7,7 +7,7 @@ name contains ``__``, where nnU-Net splits. Standard library only.
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from decimal import Decimal, InvalidOperation
 
 PREFIX = "nnUNetTrainer"
@@ -84,6 +84,8 @@ PARTS = (
 NOTES = (
     "RF 2 has no suffix, RF 0 never shifts (the control with the same parameters), RF inf shifts up to half the map.",
     "One model has one name: the suffixes in this order, numbers without needless digits.",
+    f"{', '.join(list(UPSAMPLERS)[:-1])} and {list(UPSAMPLERS)[-1]} go into the planned U-Net and into UNet; the other "
+    "networks keep their own upsampling.",
 )
 
 
@@ -95,7 +97,7 @@ class UnknownSuffixError(AttributeError):
     """A name that starts as ours, with a suffix that is not ours: perhaps somebody's own subclass."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainerName:
     """What a trainer's name says. ``str()`` of it is the one name of that model.
 
@@ -121,6 +123,13 @@ class TrainerName:
     repetition: int = 1
     network: str = ""
     upsampler: str = ""
+
+    def __repr__(self) -> str:
+        """What the name says beyond nnU-Net's own trainer, for logs."""
+        said = [
+            f for f in fields(self) if getattr(self, f.name) != f.default or (f.name == "receptive_field" and self.dtc)
+        ]
+        return f"TrainerName({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in said)})"
 
     def __str__(self) -> str:
         if self in _NNUNETS_OWN:
@@ -160,7 +169,7 @@ def parse(name: str) -> TrainerName | None:
     if not name.startswith(PREFIX) or name == PREFIX:
         return None
     head, *suffixes = name.removeprefix(PREFIX).split("_")
-    spec = _read_head(head)
+    spec = _read_head(name, head)
     if spec is None:
         return None
     seen: set[str] = set()
@@ -189,15 +198,21 @@ def parse(name: str) -> TrainerName | None:
     return spec
 
 
-def _read_head(head: str) -> TrainerName | None:
-    """What the part before the first suffix says, None where it is not ours."""
+def _read_head(name: str, head: str) -> TrainerName | None:
+    """What the part before the first suffix says, None where it is not ours. TrainerNameError for a network whose
+    upsampling cannot be chosen."""
     networks, upsamplers = ("|".join(map(re.escape, table)) for table in (NETWORKS, UPSAMPLERS))
     found = re.fullmatch(f"({networks})?({upsamplers})?(DTC)?", head)
     if found is None:
         return None
     network, upsampler, dtc = found.groups(default="")
     if network and upsampler and not NETWORKS[network].upsamplers:
-        return None
+        with_upsamplers = [f"{PREFIX}{upsampler}{dtc}"]
+        with_upsamplers += [f"{PREFIX}{other}{upsampler}{dtc}" for other in NETWORKS if NETWORKS[other].upsamplers]
+        raise TrainerNameError(
+            f"{name}: {network} keeps its own upsampling, use {PREFIX}{network} or {PREFIX}{network}DTC; {upsampler} "
+            f"goes into nnU-Net's planned U-Net and into the paper's: {', '.join(with_upsamplers)}"
+        )
     return TrainerName(network=network, upsampler=upsampler, dtc=bool(dtc))
 
 

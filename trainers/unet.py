@@ -3,7 +3,8 @@
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunet_dtc.architectures.unet import UNet, planned_width
+from nnunet_dtc.architectures.padding import padding_note
+from nnunet_dtc.architectures.unet import REDUCTION, UNet, planned_width
 from nnunet_dtc.trainers.base import WithoutDeepSupervision
 
 
@@ -13,6 +14,13 @@ class UNetTrainer(WithoutDeepSupervision):
     For 2d configurations of any patch size; narrower networks by
     ``architecture.nnunet_dtc.UNet.width`` of the plans.
     """
+
+    def initialize(self) -> None:
+        """nnU-Net's, and for the log how patches are padded."""
+        super().initialize()
+        note = padding_note(self.configuration_manager.patch_size, REDUCTION)
+        if note is not None:
+            self.print_to_log_file(note)
 
     @classmethod
     def build_network_architecture(

@@ -179,8 +179,10 @@ def read_plans(
                 f"there are no plans {plans_file}: run nnUNetv2_plan_and_preprocess -d {dataset}"
                 + (f", or take one of {', '.join(others)} (-p)" if others else "")
             )
-    dataset_json = dataset_json or plans_file.with_name("dataset.json")
-    return _load(plans_file, "configurations", "plans"), _load(dataset_json, "labels", "a dataset.json")
+    plans = _load(plans_file, "configurations", "plans")
+    if dataset_json is None and not (dataset_json := plans_file.with_name("dataset.json")).is_file():
+        raise ComplexityError(f"there is no dataset.json beside {plans_file}: copy it there, or give --dataset-json")
+    return plans, _load(dataset_json, "labels", "a dataset.json")
 
 
 def _is_plans(file: Path) -> bool:

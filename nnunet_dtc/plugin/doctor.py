@@ -106,7 +106,8 @@ def _registration() -> Iterator[Finding]:
     if on_path:
         yield Finding("registered", "ok", f"by {registration.EXT_VARIABLE}")
     if file is None and not on_path:
-        yield Finding("registered", "wrong", "nnU-Net does not know the trainers", "nnunet-dtc register")
+        advice = 'nnunet-dtc register; where nnU-Net cannot be written, eval "$(nnunet-dtc env)"'
+        yield Finding("registered", "wrong", "nnU-Net does not know the trainers", advice)
 
 
 def _finder() -> Finding:
