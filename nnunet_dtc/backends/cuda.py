@@ -78,13 +78,12 @@ def backward(
     gathers = wants_value and _gathers(geometry, receptive_field)
     grad, coords, on = grad.contiguous(), coords.contiguous(), {"device": value.device}
     low = (value.shape[0], *value.shape[2:], geometry.pitch)  # (N, *S, P)
+    written = torch.empty if grad.numel() > 0 else torch.zeros  # without elements no kernel runs
     if gathers:
-        by_value = (torch.empty if grad.numel() > 0 else torch.zeros)(low, dtype=value.dtype, **on)
+        by_value = written(low, dtype=value.dtype, **on)
     else:
         by_value = torch.zeros(low if wants_value else 0, dtype=torch.float32, **on)
-    by_coords = (torch.empty if grad.numel() > 0 else torch.zeros)(
-        coords.shape if wants_coords else 0, dtype=coords.dtype, **on
-    )
+    by_coords = written(coords.shape if wants_coords else 0, dtype=coords.dtype, **on)
     positions = torch.empty(
         (value.shape[0], geometry.axes, *coords.shape[2:]) if wants_value else 0, dtype=torch.float32, **on
     )
