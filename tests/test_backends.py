@@ -540,12 +540,12 @@ def test_numba_blocks_that_are_computed_together_never_meet(size, stride, recept
     geometry = _Geometry(torch.empty(2, 1, *size), stride, receptive_field)
     rows = [torch.zeros(geometry.rows[:2], dtype=torch.int) for _ in range(2)]
     for together in geometry.blocks(2):
-        touched = [torch.zeros(geometry.sizes[:2], dtype=torch.int) for _ in range(2)]
+        touched = [torch.zeros(geometry.extents[:2], dtype=torch.int) for _ in range(2)]
         for case, z0, z1, y0, y1 in together.tolist():
             rows[case][z0:z1, y0:y1] += 1
             reach = []
             for axis, (first, last) in enumerate(((z0, z1), (y0, y1))):
-                step, bound, extent = geometry.stride[axis], geometry.bounds[axis], geometry.sizes[axis]
+                step, bound, extent = geometry.stride[axis], geometry.bounds[axis], geometry.extents[axis]
                 low = (first + 0.5) / step - 0.5 - bound
                 high = (last - 1 + 0.5) / step - 0.5 + bound
                 reach.append(slice(max(math.floor(low), 0), min(math.floor(high) + 2, extent)))

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from nnunet_dtc.backends import cpu_kernels
 from nnunet_dtc.backends.threads import in_threads
-from nnunet_dtc.shifts import regular_positions, shift_scale
+from nnunet_dtc.backends.volume import Volume
+from nnunet_dtc.shifts import regular_positions
 
 MOST_BLOCKS = 64  # along the axis; more would be too thin to be worth a call
 
@@ -74,29 +75,24 @@ def backward(
     )
 
 
-class _Geometry:
-    """Sizes, strides and bounds, with a first axis of one voxel that never moves where there are two."""
+class _Geometry(Volume):
+    """The volume, and what the kernels take of it."""
 
     def __init__(self, value: Tensor, stride: Sequence[int], receptive_field: float) -> None:
-        self.axes = value.ndim - 2
-        missing = 3 - self.axes
-        self.channels = value.shape[1]
-        self.sizes = (1,) * missing + tuple(value.shape[2:])
-        self.stride = (1,) * missing + tuple(stride)
-        self.rows = tuple(size * step for size, step in zip(self.sizes, self.stride, strict=True))
-        self.bounds = [0.0] * missing + [shift_scale(receptive_field, size) for size in value.shape[2:]]
+        super().__init__(value, stride, receptive_field)
+        self.rows = tuple(size * step for size, step in zip(self.extents, self.stride, strict=True))
 
     def arguments(self, value: Tensor, coords: Tensor, compute: torch.dtype, weight: str) -> tuple:
         """What every kernel takes in the end, from ``value`` on."""
-        starts = [regular_positions(size, step, compute) for size, step in zip(self.sizes, self.stride, strict=True)]
+        starts = [regular_positions(size, step, compute) for size, step in zip(self.extents, self.stride, strict=True)]
         return (
             _flat(value.movedim(1, -1), compute),  # (N, *S, C)
             _flat(coords, _kept_dtype(coords.dtype, compute)),
             torch.cat(starts).numpy(),
             torch.tensor(self.bounds, dtype=compute).numpy(),
-            torch.tensor([size - 1 for size in self.sizes], dtype=compute).numpy(),
+            torch.tensor([size - 1 for size in self.extents], dtype=compute).numpy(),
             weight != "none",
-            (self.channels, *self.sizes),
+            (self.channels, *self.extents),
             self.stride,
             self.axes,
         )
@@ -104,8 +100,8 @@ class _Geometry:
     def blocks(self, cases: int) -> list[np.ndarray]:
         """Ranges of output rows, (.., 5) as ``backward_blocks`` takes them: those of the first array can be computed at
         the same time, then those of the second."""
-        axis = max((0, 1), key=lambda a: self.sizes[a] // self._thickness(a))
-        size, thick = self.sizes[axis], self._thickness(axis)
+        axis = max((0, 1), key=lambda a: self.extents[a] // self._thickness(a))
+        size, thick = self.extents[axis], self._thickness(axis)
         count = max(size // thick, 1)
         edges = [self.stride[axis] * (size * block // count) for block in range(count + 1)]
         whole = (0, self.rows[1 - axis])
@@ -122,7 +118,7 @@ class _Geometry:
         i - ceil(reach) to i + floor(reach) + 1.
         """
         reach = 0.5 + self.bounds[axis]
-        return max(math.ceil(reach) + math.floor(reach) + 1, -(-self.sizes[axis] // MOST_BLOCKS))
+        return max(math.ceil(reach) + math.floor(reach) + 1, -(-self.extents[axis] // MOST_BLOCKS))
 
 
 def _compute_dtype(value: Tensor, coords: Tensor, result: torch.dtype) -> torch.dtype:

@@ -16,7 +16,7 @@ import triton
 from torch import Tensor
 
 from nnunet_dtc.backends import reference, triton_kernels
-from nnunet_dtc.shifts import shift_scale
+from nnunet_dtc.backends.volume import Volume
 
 MOST_GATHERED = 256  # samples in reach of a voxel: 108 for stride (1, 2, 2) at RF 2, 216 for (2, 2, 2)
 MOST_GATHERED_SLOWLY = 2**15  # where the same bits are asked for: 4096 at RF 10 for stride (2, 2, 2)
@@ -111,22 +111,17 @@ def backward(
     )
 
 
-class Geometry:
-    """Sizes, strides, bounds and grids, with a first axis of one voxel that never moves where there are two."""
+class Geometry(Volume):
+    """The volume, and the kernels' grids and blocks."""
 
     def __init__(self, value: Tensor, stride: Sequence[int], receptive_field: float) -> None:
-        batch, channels, *sizes = value.shape
-        self.axes = len(sizes)
-        missing = 3 - self.axes
-        extents = (1,) * missing + tuple(sizes)
-        self.stride = (1,) * missing + tuple(stride)
-        self.bounds = [0.0] * missing + [float(shift_scale(receptive_field, size)) for size in sizes]
-        self.channels = channels
-        self.channel_block = min(CHANNELS, max(16, triton.next_power_of_2(channels)))
-        self.pitch = triton.cdiv(channels, self.channel_block) * self.channel_block
-        self.sizes = (channels, self.pitch, *extents)
-        self.batch, self.voxels, self.samples = batch, math.prod(extents), math.prod(extents) * math.prod(self.stride)
-        self.sample_grid = (triton.cdiv(self.samples, SAMPLES), batch)
+        super().__init__(value, stride, receptive_field)
+        self.channel_block = min(CHANNELS, max(16, triton.next_power_of_2(self.channels)))
+        self.pitch = triton.cdiv(self.channels, self.channel_block) * self.channel_block
+        self.sizes = (self.channels, self.pitch, *self.extents)
+        self.batch, self.voxels = value.shape[0], math.prod(self.extents)
+        self.samples = self.voxels * math.prod(self.stride)
+        self.sample_grid = (triton.cdiv(self.samples, SAMPLES), self.batch)
 
     def channel_grid(self, block: int, samples: bool = False) -> tuple[int, int, int]:
         """Of programs for a block of voxels, or samples, and a block of channels each."""
@@ -149,9 +144,7 @@ class Geometry:
         """
         windows = [(0, 1)] * (3 - self.axes)
         missing = len(windows)
-        for size, step, bound in zip(
-            self.sizes[2 + missing :], self.stride[missing:], self.bounds[missing:], strict=True
-        ):
+        for size, step, bound in zip(self.extents[missing:], self.stride[missing:], self.bounds[missing:], strict=True):
             first = max(math.ceil(-(0.5 + bound) * step - 0.5), step - size * step)
             last = min(math.floor((1.5 + bound) * step - 0.5), size * step - 1)
             windows.append((-first, last - first + 1))
@@ -169,7 +162,7 @@ def _gathers(geometry: Geometry, receptive_field: float) -> bool:
         return True
     message = (
         f"DTC with receptive field {receptive_field:g} has no deterministic gradient on CUDA for maps as large as "
-        f"{geometry.sizes[-geometry.axes :]}, but torch.use_deterministic_algorithms(True) is set"
+        f"{geometry.extents[-geometry.axes :]}, but torch.use_deterministic_algorithms(True) is set"
     )
     if not torch.is_deterministic_algorithms_warn_only_enabled():
         raise RuntimeError(message)
