@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from nnunet_dtc.datasets.nnunet_raw import check_target, new_raw_dataset, write_dataset_json
 from nnunet_dtc.datasets.sources import SourceError, SourceFile
 from nnunet_dtc.datasets.splits import draw
+from nnunet_dtc.errors import NnunetDtcError
 
 __all__ = ["LABELS", "SIZE", "Case", "Prepared2d", "check_size", "write_2d"]
 
@@ -176,7 +177,10 @@ def join_masks(files: Iterable[SourceFile]) -> Image.Image:
 
 
 def _open(file: SourceFile) -> Image.Image:
-    image = Image.open(io.BytesIO(file.read()), formats=("PNG", "JPEG"))
+    try:
+        image = Image.open(io.BytesIO(file.read()), formats=("PNG", "JPEG"))
+    except UnidentifiedImageError as error:  # Pillow's own message names the address of the buffer
+        raise NnunetDtcError("must be a PNG or JPEG image, its content is neither") from error
     image.load()
     return image
 

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from nnunet_dtc.errors import NnunetDtcError
+
 __all__ = ["SourceError", "SourceFile", "open_source", "single"]
 
 
-class SourceError(ValueError):
+class SourceError(NnunetDtcError):
     """What is wrong with a source; `problems` are all of them, a line with a path each."""
 
     def __init__(self, source: Path, problems: list[str]) -> None:
