@@ -361,7 +361,7 @@ def test_geometry_may_differ_by_rounding(folders):
 def test_a_killed_process_is_said(folders, monkeypatch):
     from concurrent.futures.process import BrokenProcessPool
 
-    from nnunet_dtc.evaluation import folders as module
+    from nnunet_dtc.evaluation import workers as module
 
     class Killed:
         def __init__(self, *arguments, **more): ...

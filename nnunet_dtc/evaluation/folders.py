@@ -8,12 +8,8 @@ one needs Python's `if __name__ == "__main__":`.
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +27,10 @@ from nnunet_dtc.evaluation.metrics import ElementTable, element_table
 from nnunet_dtc.evaluation.report import Evaluation
 from nnunet_dtc.evaluation.scoring import ABSENT_RULES, Absent, OrganScores, score_case
 from nnunet_dtc.evaluation.tolerances import DEFAULT_TOLERANCES, Tolerance, check_tolerances
+from nnunet_dtc.evaluation.workers import Progress, Workers
 from nnunet_dtc.files import check_complete, unknown_values
 
 __all__ = ["Pair", "Progress", "default_processes", "evaluate_folders", "evaluate_pairs", "find_pairs"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many of it are done, and how many there are."""
 
 NAMED_PROBLEMS = 10
 
@@ -161,7 +155,7 @@ def evaluate_pairs(
     _refuse(problems)
 
     count = min(processes or default_processes(), len(pairs))
-    with _Workers(count) as workers:
+    with Workers(count) as workers:
         checks = [(file, labels) for pair in pairs for file in ((pair.prediction, False), (pair.reference, True))]
         _refuse([problem for problem in workers.map("checking files", _check_content, checks, progress) if problem])
         distances = [tolerance.of(organ) for tolerance in tolerances for organ in labels.names]
@@ -221,46 +215,3 @@ def _score(job: _Job) -> dict[str, OrganScores]:
         read_labels(file).astype(kind, copy=False) for file in (job.pair.prediction, job.pair.reference)
     )
     return score_case(prediction, reference, job.spacing_mm, job.labels, job.tolerances, job.absent, job.tables)
-
-
-class _Workers:
-    """Fresh processes, or for one: this process."""
-
-    def __init__(self, count: int) -> None:
-        # Ctrl-C is for the parent, which then stops handing out work
-        ignore_interrupt = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-        self.pool = ProcessPoolExecutor(count, get_context("spawn"), **ignore_interrupt) if count > 1 else None
-
-    def __enter__(self) -> _Workers:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(cancel_futures=True)
-
-    def map(
-        self, what: str, function: Callable[[Any], Any], items: Sequence[Any], progress: Progress | None
-    ) -> list[Any]:
-        """The results in the order of the items."""
-        report = progress or (lambda what, done, total: None)
-        report(what, 0, len(items))
-        results: dict[int, Any] = {}
-        for index, result in self._results(function, items):
-            results[index] = result
-            report(what, len(results), len(items))
-        return [results[index] for index in range(len(items))]
-
-    def _results(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-        if self.pool is None:
-            for index, item in enumerate(items):
-                yield index, function(item)
-            return
-        try:
-            futures = {self.pool.submit(function, item): index for index, item in enumerate(items)}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise EvaluationError(
-                "a process was killed, most likely for want of memory: try fewer (-np 1). In a script, call this under "
-                'if __name__ == "__main__":'
-            ) from error

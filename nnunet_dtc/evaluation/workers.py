@@ -1,0 +1,60 @@
+"""Processes that score cases in parallel, started fresh (`spawn`)."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import Any
+
+from nnunet_dtc.evaluation.images import EvaluationError
+
+__all__ = ["Progress", "Workers"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many of it are done, and how many there are."""
+
+
+class Workers:
+    """Fresh processes, or for one: this process."""
+
+    def __init__(self, count: int) -> None:
+        # Ctrl-C is for the parent, which then stops handing out work
+        ignore_interrupt = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+        self.pool = ProcessPoolExecutor(count, get_context("spawn"), **ignore_interrupt) if count > 1 else None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+    def map(
+        self, what: str, function: Callable[[Any], Any], items: Sequence[Any], progress: Progress | None
+    ) -> list[Any]:
+        """The results in the order of the items."""
+        report = progress or (lambda what, done, total: None)
+        report(what, 0, len(items))
+        results: dict[int, Any] = {}
+        for index, result in self._results(function, items):
+            results[index] = result
+            report(what, len(results), len(items))
+        return [results[index] for index in range(len(items))]
+
+    def _results(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        if self.pool is None:
+            for index, item in enumerate(items):
+                yield index, function(item)
+            return
+        try:
+            futures = {self.pool.submit(function, item): index for index, item in enumerate(items)}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise EvaluationError(
+                "a process was killed, most likely for want of memory: try fewer (-np 1). In a script, call this under "
+                'if __name__ == "__main__":'
+            ) from error
