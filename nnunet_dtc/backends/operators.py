@@ -7,13 +7,24 @@ positions and activations are computed again.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 NAMESPACE = "nnunet_dtc"
+
+# Written out, because what torch infers from annotations differs from version to version: 2.6 does not know
+# collections.abc.Sequence. Programs saved by torch.export name the operators with these arguments.
+SCHEMA = (
+    "(Tensor? base, Tensor value, Tensor coords, SymInt[] stride, float receptive_field, str offset, str weight) "
+    "-> Tensor"
+)
+SCHEMA_BACKWARD = (
+    "(Tensor grad, Tensor value, Tensor coords, SymInt[] stride, float receptive_field, str offset, str weight, "
+    "bool wants_value, bool wants_coords) -> (Tensor, Tensor)"
+)
 
 
 def define(name: str, forward: Callable[..., Tensor], backward: Callable[..., tuple[Tensor | None, Tensor | None]]):
@@ -23,9 +34,8 @@ def define(name: str, forward: Callable[..., Tensor], backward: Callable[..., tu
         The operator, callable with forward's arguments.
     """
 
-    # the annotations are read by torch, which takes typing's spellings
     def run(
-        base: Optional[Tensor],  # noqa: UP045
+        base: Tensor | None,
         value: Tensor,
         coords: Tensor,
         stride: Sequence[int],
@@ -53,8 +63,10 @@ def define(name: str, forward: Callable[..., Tensor], backward: Callable[..., tu
             coords.new_empty(0) if by_coords is None else by_coords,
         )
 
-    operator = torch.library.custom_op(f"{NAMESPACE}::upsample_{name}", run, mutates_args=())
-    operator_backward = torch.library.custom_op(f"{NAMESPACE}::upsample_{name}_backward", run_backward, mutates_args=())
+    operator = torch.library.custom_op(f"{NAMESPACE}::upsample_{name}", run, mutates_args=(), schema=SCHEMA)
+    operator_backward = torch.library.custom_op(
+        f"{NAMESPACE}::upsample_{name}_backward", run_backward, mutates_args=(), schema=SCHEMA_BACKWARD
+    )
 
     @operator.register_fake
     def _(base, value, coords, stride, receptive_field, offset, weight):
