@@ -91,7 +91,8 @@ class ChannelMLP(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(channels, 2 * channels), nn.GELU(), nn.Linear(2 * channels, channels))
 
     def forward(self, z: Tensor) -> Tensor:
-        return z + self.mlp(self.norm(z.movedim(1, -1))).movedim(-1, 1)  # (N, .., C) inside
+        last = z.ndim - 1  # counted from the front: torch's TorchScript exporter writes a negative axis into ONNX
+        return z + self.mlp(self.norm(z.movedim(1, last))).movedim(last, 1)  # (N, .., C) inside
 
 
 class ResidualBlock(nn.Module):

@@ -86,7 +86,7 @@ class _DTC(nn.Module):
         """Whether ``forward`` needs the encoder's features, because the base does."""
         return getattr(self.base, "needs_skip", False)
 
-    def forward(self, x: Tensor, output_size: Sequence[int] | None = None, *, skip: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None, skip: Tensor | None = None) -> Tensor:
         """(N, in_channels, S_1, .., S_g) to (N, out_channels, S_1 * stride_1, ..), in the dtype of the base.
 
         ``output_size`` is what hosts may pass to a transposed convolution; it must be that size (or end in it).

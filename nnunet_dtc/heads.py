@@ -3,7 +3,8 @@
 A pointwise convolution is one, and a transposed convolution whose kernel is its stride is one followed by a shuffle of
 pixels: every input voxel gives ``stride`` output voxels of its own. On the CPU this is faster than torch's transposed
 convolution, and the value comes out with its channels last in memory, as the CPU backend reads it. Weights and state
-dict are those of the convolutions, and so is what a hook sees; elsewhere than on the CPU they are the convolutions.
+dict are those of the convolutions, and so is what a hook sees; on other devices, and where a network is traced or
+exported to ONNX, they are the convolutions.
 """
 
 import math
@@ -57,4 +58,5 @@ class CoordinateHead3d(_CoordinateHead, nn.ConvTranspose3d):
 
 
 def _as_product(x: Tensor) -> bool:
-    return x.device.type == "cpu"
+    # an exported network is computed elsewhere: it has the convolutions, for any size of the batch
+    return x.device.type == "cpu" and not (torch.jit.is_tracing() or torch.onnx.is_in_onnx_export())

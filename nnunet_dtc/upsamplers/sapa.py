@@ -100,9 +100,11 @@ class _SAPA(SkipReassembly):
         """(N, in_channels, S) and (N, skip_channels, S * stride) to (N, out_channels, S * stride)."""
         self.check_input(x)
         self.check_skip(x, skip)
-        # channels last and back: (N, C, S) to (N, S, C) to (N, S, E) to (N, E, S)
-        queries = self.query(self.norm_skip(skip.movedim(1, -1))).movedim(-1, 1).contiguous()
-        keys = self.key(self.norm(x.movedim(1, -1))).movedim(-1, 1).contiguous()
+        # channels last and back: (N, C, S) to (N, S, C) to (N, S, E) to (N, E, S). The last axis is counted from the
+        # front, because torch's TorchScript exporter writes a negative one into ONNX's Transpose, which is not valid
+        last = x.ndim - 1
+        queries = self.query(self.norm_skip(skip.movedim(1, last))).movedim(last, 1).contiguous()
+        keys = self.key(self.norm(x.movedim(1, last))).movedim(last, 1).contiguous()
         return sapa(self.value(x), queries, keys, self.stride, self.kernel_size, self.padding)
 
     def added_channels(self) -> tuple[int, int]:
