@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.plugin.nnunet_files import MalformedFileError, check_checkpoint
+
 try:
     from numpy._core.multiarray import scalar as _numpy_scalar
 except ImportError:  # numpy 1
@@ -21,23 +24,28 @@ _NUMPY_TYPES: list[Any] = [
     *(type(np.dtype(kind)) for kind in ("float64", "float32", "float16", "int64", "int32", "bool")),
 ]
 
-_NEEDED = ("network_weights", "init_args", "trainer_name")
-_NEEDED_INIT_ARGS = ("plans", "configuration", "fold", "dataset_json")
 _UNREADABLE = "{path} cannot be read; it is cut off or no checkpoint ({error})"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(NnunetDtcError):
     """A checkpoint that cannot be used, with the reason and the path."""
 
 
-def open_checkpoint(path: Path | str) -> dict[str, Any]:
+def open_checkpoint(path: Path | str, *, to_build: bool = True) -> dict[str, Any]:
     """Read a checkpoint of an nnU-Net trainer onto the CPU, by torch's ``weights_only`` loader.
 
     Tensors, plain Python values and numpy scalars are read, everything else is refused: no code in the file is run.
+    The structure of what nnU-Net writes is checked, with the plans and the dataset.json inside.
     The prefixes ``module.`` and ``_orig_mod.`` (DDP, torch.compile) are taken from the names of the weights.
+
+    Args:
+        path: the file.
+        to_build: whether something is built from the plans inside. Then the classes that they name are checked, too:
+            nnU-Net imports and calls what stands there, see :mod:`nnunet_dtc.plugin.plans_safety`.
 
     Raises:
         CheckpointError: no such file, cut off, holding other objects, or no checkpoint of nnU-Net v2.
+        UnsafePlansError: with ``to_build``, the plans inside name something else than nnU-Net's classes.
     """
     path = Path(path)
     if not path.is_file():
@@ -47,22 +55,22 @@ def open_checkpoint(path: Path | str) -> dict[str, Any]:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not (reason := _refused_object(str(error))):
-            raise CheckpointError(_UNREADABLE.format(path=path, error=str(error).splitlines()[0])) from error
+            raise CheckpointError(_UNREADABLE.format(path=path, error=_first_line(error))) from error
         raise CheckpointError(
             f"{path} is refused: it holds more than weights and plain values, and that could run code ({reason})"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, AttributeError, IndexError, ValueError, TypeError) as error:
-        raise CheckpointError(_UNREADABLE.format(path=path, error=error)) from error
+    except Exception as error:  # torch's loaders raise anything for damaged files, AssertionError and struct.error too
+        raise CheckpointError(_UNREADABLE.format(path=path, error=_first_line(error))) from error
 
-    parts = checkpoint if isinstance(checkpoint, dict) else {}
-    missing = [key for key in _NEEDED if key not in parts]
-    init_args, weights = parts.get("init_args"), parts.get("network_weights")
-    if not missing and not (isinstance(init_args, dict) and isinstance(weights, dict)):
-        missing = ["dictionaries of init_args and network_weights"]
-    if not missing:
-        missing = [f"init_args.{key}" for key in _NEEDED_INIT_ARGS if key not in init_args]
-    if missing:
-        raise CheckpointError(f"{path} is no checkpoint of an nnU-Net v2 trainer: it has no {', '.join(missing)}")
+    try:
+        check_checkpoint(checkpoint, path)
+    except MalformedFileError as error:
+        raise CheckpointError(f"{error} (it is no checkpoint of an nnU-Net v2 trainer)") from error
+    if to_build:
+        from nnunet_dtc.plugin.plans_safety import check_names
+
+        arguments = checkpoint["init_args"]
+        check_names(arguments["plans"], arguments["configuration"], path, "init_args.plans")
     checkpoint["network_weights"] = {
         key.removeprefix("module.").removeprefix("_orig_mod."): value
         for key, value in checkpoint["network_weights"].items()
@@ -73,6 +81,10 @@ def open_checkpoint(path: Path | str) -> dict[str, Any]:
 def is_second_name(key: str) -> bool:
     """Whether a weight's name is a second one: nnU-Net's networks hold some modules under two."""
     return key.startswith("decoder.encoder.") or re.search(r"\.all_modules\.\d+\.", key) is not None
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _refused_object(message: str) -> str:

@@ -81,7 +81,7 @@ def read_log(
             progress()
             continue
         try:
-            content = open_checkpoint(file)
+            content = open_checkpoint(file, to_build=False)
         except CheckpointError:
             if checkpoint is not None:
                 raise
