@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import shutil
 import stat
@@ -21,6 +22,7 @@ from nnunet_dtc.cli import app
 from nnunet_dtc.datasets import btcv
 from nnunet_dtc.datasets.btcv import write_btcv
 from nnunet_dtc.datasets.sources import SourceError
+from nnunet_dtc.errors import NnunetDtcError
 
 CASES = (1, 2, 3, 9, 21, 22, 40)
 SPACING, ORIGIN = (0.71, 0.83, 3.1), (-170.25, 12.5, -904.125)
@@ -163,6 +165,51 @@ def test_a_plain_nii_is_gzipped_as_it_is(source, tmp_path):
     assert np.allclose(volume.GetDirection(), DIRECTION)
 
 
+def test_endings_in_capitals(source, tmp_path):
+    expected = content(prepare(source, tmp_path / "plain").folder)
+    plain = gzip.decompress(image_file(source, 3).read_bytes())
+    image_file(source, 3).unlink()
+    (source / "Training/img/img0003.NII").write_bytes(plain)
+    for file, ending in (
+        (image_file(source, 1), ".NII.GZ"),
+        (label_file(source, 1), ".nii.GZ"),  # SimpleITK itself does not read this one
+        (label_file(source, 40), ".Nii.gz"),
+    ):
+        file.rename(str(file).removesuffix(".nii.gz") + ending)
+    archive = write_zip(tmp_path / "RawData.ZIP", source)
+    for given, where in ((source, "folder"), (archive, "zip")):
+        written = content(prepare(given, tmp_path / where).folder)
+        assert written.keys() == expected.keys()
+        assert gzip.decompress(written.pop("imagesTr/BTCV_0003_0000.nii.gz")) == plain
+        assert all(expected[name] == written[name] for name in written)
+
+
+def test_a_path_that_is_not_utf8(source, tmp_path):
+    """SimpleITK ends the process when it gets one."""
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    shutil.copytree(source, odd / "RawData")
+    with pytest.raises(SourceError) as caught:
+        prepare(odd, tmp_path)
+    assert len(caught.value.problems) == 14
+    assert all(problem.endswith("cannot be read (its path is not UTF-8)") for problem in caught.value.problems)
+    assert nothing_written(tmp_path)
+    with pytest.raises(NnunetDtcError, match="the path of nnUNet_raw must be UTF-8"):
+        write_btcv(source, odd / "raw", tmp_path / "preprocessed", test_cases=(2, 40), cases=CASES)
+    assert not (odd / "raw").exists()
+
+
+def test_a_long_list_of_problems_is_cut(source, tmp_path):
+    for number in range(100, 250):
+        shutil.copy(image_file(source, 1), image_file(source, number))
+    with pytest.raises(SourceError, match=r"^150 problems in ") as caught:
+        prepare(source, tmp_path)
+    assert len(caught.value.problems) == 150
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 102
+    assert "img0199.nii.gz" in lines[100]
+    assert lines[101] == "  ... and 50 more"
+
+
 def missing(source: Path) -> list[str]:
     image_file(source, 3).unlink()
     label_file(source, 21).unlink()
@@ -211,12 +258,12 @@ def damaged(source: Path) -> list[str]:
 
 
 def other_size(source: Path) -> list[str]:
-    write_volume(label_file(source, 22), np.zeros((4, 6, 7), np.uint8))
+    write_volume(label_file(source, 22), np.ones((4, 6, 7), np.uint8))
     return [r"label0022\.nii\.gz: must have the size of .*img0022\.nii\.gz, \(5, 6, 4\), has \(7, 6, 4\)"]
 
 
 def other_spacing(source: Path) -> list[str]:
-    write_volume(label_file(source, 22), np.zeros((4, 6, 5), np.uint8), spacing=(0.71, 0.83, 3.0))
+    write_volume(label_file(source, 22), np.ones((4, 6, 5), np.uint8), spacing=(0.71, 0.83, 3.0))
     return [r"label0022\.nii\.gz: must have the spacing of .*img0022"]
 
 
@@ -236,6 +283,15 @@ def unknown_labels(source: Path) -> list[str]:
     return [r"label0001.*0\.\.13, found 14, 200$", r"label0002.*found -1$", r"label0003.*found 2\.5$"]
 
 
+def no_organ(source: Path) -> list[str]:
+    write_volume(label_file(source, 9), np.zeros((4, 6, 5), np.uint8))
+    write_volume(label_file(source, 40), np.zeros((4, 6, 5), np.float32))
+    return [
+        r"label0009\.nii\.gz: must hold organs, all of its voxels are background$",
+        r"label0040\.nii\.gz: must hold organs",
+    ]
+
+
 WRONG = [
     missing,
     doubled_elsewhere,
@@ -248,6 +304,7 @@ WRONG = [
     other_spacing,
     four_axes,
     unknown_labels,
+    no_organ,
 ]
 
 
@@ -350,10 +407,11 @@ def test_a_zip_with_a_link_or_a_doubled_or_a_damaged_member_is_refused(source, t
         ({"test_cases": (2, 2)}, "different ones of .* got 2, 2"),
         ({"test_cases": ()}, "1 to 2 test cases .*five folds.* got 0"),
         ({"test_cases": (1, 2, 3)}, "1 to 2 test cases .* got 3"),
+        ({"test_cases": range(10**6)}, r"different ones of .* got 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, \.\.\.$"),
     ],
 )
 def test_bad_arguments(source, tmp_path, arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(NnunetDtcError, match=message):
         prepare(source, tmp_path, **arguments)
     assert nothing_written(tmp_path)
 
@@ -432,7 +490,7 @@ def test_when_the_replacing_fails_the_old_one_is_back(source, tmp_path, monkeypa
 def test_a_source_inside_of_what_would_be_replaced(source, tmp_path):
     inside = tmp_path / "raw" / "Dataset017_BTCV" / "RawData"
     shutil.copytree(source, inside)
-    with pytest.raises(ValueError, match="the source must be outside"):
+    with pytest.raises(NnunetDtcError, match="the source must be outside"):
         prepare(inside, tmp_path, overwrite=True)
     assert inside.is_dir()
 
@@ -474,7 +532,10 @@ def test_command(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
     assert "nnUNet_preprocessed is not set" in run(str(source)).output
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
-    assert "must be numbers with commas between them, got '1;2'" in run(str(source), "--test-cases", "1;2").output
+    for text in ("1;2", "1,-2", "\u0661", ",", "9" * 5000):
+        wrong = run(str(source), "--test-cases", text)
+        assert wrong.exit_code == 1
+        assert f"must be numbers with commas between them, got '{text[:100]}'" in wrong.output
     done = run(str(source), "-d", "17")
     assert done.exit_code == 0, done.output
     assert "Dataset017_BTCV (18 training and 12 test cases)" in done.output

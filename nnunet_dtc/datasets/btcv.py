@@ -25,6 +25,7 @@ from nnunet_dtc.datasets.btcv_labels import LABELS
 from nnunet_dtc.datasets.nnunet_raw import check_target, new_raw_dataset, write_dataset_json
 from nnunet_dtc.datasets.sources import SourceError, SourceFile, open_source, single
 from nnunet_dtc.datasets.splits import check_splits, five_folds, write_splits
+from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.files import check_complete, unknown_values
 
 __all__ = ["CASES", "NAME", "TEST_CASES", "PreparedBTCV", "write_btcv"]
@@ -36,7 +37,7 @@ CASES = (*range(1, 11), *range(21, 41))
 
 UNLABELLED = range(61, 81)
 
-PATTERN = re.compile(r"(?:^|/)(?P<what>img|label)(?P<number>\d{4})\.nii(?:\.gz)?$")
+PATTERN = re.compile(r"(?:^|/)(?P<what>img|label)(?P<number>[0-9]{4})(?P<ending>(?i:\.nii(?:\.gz)?))$")
 
 TEST_CASES = (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38)
 """The test cases of TransUNet (arXiv:2102.04306) and Swin-Unet (arXiv:2105.05537); the other 18 are for training."""
@@ -88,9 +89,9 @@ def write_btcv(
         cases: the numbers that must be there; others than BTCV's only for tests.
 
     Raises:
-        ValueError: for arguments outside these limits.
-        SourceError: a ValueError that names every missing, doubled, unreadable or unknown file, every image and label
-            of different size or spacing, and every label that is not an integer in 0..13.
+        NnunetDtcError: for arguments outside these limits.
+        SourceError: names every missing, duplicate, unreadable or unknown file, every image and label of different size
+            or spacing, and every label that is not an integer in 0..13 or holds no organ.
         FileExistsError: if this id is taken, or if other folds are there already, see `check_splits`.
         FileNotFoundError: if there is no `source`.
     """
@@ -98,9 +99,9 @@ def write_btcv(
     folder = check_target(source, folder_raw, dataset_id, NAME, overwrite)
     unknown = [number for number in test_cases if number not in cases]
     if unknown or len(set(test_cases)) != len(test_cases):
-        raise ValueError(f"test cases must be different ones of {_ranges(cases)}, got {_numbers(test_cases)}")
+        raise NnunetDtcError(f"test cases must be different ones of {_ranges(cases)}, got {_some(test_cases)}")
     if not 1 <= len(test_cases) <= len(cases) - 5:
-        raise ValueError(
+        raise NnunetDtcError(
             f"there must be 1 to {len(cases) - 5} test cases (nnU-Net trains five folds on the others), got "
             f"{len(test_cases)}"
         )
@@ -176,19 +177,29 @@ def _check(
 
 def _read(file: SourceFile, is_label: bool, beside: Path, problems: list[str]) -> _Volume | None:
     """Read a volume to its last voxel; what is wrong with it is added to `problems`."""
+    name = file.name.rpartition("/")[2]
+    lower = name[: name.index(".")] + name[name.index(".") :].lower()  # SimpleITK does not read .nii.GZ
     try:
-        with file.on_disk(beside) as path:
+        with file.on_disk(beside, lower) as path:
+            str(path).encode()  # SimpleITK would end the process
             check_complete(path)
             volume = sitk.ReadImage(str(path))
+    except UnicodeEncodeError:
+        problems.append(f"{file.shown}: cannot be read (its path is not UTF-8)")
+        return None
     except Exception as error:  # whatever a decoder raises: the file is unreadable
         problems.append(f"{file.shown}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})")
         return None
     if volume.GetDimension() != 3 or volume.GetNumberOfComponentsPerPixel() != 1:
         problems.append(f"{file.shown}: must be a volume with three axes, has the size {volume.GetSize()}")
         return None
-    if is_label and (wrong := unknown_values(sitk.GetArrayViewFromImage(volume), LABELS.values())):
-        found = ", ".join(f"{value:g}" for value in wrong[:10]) + (" ..." if len(wrong) > 10 else "")
-        problems.append(f"{file.shown}: labels must be integers in 0..{max(LABELS.values())}, found {found}")
+    if is_label:
+        labels = sitk.GetArrayViewFromImage(volume)
+        if wrong := unknown_values(labels, LABELS.values()):
+            found = ", ".join(f"{value:g}" for value in wrong[:10]) + (" ..." if len(wrong) > 10 else "")
+            problems.append(f"{file.shown}: labels must be integers in 0..{max(LABELS.values())}, found {found}")
+        elif not labels.any():
+            problems.append(f"{file.shown}: must hold organs, all of its voxels are background")
     return _Volume(volume.GetSize(), volume.GetSpacing(), volume.GetOrigin(), volume.GetDirection())
 
 
@@ -209,7 +220,7 @@ def _compare(
 
 
 def _copy(file: SourceFile, to: Path) -> None:
-    if file.name.endswith(".gz"):
+    if file.name.lower().endswith(".gz"):
         file.copy_to(to)
     else:
         with file.open() as stream, to.open("xb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
@@ -222,6 +233,10 @@ def _name(number: int) -> str:
 
 def _numbers(numbers: Sequence[int]) -> str:
     return ", ".join(str(number) for number in numbers)
+
+
+def _some(numbers: Sequence[int]) -> str:
+    return _numbers(numbers[:10]) + ", ..." * (len(numbers) > 10)
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -14,18 +14,42 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["check_dataset_id", "check_nothing_there", "check_target", "new_raw_dataset", "write_dataset_json"]
+from nnunet_dtc.errors import NnunetDtcError
+
+__all__ = [
+    "check_dataset_id",
+    "check_nothing_there",
+    "check_raw_folder",
+    "check_target",
+    "new_raw_dataset",
+    "write_dataset_json",
+]
 
 
 def check_dataset_id(dataset_id: int) -> int:
     """The id, if nnU-Net can use it.
 
     Raises:
-        ValueError: unless it is an integer in 1..999, nnU-Net's three digits.
+        NnunetDtcError: unless it is an integer in 1..999, nnU-Net's three digits.
     """
     if isinstance(dataset_id, bool) or not isinstance(dataset_id, int) or not 1 <= dataset_id <= 999:
-        raise ValueError(f"the data set id must be an integer in 1..999, got {dataset_id!r}")
+        raise NnunetDtcError(f"the data set id must be an integer in 1..999, got {dataset_id!r}")
     return dataset_id
+
+
+def check_raw_folder(folder_raw: Path) -> Path:
+    """nnUNet_raw, if data sets can be written there; it need not exist.
+
+    Raises:
+        NnunetDtcError: if it is a file, or if its path is not UTF-8 (SimpleITK would end the process).
+    """
+    if folder_raw.exists() and not folder_raw.is_dir():
+        raise NnunetDtcError(f"nnUNet_raw must be a folder, got the file {folder_raw}")
+    try:
+        str(folder_raw.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise NnunetDtcError(f"the path of nnUNet_raw must be UTF-8, got {str(folder_raw)!a}") from error
+    return folder_raw
 
 
 def check_nothing_there(folder_raw: Path, dataset_id: int, name: str, overwrite: bool | None = None) -> Path:
@@ -56,16 +80,15 @@ def check_target(source: Path, folder_raw: Path, dataset_id: int, name: str, ove
     """The folder that the data set made from `source` would have, all that can be known in advance being checked.
 
     Raises:
-        ValueError: for an id that nnU-Net cannot use, an nnUNet_raw that is a file, or a source inside the data set
+        NnunetDtcError: for an id that nnU-Net cannot use, an nnUNet_raw that is a file, or a source inside the data set
             that would be replaced.
         FileExistsError: if this id is taken, see `check_nothing_there`.
     """
     check_dataset_id(dataset_id)
-    if folder_raw.exists() and not folder_raw.is_dir():
-        raise ValueError(f"nnUNet_raw must be a folder, got the file {folder_raw}")
+    check_raw_folder(folder_raw)
     folder = check_nothing_there(folder_raw, dataset_id, name, overwrite)
     if source.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"the source must be outside the data set that it replaces, got {source} in {folder}")
+        raise NnunetDtcError(f"the source must be outside the data set that it replaces, got {source} in {folder}")
     return folder
 
 
@@ -77,7 +100,7 @@ def new_raw_dataset(folder_raw: Path, dataset_id: int, name: str, overwrite: boo
     been created if it was missing. With `overwrite`, a data set of exactly this name is replaced then, and not before.
 
     Raises:
-        ValueError: for an id that nnU-Net cannot use.
+        NnunetDtcError: for an id that nnU-Net cannot use.
         FileExistsError: if this id is taken, see `check_nothing_there`.
     """
     folder_raw = Path(folder_raw)

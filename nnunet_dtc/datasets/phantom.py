@@ -28,9 +28,12 @@ from nnunet_dtc.datasets.btcv_labels import LABELS, ORGANS
 from nnunet_dtc.datasets.nnunet_raw import (
     check_dataset_id,
     check_nothing_there,
+    check_raw_folder,
     new_raw_dataset,
     write_dataset_json,
 )
+from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.files import last_line
 
 __all__ = ["LABELS", "NAME", "PhantomCase", "draw_case", "write_phantom"]
 
@@ -581,17 +584,16 @@ def write_phantom(
         .nii.gz, 32 to 37 slices of about 7.4 mm with 88 x 112 pixels (y, x) of about 3.3 mm.
 
     Raises:
-        ValueError: for arguments outside these limits; no file has been touched.
+        NnunetDtcError: for arguments outside these limits; no file has been touched.
         FileExistsError: if `folder_raw` holds a data set of this id already; it is left alone.
     """
     check_dataset_id(dataset_id)
     for what, value, least in (("cases", cases, 5), ("test_cases", test_cases, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             why = " (nnU-Net trains five folds)" if what == "cases" else ""
-            raise ValueError(f"{what} must be an integer of at least {least}{why}, got {value!r}")
+            raise NnunetDtcError(f"{what} must be an integer of at least {least}{why}, got {value!r}")
     folder_raw = Path(folder_raw)
-    if folder_raw.exists() and not folder_raw.is_dir():
-        raise ValueError(f"nnUNet_raw must be a folder, got the file {folder_raw}")
+    check_raw_folder(folder_raw)
     check_nothing_there(folder_raw, dataset_id, NAME)
 
     with new_raw_dataset(folder_raw, dataset_id, NAME) as folder:
@@ -622,4 +624,7 @@ def _write(array: np.ndarray, case: PhantomCase, file: Path) -> None:
     image = sitk.GetImageFromArray(array)
     image.SetSpacing(case.spacing_mm)
     image.SetOrigin(case.origin_mm)
-    sitk.WriteImage(image, str(file), useCompression=True)
+    try:
+        sitk.WriteImage(image, str(file), useCompression=True)
+    except RuntimeError as error:
+        raise OSError(f"cannot write {file} ({last_line(error)})") from error

@@ -23,12 +23,18 @@ from nnunet_dtc.errors import NnunetDtcError
 __all__ = ["SourceError", "SourceFile", "open_source", "single"]
 
 
+MOST_LINES = 100
+"""Problems that a message lists."""
+
+
 class SourceError(NnunetDtcError):
-    """What is wrong with a source; `problems` are all of them, a line with a path each."""
+    """What is wrong with a source; `problems` are all of them, a line with a path each, the message has the first."""
 
     def __init__(self, source: Path, problems: list[str]) -> None:
         count = f"{len(problems)} problem" + "s" * (len(problems) > 1)
-        super().__init__("\n  ".join([f"{count} in {source}, nothing was written:", *problems]))
+        more = [f"... and {len(problems) - MOST_LINES} more"] if len(problems) > MOST_LINES else []
+        lines = [f"{count} in {source}, nothing was written:", *problems[:MOST_LINES], *more]
+        super().__init__("\n  ".join(lines))
         self.problems = problems
 
 
@@ -60,16 +66,19 @@ class SourceFile:
             shutil.copyfileobj(stream, to, 1 << 20)
 
     @contextmanager
-    def on_disk(self, beside: Path) -> Iterator[Path]:
-        """A path to read it from; a member of an archive lies in a temporary folder in `beside` meanwhile."""
-        if self.path is not None:
+    def on_disk(self, beside: Path, name: str | None = None) -> Iterator[Path]:
+        """A path to read it from, of that name if one is given.
+
+        A member of an archive, or a file with another name, is copied into a temporary folder in `beside` meanwhile.
+        """
+        if self.path is not None and name in (None, self.path.name):
             yield self.path
             return
         missing = [folder for folder in (beside, *beside.parents) if not folder.exists()]
         beside.mkdir(parents=True, exist_ok=True)
         try:
             with tempfile.TemporaryDirectory(prefix=".nnunet_dtc.", dir=beside) as scratch:
-                file = Path(scratch) / self.name.rpartition("/")[2]
+                file = Path(scratch) / (name or self.name.rpartition("/")[2])
                 self.copy_to(file)
                 yield file
         finally:
@@ -96,9 +105,10 @@ def open_source(source: Path, zips: Collection[str] = ()) -> Iterator[list[Sourc
             raise FileNotFoundError(f"the source must be a folder or a zip archive, there is no {source}")
         if source.is_dir():
             files = list(_folder(source))
+            archives = {f"{file.stem}{file.suffix.lower()}": file for file in sorted(source.iterdir())}
             for name in zips:
-                archive = source / f"{name}.zip"
-                if archive.is_file() and not (source / name).exists():
+                archive = archives.get(f"{name}.zip")
+                if archive is not None and archive.is_file() and not (source / name).exists():
                     files += _archive(archive, opened, f"{name}/")
         else:
             files = _archive(source, opened)
