@@ -66,7 +66,9 @@ def deformable_upsample(
     Note:
         Which backend computes it, see :mod:`nnunet_dtc.backends`. On CUDA the gradient with respect to ``value`` sums
         with atomic additions where shifts are long (in 3D from about RF 4 on) and where the reference computes, so
-        there it is not bit-identical from run to run. A coordinate that is not a number samples the first voxel.
+        there it is not bit-identical from run to run. A shift that is NaN counts as zero (ours), one that is
+        infinite reaches the end of the map, and the gradient of its coordinates is zero, with every backend. A training
+        that diverges thus ends in a loss of NaN, and not in a crash.
     """
     if value.ndim not in (4, 5):
         raise ValueError(f"value must be (N, C, H, W) or (N, C, D, H, W), got {tuple(value.shape)=}")

@@ -45,7 +45,8 @@ def sampling_shifts(
         receptive_field, offset, weight: as there.
 
     Returns:
-        Tensor[N, g, ..]: the shift along each axis in voxels of the input map, float32 at least.
+        Tensor[N, g, ..]: the shift along each axis in voxels of the input map, float32 at least. It is NaN where a
+        coordinate is; such a sample is not shifted.
 
     Raises:
         TypeError: ``coords`` is not a floating tensor.
@@ -102,6 +103,25 @@ def regular_positions(size: int, step: int, dtype: torch.dtype, device: torch.de
         Tensor[size * step]: exact on the centres of voxels, where ``step`` is 1, so that a shift of zero stays there.
     """
     return (torch.arange(size * step, dtype=dtype, device=device) + 0.5) / step - 0.5
+
+
+def shifted_positions(regular: Tensor, shift: Tensor, size: int) -> Tensor:
+    """P_new of equation 1 along one axis, as ``grid_sample`` can be given it: finite, and at most a voxel off the map.
+
+    torch's ``grid_sample`` computes addresses from positions that are not finite, and its backward pass then reads and
+    writes memory outside of the map. Ours: a shift of NaN is a shift of zero, so that no sample leaves the
+    neighbourhood that the bound of the shifts promises to the backends. Positions outside of the map are kept outside,
+    where ``padding_mode="border"`` samples the voxel at that end, and where the gradient is zero.
+
+    Args:
+        regular (Tensor): P_grid along the axis, in voxels, from :func:`regular_positions`; broadcast to ``shift``.
+        shift (Tensor[..]): in voxels, any floating dtype.
+        size: of the map along the axis, in voxels.
+
+    Returns:
+        Tensor[..]: in [-1, size].
+    """
+    return (regular + torch.where(shift.isnan(), 0, shift)).clamp(-1, size)
 
 
 def coords_channels(axes: int, weight: Weight) -> int:

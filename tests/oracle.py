@@ -25,9 +25,12 @@ def deformable_upsample_loops(value, coords, stride, receptive_field, offset="ta
                 elif weight == "linear":
                     shift = shift * coords[(n, axes + a, *out)]
                 bound = sizes[a] / 2 if math.isinf(receptive_field) else receptive_field / 4
-                position = (out[a] + 0.5) / stride[a] - 0.5 + bound * shift
+                shift = bound * shift
+                if math.isnan(shift.item()):
+                    shift = torch.zeros_like(shift)  # a constant: no gradient
+                position = (out[a] + 0.5) / stride[a] - 0.5 + shift
                 if not 0 <= position.item() < sizes[a] - 1:  # clamped; on the last voxel the slope above it: none
-                    position = 0 * position + position.detach().clamp(0, sizes[a] - 1)
+                    position = position.detach().clamp(0, sizes[a] - 1)
                 low = min(math.floor(position.item()), max(sizes[a] - 2, 0))
                 lower.append(low)
                 fraction.append(position - low)
@@ -43,4 +46,5 @@ def deformable_upsample_loops(value, coords, stride, receptive_field, offset="ta
             rows.append(sample)
     if not rows:
         return value.new_zeros((batch, channels, *out_sizes))
-    return torch.stack(rows).reshape(batch, *out_sizes, channels).movedim(-1, 1)
+    result = torch.stack(rows).reshape(batch, *out_sizes, channels).movedim(-1, 1)
+    return result + 0 * coords.nan_to_num(0.0, 0.0, 0.0).sum()  # coords have a gradient, though all may be clamped

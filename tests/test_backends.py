@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_dtc import DTC3d, backends, deformable_upsample
 from nnunet_dtc.backends import BACKENDS, backend_for, use_backend
+from nnunet_dtc.dtc import dtc_class
 
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 USABLE = [name for name, backend in BACKENDS.items() if backend.why_not() is None]
@@ -258,6 +260,57 @@ def test_coordinates_that_are_no_numbers_harm_nothing_else(name, bad):
     good, *_ = computed(name, leaves, upstream, (2, 2), 2)
     assert torch.equal(result[1], good[1])
     assert result.shape == good.shape
+
+
+NOT_FINITE = [(math.nan, 0), (math.nan, 1), (math.inf, 0), (-math.inf, 0)]  # a value, and whether it is a weight's
+
+
+def spoil(coords, bad, of_weights, axes):
+    """Every third position of one axis of the last case, and one position of all axes of the first."""
+    with torch.no_grad():
+        coords[-1, axes - 1 + of_weights * axes].view(-1)[::3] = bad
+        first = coords[0, axes : 2 * axes] if of_weights else coords[0, :axes]
+        first.flatten(1)[:, 1] = bad
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("bad", "of_weights"), NOT_FINITE)
+@pytest.mark.parametrize(("size", "stride"), [((3, 5), (2, 2)), ((2, 1, 3), (1, 2, 2))])
+def test_positions_that_are_not_finite_agree_with_loops(name, size, stride, bad, of_weights):
+    """Those that are NaN are not shifted, infinite ones reach the end, and none has a gradient, on every backend."""
+    leaves, upstream = inputs(size, stride, name=name)
+    spoil(leaves[2], bad, of_weights, len(size))
+    wanted = expected(leaves, upstream, stride, 5)
+    assert all(part.isfinite().all() for part in wanted)
+    assert_agree(computed(name, leaves, upstream, stride, 5), wanted, torch.float32)
+
+
+@pytest.mark.parametrize(("bad", "of_weights"), [*NOT_FINITE, (1e38, 0)])
+@pytest.mark.parametrize("variant", [{"offset": "linear"}, {"offset": "linear", "weight": "linear"}])
+@pytest.mark.parametrize(("size", "stride"), [((3, 5), (2, 2)), ((2, 1, 3), (1, 2, 2))])
+def test_unbounded_positions_that_are_not_finite_agree_with_loops(size, stride, variant, bad, of_weights):
+    leaves, upstream = inputs(size, stride)
+    spoil(leaves[2], bad, of_weights, len(size))
+    for receptive_field in (0, 3):
+        wanted = expected(leaves, upstream, stride, receptive_field, **variant)
+        assert_agree(computed("reference", leaves, upstream, stride, receptive_field, **variant), wanted, torch.float32)
+
+
+@pytest.mark.parametrize("size", [(5, 6), (16, 16), (3, 5, 6)])
+@pytest.mark.parametrize("variant", [{}, {"offset": "linear"}, {"weight": "linear"}, {"weight": "none"}])
+@pytest.mark.parametrize("name", [name for name in NAMES if not INTERPRETS])
+def test_a_diverged_block_has_no_loss_and_no_crash(name, size, variant):
+    """As in a training that diverges: a weight of the coordinate head is NaN, and everything is differentiated."""
+    block = dtc_class(len(size))(4, 3, 2, **variant).to(device_of(name))
+    block.coords.weight.data.view(-1)[0] = math.nan
+    x = torch.randn(2, 4, *size, device=device_of(name), requires_grad=True)
+    with use_backend(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # variants without a bound are the reference's
+        result = block(x)
+    assert result.isfinite().all()
+    result.sum().backward()
+    assert block.value.weight.grad.isfinite().all()
+    assert x.grad.isnan().any()  # through the head's weight: the training is seen to have diverged
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -106,6 +106,27 @@ class TestDySample(UpsamplerTests):
         expected = F.interpolate(x, scale_factor=(1, 2, 2), mode="trilinear")
         assert 0 < (module(x) - expected).abs().max() < 0.05
 
+    @pytest.mark.parametrize(("bad", "same_as"), [(math.nan, 0), (math.inf, 1e4), (-math.inf, -1e4)])
+    @pytest.mark.parametrize("size", [(16, 17), (2, 3, 5)])
+    def test_offsets_that_are_not_finite(self, size, bad, same_as):
+        """They sample as the finite ones, and have no gradient; in torch's grid_sample alone they crash."""
+        generator = torch.Generator().manual_seed(0)
+        axes, fine = len(size), [2 * extent for extent in size]
+        value = torch.randn(2, 4, *size, generator=generator)
+        finite = torch.randn(2, 2 * axes, *fine, generator=generator)
+        at = torch.rand(finite.shape, generator=generator) < 0.3
+        upstream = torch.randn(2, 4, *fine, generator=generator)
+        results = []
+        for replaced in (bad, same_as):
+            leaves = value.clone().requires_grad_(), torch.where(at, replaced, finite).requires_grad_()
+            result = dysample(*leaves, 2, groups=2)
+            results.append([result.detach(), *torch.autograd.grad(result, leaves, upstream)])
+        got, wanted = results
+        wanted[2][at] = 0
+        for ours, theirs in zip(got, wanted, strict=True):
+            assert theirs.isfinite().all()
+            assert torch.equal(ours, theirs)
+
     def test_parameters(self):
         assert sum(p.numel() for p in DySample2d(64, 64, 2, projection=False).parameters()) == 64 * 32 + 32
         assert DySample3d(8, 4, (2, 1, 3)).offset.out_channels == 3 * 4 * 6

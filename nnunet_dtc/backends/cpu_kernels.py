@@ -239,11 +239,12 @@ def _positions(low, share, n, z, y, coords, starts, bounds, tops, weighted, size
             shift = bound * _tanh(_read(coords, head + x))
             if weighted:
                 shift = shift / (_ONE + _exp(-_read(coords, gate + x)))
-            _put(share, here + x, shift)
+            # one that is not a number is none: the caller's threads rely on the bound of the shifts
+            _put(share, here + x, shift if shift == shift else _ZERO)
         for x in range(row):
             start = _read(starts, (z if axis == 0 else rows_z + y) if axis < 2 else rows_z + rows_y + x)
             position = start + _at(share, here + x)
-            inside = position if position > _ZERO else _ZERO  # not a number: the first voxel, as with grid_sample
+            inside = position if position > _ZERO else _ZERO
             inside = inside if inside < top else top
             below = np.floor(inside)
             _put(low, here + x, np.int64(below))
@@ -363,11 +364,11 @@ def _coords_gradients(grad_coords, slope, n, z, y, coords, starts, bounds, tops,
             opened = _ONE / (_ONE + _exp(-_read(coords, gate + x))) if weighted else _ONE
             start = _read(starts, (z if axis == 0 else rows_z + y) if axis < 2 else rows_z + rows_y + x)
             position = start + bound * moved * opened
-            outside = position < _ZERO or position >= top
-            slope_here = _ZERO if outside else bound * _at(slope, here + x)
-            _write(grad_coords, head + x, slope_here * opened * (_ONE - moved * moved))
+            inside = position >= _ZERO and position < top  # false where the shift is not a number, too
+            slope_here = bound * _at(slope, here + x)
+            _write(grad_coords, head + x, slope_here * opened * (_ONE - moved * moved) if inside else _ZERO)
             if weighted:
-                _write(grad_coords, gate + x, slope_here * moved * opened * (_ONE - opened))
+                _write(grad_coords, gate + x, slope_here * moved * opened * (_ONE - opened) if inside else _ZERO)
 
 
 @register_jitable

@@ -6,6 +6,9 @@ matter; for a gradient at a kink it would choose the side. So the backward pass 
 away from the centres of voxels, on the side with the higher index: there lies the gradient that all backends have. The
 gradient of the value is taken there, too: 4 eps S voxels away, a hundred-thousandth of a voxel on an axis of 32.
 
+``grid_sample`` and its gradient are given finite positions alone (:func:`nnunet_dtc.shifts.shifted_positions`): from
+others torch computes addresses outside of the map.
+
 On the CPU ``grid_sample`` gives each case of the batch to one core; channels are given to further cores as more cases.
 """
 
@@ -16,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_dtc.shifts import Offset, Weight, axis_activations, regular_positions, shift_scale
+from nnunet_dtc.shifts import Offset, Weight, axis_activations, regular_positions, shift_scale, shifted_positions
 
 _BORDER, _LINEAR = 1, 0  # as grid_sample's own operators call them
 
@@ -59,17 +62,20 @@ def backward(
     axes = len(sizes)
     hair = 4 * torch.finfo(dtype).eps
     positions, through = [], []  # where the slope is taken, and the derivatives of the position
-    for size, (moved, gate, scale, position) in zip(
+    for size, (moved, gate, scale, shift, position) in zip(
         sizes, _axes(value, coords, stride, receptive_field, offset, weight), strict=True
     ):
-        outside = (position < 0) | (position >= size - 1)
+        inside = (position >= 0) & (position < size - 1)
         below = position.floor()
-        share = (position - below).clamp(hair * size, 1 - hair * size)
-        positions.append(torch.where(outside, position.clamp(-1, size), below + share))
+        fraction = (position - below).clamp(hair * size, 1 - hair * size)
+        positions.append(torch.where(inside, below + fraction, position))
         if wants_coords:
-            inside = scale * (~outside).to(dtype)
-            by_moved = inside * (1 - moved * moved) if offset == "tanh" else inside
-            through.append((by_moved if gate is None else by_moved * gate, inside, moved, gate))
+            by_moved = scale * (1 - moved * moved) if offset == "tanh" else torch.full_like(moved, scale)
+            by_moved = by_moved if gate is None else by_moved * gate
+            by_gate = None
+            if gate is not None:
+                by_gate = scale * moved * (gate * (1 - gate) if weight == "sigmoid" else 1)
+            through.append((inside & ~shift.isnan(), by_moved, by_gate))
     split = _channel_groups(value)
     function = {2: torch.ops.aten.grid_sampler_2d_backward, 3: torch.ops.aten.grid_sampler_3d_backward}[axes]
     by_value, by_grid = function(
@@ -83,11 +89,12 @@ def backward(
         return grad_value, None
     by_grid = by_grid.unflatten(0, (value.shape[0], split)).sum(1) if split > 1 else by_grid  # (N, *output, g)
     grad_coords = torch.empty_like(coords, memory_format=torch.contiguous_format)
-    for axis, (by_moved, inside, moved, gate) in enumerate(through):
+    for axis, (has_gradient, by_moved, by_gate) in enumerate(through):
         slope = by_grid[..., axes - 1 - axis] * (2 / sizes[axis])  # of a voxel, not of the normalised unit
-        grad_coords[:, axis] = slope * by_moved
-        if gate is not None:
-            grad_coords[:, axes + axis] = slope * inside * moved * (gate * (1 - gate) if weight == "sigmoid" else 1)
+        # selected, not multiplied by zero: the factors may be NaN or infinite where there is no gradient
+        grad_coords[:, axis] = torch.where(has_gradient, slope * by_moved, 0)
+        if by_gate is not None:
+            grad_coords[:, axes + axis] = torch.where(has_gradient, slope * by_gate, 0)
     return grad_value, grad_coords
 
 
@@ -97,11 +104,12 @@ def _dtype(value: Tensor, coords: Tensor) -> torch.dtype:
 
 
 class _Axis(NamedTuple):
-    """Of one axis: Offset and Weight of equation 1, the shift where both are 1, and the positions, both in voxels."""
+    """Of one axis: Offset and Weight of equation 1; in voxels lambda, the shift, and the position without NaN."""
 
     moved: Tensor
     gate: Tensor | None
     scale: float
+    shift: Tensor
     position: Tensor
 
 
@@ -114,7 +122,8 @@ def _axes(
         scale = shift_scale(receptive_field, size)
         regular = regular_positions(size, step, dtype, coords.device)
         regular = regular.view([-1 if other == axis else 1 for other in range(len(sizes))])
-        yield _Axis(moved, gate, scale, regular + scale * (moved if gate is None else moved * gate))
+        shift = scale * (moved if gate is None else moved * gate)
+        yield _Axis(moved, gate, scale, shift, shifted_positions(regular, shift, size))
 
 
 def _grid(positions: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:

@@ -37,10 +37,16 @@ def _regular(element, STEP: tl.constexpr):
 
 
 @triton.jit
+def _finite(shift):
+    """A shift of NaN is none: the gather relies on the bound of the shifts."""
+    return tl.where(shift == shift, shift, 0.0)
+
+
+@triton.jit
 def _between(position, size):
     """The lower voxel of a position, how far it is to the one above, and the share of that one."""
     top = size - 1.0  # a size of one is a constant here, which has no .to()
-    position = tl.where(position > 0.0, position, 0.0)  # where it is not a number, too
+    position = tl.where(position > 0.0, position, 0.0)
     position = tl.where(position < top, position, top)
     below = tl.floor(position)
     low = below.to(tl.int32)
@@ -48,9 +54,23 @@ def _between(position, size):
 
 
 @triton.jit
-def _slope(by_position, raw, size, bound):
-    """Through the clamp to the map: nothing beyond the first and from the last voxel on."""
-    return tl.where((raw >= 0.0) & (raw < size - 1.0), by_position * bound, 0.0)
+def _inside(raw, size):
+    """Whether the position has a gradient: not beyond the first and from the last voxel on, nor where it is NaN."""
+    return (raw >= 0.0) & (raw < size - 1.0)
+
+
+@triton.jit
+def _store_gradient(place, moves, slope, moved, opened, gate, inside, WEIGHTED: tl.constexpr):
+    """The gradients of one axis' raw offsets at ``place``, and of its raw weights ``gate`` elements behind, of a block.
+
+    They are selected by ``moves`` and not multiplied by zero: the activations may be NaN.
+    """
+    kind = place.dtype.element_ty
+    by_offset = tl.where(moves, slope * opened * (1.0 - moved * moved), 0.0)
+    tl.store(place, by_offset.to(kind), mask=inside)
+    if WEIGHTED:
+        by_weight = tl.where(moves, slope * moved * opened * (1.0 - opened), 0.0)
+        tl.store(place + gate, by_weight.to(kind), mask=inside)
 
 
 @triton.jit
@@ -69,12 +89,12 @@ def forward_kernel(
 
     y_moved, y_opened = _activations(coords, sample, inside, total, n, 1, AXES, WEIGHTED)
     x_moved, x_opened = _activations(coords, sample, inside, total, n, 2, AXES, WEIGHTED)
-    _, y0, y_up, fy = _between(_regular(y, SH) + RH * y_moved * y_opened, H)
-    _, x0, x_up, fx = _between(_regular(x, SW) + RW * x_moved * x_opened, W)
+    _, y0, y_up, fy = _between(_regular(y, SH) + _finite(RH * y_moved * y_opened), H)
+    _, x0, x_up, fx = _between(_regular(x, SW) + _finite(RW * x_moved * x_opened), W)
     voxel = n.to(tl.int64) * D * H * W + y0 * W + x0
     if AXES == 3:
         z_moved, z_opened = _activations(coords, sample, inside, total, n, 0, AXES, WEIGHTED)
-        _, z0, z_up, fz = _between(_regular(z, SD) + RD * z_moved * z_opened, D)
+        _, z0, z_up, fz = _between(_regular(z, SD) + _finite(RD * z_moved * z_opened), D)
         voxel += z0 * H * W
 
     for first in range(0, C, BC):
@@ -112,15 +132,15 @@ def coords_kernel(
 
     y_moved, y_opened = _activations(coords, sample, inside, total, n, 1, AXES, WEIGHTED)
     x_moved, x_opened = _activations(coords, sample, inside, total, n, 2, AXES, WEIGHTED)
-    y_raw = _regular(y, SH) + RH * y_moved * y_opened
-    x_raw = _regular(x, SW) + RW * x_moved * x_opened
-    py, y0, y_up, fy = _between(y_raw, H)
-    px, x0, x_up, fx = _between(x_raw, W)
+    y_shift, x_shift = RH * y_moved * y_opened, RW * x_moved * x_opened
+    y_regular, x_regular = _regular(y, SH), _regular(x, SW)
+    py, y0, y_up, fy = _between(y_regular + _finite(y_shift), H)
+    px, x0, x_up, fx = _between(x_regular + _finite(x_shift), W)
     voxel = n.to(tl.int64) * D * H * W + y0 * W + x0
     if AXES == 3:
         z_moved, z_opened = _activations(coords, sample, inside, total, n, 0, AXES, WEIGHTED)
-        z_raw = _regular(z, SD) + RD * z_moved * z_opened
-        pz, z0, z_up, fz = _between(z_raw, D)
+        z_shift, z_regular = RD * z_moved * z_opened, _regular(z, SD)
+        pz, z0, z_up, fz = _between(z_regular + _finite(z_shift), D)
         voxel += z0 * H * W
     if POSITIONS:
         place = positions + n.to(tl.int64) * AXES * total + sample
@@ -155,20 +175,11 @@ def coords_kernel(
                     by_z += wy * wx * product if corner >> 2 else -wy * wx * product
         heads: tl.constexpr = 2 * AXES if WEIGHTED else AXES
         place = grad_coords + n.to(tl.int64) * heads * total + sample
-        y_slope, x_slope = _slope(by_y, y_raw, H, RH), _slope(by_x, x_raw, W, RW)
-        kind = grad_coords.dtype.element_ty
         y_place, x_place = place + (AXES - 2) * total, place + (AXES - 1) * total
-        tl.store(y_place, (y_slope * y_opened * (1.0 - y_moved * y_moved)).to(kind), mask=inside)
-        tl.store(x_place, (x_slope * x_opened * (1.0 - x_moved * x_moved)).to(kind), mask=inside)
-        if WEIGHTED:
-            gate = AXES * total
-            tl.store(y_place + gate, (y_slope * y_moved * y_opened * (1.0 - y_opened)).to(kind), mask=inside)
-            tl.store(x_place + gate, (x_slope * x_moved * x_opened * (1.0 - x_opened)).to(kind), mask=inside)
+        _store_gradient(y_place, _inside(y_regular + y_shift, H), by_y * RH, y_moved, y_opened, AXES * total, inside, WEIGHTED)
+        _store_gradient(x_place, _inside(x_regular + x_shift, W), by_x * RW, x_moved, x_opened, AXES * total, inside, WEIGHTED)
         if AXES == 3:
-            z_slope = _slope(by_z, z_raw, D, RD)
-            tl.store(place, (z_slope * z_opened * (1.0 - z_moved * z_moved)).to(kind), mask=inside)
-            if WEIGHTED:
-                tl.store(place + AXES * total, (z_slope * z_moved * z_opened * (1.0 - z_opened)).to(kind), mask=inside)
+            _store_gradient(place, _inside(z_regular + z_shift, D), by_z * RD, z_moved, z_opened, AXES * total, inside, WEIGHTED)
 
 
 @triton.jit

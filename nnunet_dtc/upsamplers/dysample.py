@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_dtc.shifts import check_count, regular_positions
+from nnunet_dtc.shifts import check_count, regular_positions, shifted_positions
 from nnunet_dtc.upsamplers.base import Upsampler
 from nnunet_dtc.upsamplers.checks import check_fits, check_value
 from nnunet_dtc.upsamplers.layout import pixel_shuffle
@@ -42,7 +42,8 @@ OFFSET_INIT_STD = 0.001
 def dysample(value: Tensor, offsets: Tensor, stride: int | Sequence[int], groups: int = 4) -> Tensor:
     """Sample ``value`` where the offsets say, ``stride`` times as densely as it is given.
 
-    The position of output element o on axis a is ``(o_a + 1/2) / stride_a - 1/2 + offset``, clamped to the map.
+    The position of output element o on axis a is ``(o_a + 1/2) / stride_a - 1/2 + offset``, clamped to the map. An
+    offset of NaN counts as zero, and has a gradient of zero.
 
     Args:
         value (Tensor[N, C, S_1, .., S_g]): g = 2 or 3, any floating dtype.
@@ -74,7 +75,7 @@ def dysample(value: Tensor, offsets: Tensor, stride: int | Sequence[int], groups
     for axis, (size, step) in enumerate(zip(sizes, stride, strict=True)):
         start = regular_positions(size, step, dtype, value.device)
         start = start.view([-1 if other == axis else 1 for other in range(axes)])
-        grid.append((2 * (start + offsets[:, axis]) + 1) / size - 1)
+        grid.append((2 * shifted_positions(start, offsets[:, axis], size) + 1) / size - 1)
     samples = F.grid_sample(
         value.to(dtype).reshape(batch * groups, channels // groups, *sizes),  # (N * groups, C / groups, *S)
         torch.stack(grid[::-1], dim=-1).flatten(0, 1),  # last axis first: (N * groups, *out, g)
