@@ -7,6 +7,7 @@ import typer
 from nnunet_dtc.cli import compare, complexity, coordinates, evaluate, plugin, prepare, warm_start
 from nnunet_dtc.cli.console import say
 from nnunet_dtc.cli.many_values import ManyValues
+from nnunet_dtc.cli.signals import ending_in_order
 
 app = typer.Typer(
     name="nnunet-dtc",
@@ -29,7 +30,8 @@ app.command(cls=ManyValues)(complexity.complexity)
 
 def main() -> None:
     """The console script."""
-    app()
+    with ending_in_order():
+        app()
 
 
 def _version(wanted: bool) -> None:

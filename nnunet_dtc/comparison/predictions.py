@@ -23,6 +23,7 @@ from typing import Any, Literal
 from nnunet_dtc.comparison.models import ComparisonError, Training
 from nnunet_dtc.evaluation.folders import Progress
 from nnunet_dtc.plugin.registration import EXT_VARIABLE, environment_value
+from nnunet_dtc.processes import guarded
 
 __all__ = [
     "AVERAGES",
@@ -231,7 +232,8 @@ def _log_of(folder: Path) -> Path:
 
 
 def _run(command: Sequence[str], log: Path, tell: Tell, watch: Callable[[], None] = lambda: None) -> None:
-    """Run a command of nnU-Net to its end, all that it prints in a file; ``watch`` is called now and then.
+    """Run a command of nnU-Net to its end, all that it prints in a file; ``watch`` is called now and then. When this
+    process ends before, however, so do the command and its worker processes.
 
     Raises:
         ComparisonError: with the last lines, if it fails.
@@ -240,18 +242,13 @@ def _run(command: Sequence[str], log: Path, tell: Tell, watch: Callable[[], None
     with log.open("a", encoding="utf-8") as output:
         output.write(f"$ {shlex.join(command)}\n")
         output.flush()
-        with subprocess.Popen(
+        with guarded(
             [_program(command[0]), *command[1:]],
-            stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, EXT_VARIABLE: environment_value()},  # our trainers, registered or not
         ) as process:
-            try:
-                status = _wait(process, watch)
-            except BaseException:  # an interrupt, too
-                process.kill()
-                raise
+            status = _wait(process, watch)
     if status != 0:
         last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
         raise ComparisonError(

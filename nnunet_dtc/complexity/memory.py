@@ -28,6 +28,7 @@ from nnunet_dtc.dtc import DTC2d, DTC3d
 from nnunet_dtc.files import write_whole
 from nnunet_dtc.plugin.finder import find_trainer
 from nnunet_dtc.process_memory import MALLOC, forget_peak, peak_resident_mib, resident_mib, why_ended
+from nnunet_dtc.processes import guarded
 
 __all__ = ["PeakMemory", "measure_peak_memory"]
 
@@ -60,10 +61,12 @@ def measure_peak_memory(trainer_name: str, training: PlannedTraining, device: to
         request.write_text(
             json.dumps({"trainer": trainer_name, "training": asdict(training), "device": device.type}), encoding="utf-8"
         )
-        done = subprocess.run(
-            [sys.executable, "-m", "nnunet_dtc.complexity.memory", request, result],
-            env=os.environ | MALLOC, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        command = [sys.executable, "-m", "nnunet_dtc.complexity.memory", request, result]
+        options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        # its temporary files lie in this folder: it is killed where this process is interrupted
+        with guarded(command, env=os.environ | MALLOC | {"TMPDIR": folder}, **options) as process:
+            errors = process.communicate()[1]
+        done = subprocess.CompletedProcess(command, process.returncode, "", errors)
         if done.returncode != 0:
             raise ComplexityError(f"the memory of {trainer_name} could not be measured: {why_ended(done)}")
         return PeakMemory(**json.loads(result.read_text(encoding="utf-8")))

@@ -3,9 +3,11 @@
 import contextlib
 import importlib.metadata
 import math
+import os
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,9 @@ from nnunet_dtc.complexity.bench import Bench, nnunet_settings
 from nnunet_dtc.complexity.counting import count_macs, count_parameters, parameters_mib
 from nnunet_dtc.complexity.memory import PeakMemory, measure_peak_memory
 from nnunet_dtc.complexity.planned import ComplexityError, PlannedTraining, is_vanilla
+from nnunet_dtc.environment import environment
 from nnunet_dtc.plugin.finder import find_trainer
+from nnunet_dtc.plugin.planned_networks import describe_error
 
 __all__ = ["QUANTITIES", "Complexity", "Machine", "TrainerComplexity", "find_trainers", "survey_trainers"]
 
@@ -112,7 +116,7 @@ def find_trainers(names: Sequence[str]) -> dict[str, type]:
 
     Raises:
         ComplexityError: there is none, or one twice.
-        ValueError: one that nobody has, see ``find_trainer``.
+        TrainerNotFoundError: one that nobody has, see ``find_trainer``.
     """
     if not names:
         raise ComplexityError("give at least one trainer: -tr nnUNetTrainer nnUNetTrainerDTC")
@@ -145,6 +149,8 @@ def survey_trainers(
     """
     if device is not None and repeats < 1:
         raise ComplexityError(f"--repeats is at least 1, got {repeats}")
+    if device is not None:
+        training.check_memory()
     notes = _notes_before(training, trainers)
     counts = {}
     for done, (name, trainer) in enumerate(trainers.items()):
@@ -153,7 +159,7 @@ def survey_trainers(
         try:
             macs = count_macs(network, training.input_channels, training.patch_size)
         except Exception as error:  # any network's own code
-            raise ComplexityError(f"the network of {name} does not take this patch: {error}") from error
+            raise ComplexityError(f"the network of {name} does not take this patch: {describe_error(error)}") from error
         counts[name] = count_parameters(network), macs.total
         if macs.uncounted:
             notes.append(f"{name}: the MACs leave out {', '.join(macs.uncounted)}, for which there is no formula")
@@ -163,11 +169,12 @@ def survey_trainers(
         return Complexity(training, counted, None, 0, tuple(notes))
 
     peaks: dict[str, PeakMemory] = {}
-    for done, name in enumerate(trainers):
-        progress("peak memory", done, len(trainers))
-        peaks[name] = measure_peak_memory(name, training, device)
-    progress("peak memory", len(trainers), len(trainers))
-    steps, forwards, compiled = _times(training, trainers, device, repeats, progress, notes)
+    with _own_compiler_cache():
+        for done, name in enumerate(trainers):
+            progress("peak memory", done, len(trainers))
+            peaks[name] = measure_peak_memory(name, training, device)
+        progress("peak memory", len(trainers), len(trainers))
+        steps, forwards, compiled = _times(training, trainers, device, repeats, progress, notes)
     measured = {
         name: TrainerComplexity(
             *counts[name], tuple(steps[name]), tuple(forwards[name]), peaks[name].peak_mib, peaks[name].reserved_mib
@@ -220,6 +227,20 @@ def _times(
             bench.close()
     notes += [f"{name}: a loss was not finite, its step may have been skipped" for name in sorted(skipped)]
     return steps, forwards, compiled
+
+
+@contextlib.contextmanager
+def _own_compiler_cache() -> Iterator[None]:
+    """Keep what torch.compile makes in a folder that is removed in the end, unless the user names one: random data and
+    networks that are never trained are not worth a place in the temporary files."""
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        yield
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="nnunet_dtc_complexity_") as folder,
+        environment(TORCHINDUCTOR_CACHE_DIR=folder),
+    ):
+        yield
 
 
 def _each_compiled(trainers: int) -> contextlib.AbstractContextManager:

@@ -1,8 +1,7 @@
-"""Processes that score cases in parallel, started fresh (`spawn`)."""
+"""Processes that score cases in parallel, started fresh (`spawn`). They end with the process that started them."""
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -10,6 +9,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from nnunet_dtc.evaluation.images import EvaluationError
+from nnunet_dtc.processes import end_with_parent
 
 __all__ = ["Progress", "Workers"]
 
@@ -18,19 +18,29 @@ Progress = Callable[[str, int, int], None]
 
 
 class Workers:
-    """Fresh processes, or for one: this process."""
+    """A pool of processes as a context manager. When the block ends by an exception, they are killed at once, in the
+    middle of their work; they write nothing.
+
+    Args:
+        count: of processes; 1 means that the work is done in this process.
+    """
 
     def __init__(self, count: int) -> None:
-        # Ctrl-C is for the parent, which then stops handing out work
-        ignore_interrupt = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-        self.pool = ProcessPoolExecutor(count, get_context("spawn"), **ignore_interrupt) if count > 1 else None
+        self.pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=end_with_parent) if count > 1 else None
 
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(cancel_futures=True)
+    def __exit__(self, error: type[BaseException] | None, *more: object) -> None:
+        if self.pool is None:
+            return
+        if error is not None:
+            # ProcessPoolExecutor.kill_workers is new in Python 3.14
+            processes = list((getattr(self.pool, "_processes", None) or {}).values())
+            self.pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.kill()
+        self.pool.shutdown(cancel_futures=True)
 
     def map(
         self, what: str, function: Callable[[Any], Any], items: Sequence[Any], progress: Progress | None
