@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_dtc.errors import NnunetDtcError
+
 __all__ = ["LabelSet", "Organ", "find_dataset_json", "labels_from_dataset_json", "parse_labels"]
 
 
@@ -22,7 +24,7 @@ class LabelSet:
     """All organs, in the order of the table; values above 0; and the value of voxels to leave out, if there is one.
 
     Raises:
-        ValueError: for no organ, two of one name, or values that cannot be.
+        NnunetDtcError: for no organ, two of one name, or values that cannot be.
     """
 
     organs: tuple[Organ, ...]
@@ -30,16 +32,16 @@ class LabelSet:
 
     def __post_init__(self) -> None:
         if not self.organs:
-            raise ValueError("there must be at least one label besides the background")
+            raise NnunetDtcError("there must be at least one label besides the background")
         if len(set(self.names)) < len(self.organs):
-            raise ValueError(f"every label needs a name of its own, got {', '.join(self.names)}")
+            raise NnunetDtcError(f"every label needs a name of its own, got {', '.join(self.names)}")
         for organ in self.organs:
             if not organ.values or any(_not_a_value(value) for value in organ.values):
-                raise ValueError(f"label values must be integers above 0, got {organ.name}: {list(organ.values)}")
+                raise NnunetDtcError(f"label values must be integers above 0, got {organ.name}: {list(organ.values)}")
             if self.ignore in organ.values:
-                raise ValueError(f"{organ.name} has the value {self.ignore} of the ignore label")
+                raise NnunetDtcError(f"{organ.name} has the value {self.ignore} of the ignore label")
         if self.ignore is not None and _not_a_value(self.ignore):
-            raise ValueError(f"the ignore label must be an integer above 0, got {self.ignore!r}")
+            raise NnunetDtcError(f"the ignore label must be an integer above 0, got {self.ignore!r}")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -55,15 +57,15 @@ def labels_from_dataset_json(file: Path) -> tuple[LabelSet, str | None]:
     """The labels of a data set, and the ending of its files. Regions are unions of their labels.
 
     Raises:
-        ValueError: if the file is no dataset.json, naming it.
+        NnunetDtcError: if the file is no dataset.json, naming it.
     """
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {file}: {error}") from error
+        raise NnunetDtcError(f"cannot read {file}: {error}") from error
     labels = content.get("labels") if isinstance(content, dict) else None
     if not isinstance(labels, dict):
-        raise ValueError(f'{file} has no "labels" as nnU-Net v2 writes them (name to number)')
+        raise NnunetDtcError(f'{file} has no "labels" as nnU-Net v2 writes them (name to number)')
     try:
         organs = []
         for name, value in labels.items():
@@ -72,14 +74,14 @@ def labels_from_dataset_json(file: Path) -> tuple[LabelSet, str | None]:
                 organs.append(Organ(name, values))
         return LabelSet(tuple(organs), labels.get("ignore")), content.get("file_ending")
     except (TypeError, ValueError) as error:
-        raise ValueError(f"the labels in {file} cannot be used: {error}") from error
+        raise NnunetDtcError(f"the labels in {file} cannot be used: {error}") from error
 
 
 def parse_labels(text: str) -> LabelSet:
     """Labels as a user writes them: `1,2,3`, or with names `spleen=1,kidneys=2+3,ignore=4`.
 
     Raises:
-        ValueError: for anything else.
+        NnunetDtcError: for anything else.
     """
     organs, ignore = [], None
     for part in text.split(","):
@@ -87,7 +89,7 @@ def parse_labels(text: str) -> LabelSet:
         try:
             numbers = tuple(int(number) for number in values.split("+"))
         except ValueError:
-            raise ValueError(f"labels are 1,2,3 or spleen=1,kidneys=2+3,ignore=4; got {text!r}") from None
+            raise NnunetDtcError(f"labels are 1,2,3 or spleen=1,kidneys=2+3,ignore=4; got {text!r}") from None
         if name == "ignore" and len(numbers) == 1:
             ignore = numbers[0]
         elif numbers != (0,):

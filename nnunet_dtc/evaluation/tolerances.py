@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from nnunet_dtc.errors import NnunetDtcError
+
 __all__ = ["DEFAULT_TOLERANCES", "Distance", "Tolerance", "check_tolerances", "parse_tolerance"]
 
 _DISTANCE = re.compile(r"(\d+\.?\d*|\.\d+)\s*(mm|voxels?)?")
@@ -65,16 +67,16 @@ def parse_tolerance(text: str) -> Tolerance:
     - `FILE.json`: the same as an object, {"default": 2, "liver": 5, "spleen": "0.5voxel"}; its name is the file's.
 
     Raises:
-        ValueError: if it is neither, a distance is not finite or negative, or the file cannot be read.
+        NnunetDtcError: if it is neither, a distance is not finite or negative, or the file cannot be read.
     """
     if text.endswith(".json"):
         path = Path(text)
         try:
             content: Any = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ValueError(f"cannot read the tolerances in {path}: {error}") from error
+            raise NnunetDtcError(f"cannot read the tolerances in {path}: {error}") from error
         if not isinstance(content, dict) or not content:
-            raise ValueError(f'{path} must hold an object such as {{"default": 2, "liver": 5}}, got {content!r}')
+            raise NnunetDtcError(f'{path} must hold an object such as {{"default": 2, "liver": 5}}, got {content!r}')
         organs = {organ: _distance(str(value)) for organ, value in content.items()}
         return Tolerance(path.stem, organs.pop("default", None), organs)
 
@@ -88,7 +90,7 @@ def parse_tolerance(text: str) -> Tolerance:
     for part in rest:
         organ, equals, value = (piece.strip() for piece in part.rpartition("="))
         if not equals or not organ or organ in organs:
-            raise ValueError(f"{_RULE}; got {part!r} in {text!r}")
+            raise NnunetDtcError(f"{_RULE}; got {part!r} in {text!r}")
         organs[organ] = _distance(value)
     name = ",".join([*([str(default)] if default else []), *(f"{organ}={value}" for organ, value in organs.items())])
     return Tolerance(name, default, organs)
@@ -98,24 +100,26 @@ def check_tolerances(tolerances: Sequence[Tolerance], organs: Sequence[str]) -> 
     """Whether these tolerances fit these organs.
 
     Raises:
-        ValueError: if there is none, two have one name, one names an organ that there is not, or leaves one out.
+        NnunetDtcError: if there is none, two have one name, one names an organ that there is not, or leaves one out.
     """
     if not tolerances:
-        raise ValueError("at least one tolerance is needed")
+        raise NnunetDtcError("at least one tolerance is needed")
     names = [tolerance.name for tolerance in tolerances]
     if len(set(names)) < len(names):
-        raise ValueError(f"tolerances must be different, got {', '.join(names)}")
+        raise NnunetDtcError(f"tolerances must be different, got {', '.join(names)}")
     for tolerance in tolerances:
         if strange := sorted(set(tolerance.organs) - set(organs)):
-            raise ValueError(
+            raise NnunetDtcError(
                 f"tolerance {tolerance.name} names {', '.join(strange)}; the organs are {', '.join(organs)}"
             )
         if tolerance.default is None and (without := [organ for organ in organs if organ not in tolerance.organs]):
-            raise ValueError(f"tolerance {tolerance.name} says nothing about {', '.join(without)} and has no default")
+            raise NnunetDtcError(
+                f"tolerance {tolerance.name} says nothing about {', '.join(without)} and has no default"
+            )
 
 
 def _distance(text: str) -> Distance:
     match = _DISTANCE.fullmatch(text.strip())
     if not match or not math.isfinite(float(match[1])):
-        raise ValueError(f"{_RULE}; got {text!r}")
+        raise NnunetDtcError(f"{_RULE}; got {text!r}")
     return Distance(float(match[1]), "voxel" if (match[2] or "").startswith("voxel") else "mm")
