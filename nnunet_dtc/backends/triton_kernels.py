@@ -54,17 +54,13 @@ def _between(position, size):
 
 
 @triton.jit
-def _inside(raw, size):
-    """Whether the position has a gradient: not beyond the first and from the last voxel on, nor where it is NaN."""
-    return (raw >= 0.0) & (raw < size - 1.0)
-
-
-@triton.jit
-def _store_gradient(place, moves, slope, moved, opened, gate, inside, WEIGHTED: tl.constexpr):
+def _store_gradient(place, position, size, slope, moved, opened, gate, inside, WEIGHTED: tl.constexpr):
     """The gradients of one axis' raw offsets at ``place``, and of its raw weights ``gate`` elements behind, of a block.
 
-    They are selected by ``moves`` and not multiplied by zero: the activations may be NaN.
+    None beyond the first and from the last voxel on, nor where the position is NaN; selected and not multiplied by
+    zero, since the activations may be NaN, too.
     """
+    moves = (position >= 0.0) & (position < size - 1.0)
     kind = place.dtype.element_ty
     by_offset = tl.where(moves, slope * opened * (1.0 - moved * moved), 0.0)
     tl.store(place, by_offset.to(kind), mask=inside)
@@ -175,11 +171,11 @@ def coords_kernel(
                     by_z += wy * wx * product if corner >> 2 else -wy * wx * product
         heads: tl.constexpr = 2 * AXES if WEIGHTED else AXES
         place = grad_coords + n.to(tl.int64) * heads * total + sample
-        y_place, x_place = place + (AXES - 2) * total, place + (AXES - 1) * total
-        _store_gradient(y_place, _inside(y_regular + y_shift, H), by_y * RH, y_moved, y_opened, AXES * total, inside, WEIGHTED)
-        _store_gradient(x_place, _inside(x_regular + x_shift, W), by_x * RW, x_moved, x_opened, AXES * total, inside, WEIGHTED)
+        y_place, x_place, gate = place + (AXES - 2) * total, place + (AXES - 1) * total, AXES * total
+        _store_gradient(y_place, y_regular + y_shift, H, by_y * RH, y_moved, y_opened, gate, inside, WEIGHTED)
+        _store_gradient(x_place, x_regular + x_shift, W, by_x * RW, x_moved, x_opened, gate, inside, WEIGHTED)
         if AXES == 3:
-            _store_gradient(place, _inside(z_regular + z_shift, D), by_z * RD, z_moved, z_opened, AXES * total, inside, WEIGHTED)
+            _store_gradient(place, z_regular + z_shift, D, by_z * RD, z_moved, z_opened, gate, inside, WEIGHTED)
 
 
 @triton.jit
