@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -25,9 +24,16 @@ from torch import Tensor, nn
 from nnunet_dtc.checkpoints import CheckpointError, is_second_name, open_checkpoint
 from nnunet_dtc.dtc import is_dtc
 from nnunet_dtc.environment import environment
-from nnunet_dtc.plugin.finder import find_trainer
+from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.plugin.finder import TrainerNotFoundError, find_trainer
+from nnunet_dtc.plugin.nnunet_files import check_plans, read_json
 
 COORDS_SEED = 0  # the same checkpoint gives the same file
+WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class WarmStartError(NnunetDtcError):
+    """A trainer or a folder that a vanilla checkpoint cannot be turned into, with the reason."""
 
 
 @dataclass
@@ -51,9 +57,9 @@ def warm_start(checkpoint: Path | str, trainer_name: str) -> WarmStart:
     """Build a trainer's network and fill it from a vanilla checkpoint.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read safely, or is of another architecture than nnU-Net builds from
-            its plans; the message lists what differs.
-        ValueError: the trainer has no DTC.
+        CheckpointError: the checkpoint cannot be read safely, is of another architecture than nnU-Net builds from its
+            plans, or has weights that are no finite floating numbers; the message lists what differs.
+        WarmStartError: the trainer has no DTC.
     """
     trainer = _find_dtc_trainer(trainer_name)
     source = open_checkpoint(checkpoint)
@@ -74,13 +80,24 @@ def warm_start(checkpoint: Path | str, trainer_name: str) -> WarmStart:
             True,
         )
         vanilla = nnUNetTrainer.build_network_architecture(*arguments)
-    except (KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+    except Exception as error:  # nnU-Net's networks raise anything for arguments that do not fit, AssertionError too
         raise CheckpointError(f"nnU-Net cannot build a network from the plans in {checkpoint}: {error!r}") from error
+    if no_tensors := [key for key, value in weights.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(
+            f"{checkpoint}: weights must be tensors, but there are others:"
+            + _listed([f"{key} is {type(weights[key]).__name__}" for key in no_tensors])
+        )
     differences = describe_differences(vanilla.state_dict(), weights)
     if differences:
         raise CheckpointError(
             f"{checkpoint} (trainer {source['trainer_name']}) is not of the network that nnU-Net builds from its plans:"
-            + "".join(f"\n  {line}" for line in differences)
+            + _listed(differences)
+        )
+    if unfit := describe_unfit_weights(vanilla.state_dict(), weights):
+        raise CheckpointError(
+            f"{checkpoint} (trainer {source['trainer_name']}): weights must be floating tensors of finite numbers "
+            f"({', '.join(str(dtype).removeprefix('torch.') for dtype in WEIGHT_DTYPES)}), but there are others:"
+            + _listed(unfit)
         )
 
     with torch.random.fork_rng(devices=[]):
@@ -102,16 +119,20 @@ def warm_start(checkpoint: Path | str, trainer_name: str) -> WarmStart:
 
 
 def _find_dtc_trainer(name: str) -> type[nnUNetTrainer]:
-    """ValueError where nobody has this trainer, it has no DTC, or its network without DTC is not the planned one."""
+    """The class.
+
+    Raises:
+        WarmStartError: nobody has this trainer, it has no DTC, or its network without DTC is not the planned one.
+    """
     needed = f"-tr takes a DTC trainer such as nnUNetTrainerDTC, got {name}"
     try:
         trainer = find_trainer(name)
-    except ValueError as error:
-        raise ValueError(f"{needed} ({error})") from error
+    except TrainerNotFoundError as error:
+        raise WarmStartError(f"{needed} ({error})") from error
     if not getattr(getattr(trainer, "spec", None), "dtc", False):
-        raise ValueError(needed)
+        raise WarmStartError(needed)
     if other := trainer.spec.network or trainer.spec.upsampler:
-        raise ValueError(
+        raise WarmStartError(
             f"{needed}: a vanilla checkpoint has the weights of the planned U-Net with transposed convolutions, "
             f"this trainer has {other}"
         )
@@ -122,7 +143,7 @@ def save_pretrained(start: WarmStart, output: Path) -> None:
     """Write a file for ``nnUNetv2_train -pretrained_weights``, which takes all but the segmentation layers from it.
 
     Raises:
-        FileExistsError: ``output`` is there already.
+        OSError: ``output`` is there already, or cannot be written.
     """
     check_output(output)
     init_args = start.source["init_args"]
@@ -146,8 +167,9 @@ def save_latest(start: WarmStart, fold_folder: Path) -> Path:
         fold_folder: ``nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION/fold_k``; made where it is not there.
 
     Raises:
-        ValueError: the folder is another trainer's, data set's, plans', configuration's or fold's than the weights.
-        FileExistsError: a checkpoint is there already.
+        WarmStartError: the folder is another trainer's, data set's, plans', configuration's or fold's than the weights.
+        MalformedFileError: plans in that place cannot be read.
+        OSError: a checkpoint is there already, or it cannot be written; folders that were made are removed again.
     """
     check_fold_folder(start, fold_folder)
     init_args = deepcopy(start.source["init_args"])
@@ -161,9 +183,9 @@ def save_latest(start: WarmStart, fold_folder: Path) -> Path:
         trainer.my_init_kwargs = init_args
         trainer.inference_allowed_mirroring_axes = start.source.get("inference_allowed_mirroring_axes")
         trainer.current_epoch = -1  # save_checkpoint writes the epoch to go on with
-        fold_folder.mkdir(parents=True, exist_ok=True)
         target = fold_folder / "checkpoint_latest.pth"
-        _write(target, lambda file: trainer.save_checkpoint(str(file)))
+        with _new_folders(fold_folder):
+            _write(target, lambda file: trainer.save_checkpoint(str(file)))
     return target
 
 
@@ -176,7 +198,13 @@ def check_output(output: Path) -> None:
 
 
 def check_fold_folder(start: WarmStart, fold_folder: Path) -> None:
-    """ValueError where a fold's folder does not belong to the weights, FileExistsError where it has checkpoints."""
+    """Whether a fold's folder is the one that nnU-Net will look into.
+
+    Raises:
+        WarmStartError: the folder does not belong to the weights.
+        MalformedFileError: plans in that place cannot be read.
+        FileExistsError: it has checkpoints.
+    """
     init_args = start.source["init_args"]
     plans = init_args["plans"]
     fold_folder = Path(os.path.abspath(fold_folder))
@@ -186,7 +214,7 @@ def check_fold_folder(start: WarmStart, fold_folder: Path) -> None:
         f"fold_{init_args['fold']}",
     )
     if fold_folder.parts[-3:] != expected:
-        raise ValueError(
+        raise WarmStartError(
             f"--into takes the folder where nnU-Net will look for this training, .../{'/'.join(expected)} (a vanilla "
             f"checkpoint goes on with its own data set, plans and fold), got {fold_folder}"
         )
@@ -196,10 +224,12 @@ def check_fold_folder(start: WarmStart, fold_folder: Path) -> None:
     configuration = init_args["configuration"]
     ours = PlansManager(deepcopy(plans)).get_configuration(configuration).configuration
     for file in _plans_files(fold_folder, plans):
-        theirs = PlansManager(load_json(str(file))).get_configuration(configuration).configuration
+        content = read_json(file)
+        check_plans(content, file, configuration)
+        theirs = PlansManager(content).get_configuration(configuration).configuration
         compared = ("architecture", "patch_size", "spacing", "batch_size")
         if changed := [key for key in compared if theirs.get(key) != ours.get(key)]:
-            raise ValueError(f"{file} differs from the plans of the checkpoint in {', '.join(changed)}")
+            raise WarmStartError(f"{file} differs from the plans of the checkpoint in {', '.join(changed)}")
 
 
 def _plans_files(fold_folder: Path, plans: dict[str, Any]) -> Iterator[Path]:
@@ -228,8 +258,42 @@ def describe_differences(expected: Mapping[str, Tensor], given: Mapping[str, Ten
                 f"other shape: {key} is {tuple(given[key].shape)} in the checkpoint, {tuple(expected[key].shape)} in "
                 "nnU-Net's network"
             )
-    shown = 12
-    return lines if len(lines) <= shown else [*lines[:shown], f"... and {len(lines) - shown} more"]
+    return lines
+
+
+def describe_unfit_weights(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Readable lines on weights that are no floating tensors of finite numbers, empty where all are.
+
+    A counter, such as ``num_batches_tracked`` of a batch normalisation, is a whole number in both.
+
+    Args:
+        expected: of the network, of the same shapes.
+        given: the weights; those that the network has not are not looked at.
+    """
+    lines = []
+    for key, ours in expected.items():
+        if key not in given or is_second_name(key):
+            continue
+        value = given[key]
+        if not ours.is_floating_point():
+            if value.dtype == torch.bool or value.is_floating_point() or value.is_complex():
+                lines.append(f"{key} is {_dtype_name(value)}, but counts")
+        elif value.layout != torch.strided or value.is_quantized or value.dtype not in WEIGHT_DTYPES:
+            lines.append(f"{key} is {_dtype_name(value)}")
+        elif wrong := int((~value.to(ours.dtype).isfinite()).sum()):  # in the network's dtype: float64 holds more
+            lines.append(f"{key} has {wrong} of {value.numel()} numbers that are not finite in {_dtype_name(ours)}")
+    return lines
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    name = str(tensor.dtype).removeprefix("torch.")
+    return name if tensor.layout == torch.strided else f"{name}, {str(tensor.layout).removeprefix('torch.')}"
+
+
+def _listed(lines: list[str], shown: int = 12) -> str:
+    """The first lines, each on one of its own, and how many more there are."""
+    more = [f"... and {len(lines) - shown} more"] if len(lines) > shown else []
+    return "".join(f"\n  {line}" for line in [*lines[:shown], *more])
 
 
 def _module_of(key: str) -> str:
@@ -240,8 +304,31 @@ def _write(target: Path, write: Callable[[Path], None]) -> None:
     """All or nothing: in a folder of its own first.
 
     Under the same name, since torch writes the name of the file into it, and refuses one that is all suffix (".x").
+
+    Raises:
+        OSError: it cannot be written; with the target's name, not that of the folder in between.
     """
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".warm_start_") as folder:
-        unfinished = Path(folder) / target.name
-        write(unfinished)
-        unfinished.replace(target)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".warm_start_") as folder:
+            unfinished = Path(folder) / target.name
+            write(unfinished)
+            unfinished.replace(target)
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer, on a full disk
+        reason = (
+            error.strerror if isinstance(error, OSError) and error.strerror else next(iter(str(error).splitlines()), "")
+        )
+        raise OSError(f"{target} cannot be written ({reason or type(error).__name__})") from error
+
+
+@contextlib.contextmanager
+def _new_folders(folder: Path) -> Iterator[None]:
+    """Make a folder with its parents; those that are new are removed again where what is inside the ``with`` fails."""
+    missing = [part for part in (folder, *folder.parents) if not part.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for part in missing:  # the deepest first
+            with contextlib.suppress(OSError):
+                part.rmdir()
+        raise

@@ -1,5 +1,9 @@
 import json
 import pickle
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,10 +25,11 @@ CONFIGURATIONS = ["2d", "3d_fullres", "3d_residual"]
 def trained(tmp_path, monkeypatch):
     """A checkpoint as nnU-Net's own trainer saves it, after two real steps of its own optimizer and loss of logs."""
 
-    def trained(configuration="3d_fullres", fold=0, cls=nnUNetTrainer):
+    def trained(configuration="3d_fullres", fold=0, cls=nnUNetTrainer, plans=None):
         monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
         torch.manual_seed(0)
-        trainer = cls(small_plans() | {"continue_training": False}, configuration, fold, DATASET, torch.device("cpu"))
+        plans = (plans or small_plans()) | {"continue_training": False}
+        trainer = cls(plans, configuration, fold, DATASET, torch.device("cpu"))
         trainer.network = trainer.build_network_architecture(
             trainer.plans_manager, trainer.configuration_manager, 1, 3, True
         )
@@ -82,7 +87,6 @@ def test_pretrained_weights_file(trained, tmp_path):
     output = tmp_path / "out.pth"
     done = command(file, "-tr", "nnUNetTrainerDTC", "-o", output)
     assert done.exit_code == 0, done.output
-    assert "-tr nnUNetTrainerDTC -p nnUNetPlans -pretrained_weights" in done.output
     assert "leaves the segmentation layers random" in done.output
 
     network = nnUNetTrainerDTC.build_network_architecture(
@@ -302,3 +306,166 @@ def test_other_refusals(trained, tmp_path):
     ours, _ = trained(cls=nnUNetTrainerDTC)
     assert "is of a DTC network already" in command(ours, "-tr", "nnUNetTrainerDTC", "-o", output).output
     assert not output.exists()
+
+
+def printed_commands(output):
+    """The indented lines, as a shell takes them apart."""
+    return [shlex.split(line) for line in output.splitlines() if line.startswith("    nnUNetv2_")]
+
+
+def test_the_printed_commands_are_for_another_data_set_and_can_be_copied(trained, tmp_path):
+    file, _ = trained()
+    output = tmp_path / "it's warm $(touch x).pth"
+    done = command(file, "-tr", "nnUNetTrainerDTC", "-o", output)
+    assert done.exit_code == 0, done.output
+    pretrained = ("-pretrained_weights", str(output))
+    assert printed_commands(done.output) == [
+        "nnUNetv2_plan_and_preprocess -d ID --no_pp".split(),
+        "nnUNetv2_move_plans_between_datasets -s Dataset998_Test -t ID -sp nnUNetPlans -tp NEWPLANS".split(),
+        "nnUNetv2_preprocess -d ID -plans_name NEWPLANS -c 3d_fullres".split(),
+        [*"nnUNetv2_train ID 3d_fullres FOLD -tr nnUNetTrainerDTC -p NEWPLANS".split(), *pretrained],
+    ]
+
+
+def test_nnunets_commands_have_the_printed_options(trained, tmp_path):
+    """Its own parsers, asked for their help."""
+    file, _ = trained()
+    commands = printed_commands(command(file, "-tr", "nnUNetTrainerDTC", "-o", tmp_path / "out.pth").output)
+    entry_points = {entry.name: entry for entry in metadata.entry_points(group="console_scripts")}
+    for name, *arguments in commands:
+        module = entry_points[name].load().__module__
+        source = Path(sys.modules[module].__file__).read_text()
+        for option in arguments:
+            assert not option.startswith("-") or f"'{option}'" in source, (name, option)
+
+
+def test_into_prints_the_command_of_the_same_training(trained, tmp_path):
+    file, _ = trained()
+    fold = tmp_path / "Dataset998_Test" / "nnUNetTrainerDTC__nnUNetPlans__3d_fullres" / "fold_0"
+    done = command(file, "-tr", "nnUNetTrainerDTC", "--into", fold)
+    assert printed_commands(done.output) == [
+        ["nnUNetv2_train", "Dataset998_Test", "3d_fullres", "0", "-tr", "nnUNetTrainerDTC", "-p", "nnUNetPlans", "--c"]
+    ]
+
+
+UNFIT = {
+    "integer": (lambda w: w.to(torch.int8), "is int8"),
+    "boolean": (lambda w: w > 0, "is bool"),
+    "complex": (lambda w: w.to(torch.complex64), "is complex64"),
+    "sparse": (lambda w: w.to_sparse(), "is float32, sparse_coo"),
+    "NaN": (lambda w: w.masked_fill(w == w.max(), float("nan")), "has 1 of "),
+    "infinity": (lambda w: w.masked_fill(w == w.max(), float("-inf")), "has 1 of "),
+    "float64 beyond float32": (
+        lambda w: w.double().masked_fill(w == w.max(), 1e300),
+        "has 1 of ",
+    ),
+    "a list": (lambda w: w.tolist(), "is list"),
+    "a number": (lambda w: 3.0, "is float"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_weights_that_are_no_finite_floating_numbers_are_refused(kind, trained, tmp_path):
+    file, _ = trained()
+    content = torch.load(file, weights_only=False)
+    make, said = UNFIT[kind]
+    for key in ("encoder.stages.1.0.convs.0.conv.weight", "decoder.seg_layers.1.bias"):
+        content["network_weights"][key] = make(content["network_weights"][key])
+    torch.save(content, tmp_path / "odd.pth")
+    done = command(tmp_path / "odd.pth", "-tr", "nnUNetTrainerDTC", "-o", tmp_path / "out.pth")
+    assert done.exit_code == 1
+    assert isinstance(done.exception, SystemExit)
+    assert "weights must be" in done.output
+    assert f"encoder.stages.1.0.convs.0.conv.weight {said}" in done.output
+    assert "decoder.seg_layers.1.bias" in done.output
+    assert not (tmp_path / "out.pth").exists()
+
+
+def test_all_weights_unfit_are_listed_briefly(trained, tmp_path):
+    file, _ = trained()
+    content = torch.load(file, weights_only=False)
+    weights = content["network_weights"]
+    content["network_weights"] = {key: value.int() for key, value in weights.items()}
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"is int32\n  \.\.\. and \d+ more$") as caught:
+        warm_start(tmp_path / "odd.pth", "nnUNetTrainerDTC")
+    assert "all_modules" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_weights_of_other_floating_dtypes_are_converted(dtype, trained, tmp_path):
+    file, _ = trained()
+    content = torch.load(file, weights_only=False)
+    weights = content["network_weights"]
+    content["network_weights"] = {key: value.to(dtype) for key, value in weights.items()}
+    torch.save(content, tmp_path / "other.pth")
+    network = warm_start(tmp_path / "other.pth", "nnUNetTrainerDTC").network
+    for key, value in network.state_dict().items():
+        assert value.dtype == torch.float32
+        if (theirs := key.replace(".base.", ".")) in weights:
+            assert torch.equal(value, weights[theirs].to(dtype).float())
+
+
+def with_batch_norm():
+    plans = small_plans()
+    arguments = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
+    arguments["norm_op"] = "torch.nn.modules.batchnorm.BatchNorm2d"
+    return plans
+
+
+def test_counters_are_whole_numbers(trained, tmp_path):
+    file, _ = trained("2d", plans=with_batch_norm())
+    network = warm_start(file, "nnUNetTrainerDTC").network
+    counters = [value for key, value in network.state_dict().items() if key.endswith("num_batches_tracked")]
+    assert counters
+    assert all(value == 3 for value in counters)  # the fixture's forward passes
+    content = torch.load(file, weights_only=False)
+    for key in content["network_weights"]:
+        if key.endswith("num_batches_tracked"):
+            content["network_weights"][key] = torch.tensor(2.5)
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"num_batches_tracked is float32, but counts"):
+        warm_start(tmp_path / "odd.pth", "nnUNetTrainerDTC")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("[enforce fail] unexpected pos 64 vs 0"), OSError(28, "No space left")])
+@pytest.mark.parametrize("option", ["-o", "--into"])
+def test_a_full_disk_names_the_target_and_leaves_nothing(option, error, trained, tmp_path, monkeypatch):
+    file, _ = trained()
+    root = tmp_path / "target"
+    root.mkdir()
+    target = root / "out.pth"
+    if option == "--into":
+        target = root / "Dataset998_Test" / "nnUNetTrainerDTC__nnUNetPlans__3d_fullres" / "fold_0"
+
+    def full(content, file, *_, **__):
+        Path(file).write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    done = command(file, "-tr", "nnUNetTrainerDTC", option, target)
+    assert done.exit_code == 1
+    assert isinstance(done.exception, SystemExit)
+    name = target if option == "-o" else target / "checkpoint_latest.pth"
+    assert f"Error: {name} cannot be written" in done.output
+    assert ".warm_start_" not in done.output
+    assert list(root.iterdir()) == []
+
+
+def test_a_bug_keeps_its_traceback(trained, tmp_path, monkeypatch):
+    file, _ = trained()
+    monkeypatch.setattr("nnunet_dtc.warm_start.is_dtc", lambda module: 1 / 0)
+    assert isinstance(command(file, "-tr", "nnUNetTrainerDTC", "-o", tmp_path / "out.pth").exception, ZeroDivisionError)
+
+
+def test_plans_that_cannot_be_read_are_named(trained, tmp_path):
+    file, _ = trained()
+    model = tmp_path / "Dataset998_Test" / "nnUNetTrainerDTC__nnUNetPlans__3d_fullres"
+    model.mkdir(parents=True)
+    for text in ("{", "[1]", '{"configurations": {}}'):
+        (model / "plans.json").write_text(text)
+        done = command(file, "-tr", "nnUNetTrainerDTC", "--into", model / "fold_0")
+        assert done.exit_code == 1
+        assert isinstance(done.exception, SystemExit)
+        assert str(model / "plans.json") in done.output
+        assert not (model / "fold_0").exists()

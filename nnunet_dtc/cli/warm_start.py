@@ -1,11 +1,13 @@
 """``nnunet-dtc warm-start``."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from nnunet_dtc.cli.console import fail, say
+from nnunet_dtc.errors import NnunetDtcError
 
 
 def warm_start(
@@ -32,19 +34,32 @@ def warm_start(
             warm.save_pretrained(start, output)
         else:
             written = warm.save_latest(start, into)
-    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: torch cannot write, the disk is full
+    except (NnunetDtcError, OSError) as error:
         raise fail(error) from error
 
     arguments = start.source["init_args"]
-    command = (
-        f"nnUNetv2_train {arguments['plans']['dataset_name']} {arguments['configuration']} {arguments['fold']} "
-        f"-tr {trainer} -p {arguments['plans']['plans_name']}"
+    dataset, plans = arguments["plans"]["dataset_name"], arguments["plans"]["plans_name"]
+    configuration = arguments["configuration"]
+    if output is None:
+        training = ("nnUNetv2_train", dataset, configuration, arguments["fold"], "-tr", trainer, "-p", plans, "--c")
+        say(f"wrote {written}. Now:", _command(*training))
+        return
+    move = ("nnUNetv2_move_plans_between_datasets", "-s", dataset, "-t", "ID", "-sp", plans, "-tp", "NEWPLANS")
+    training = ("nnUNetv2_train", "ID", configuration, "FOLD", "-tr", trainer, "-p", "NEWPLANS")
+    say(
+        f"wrote {output}",
+        "nnU-Net takes weights only for the network that they were trained in. So to fine-tune on another data set, whose "
+        "number is ID, take the plans over to it under a name of your choice, NEWPLANS:",
+        _command("nnUNetv2_plan_and_preprocess", "-d", "ID", "--no_pp"),
+        _command(*move),
+        _command("nnUNetv2_preprocess", "-d", "ID", "-plans_name", "NEWPLANS", "-c", configuration),
+        _command(*training, "-pretrained_weights", output),
+        f"The second one reads {plans}.json of {dataset} in nnUNet_preprocessed; a model folder has it as plans.json.",
+        "nnU-Net leaves the segmentation layers random with -pretrained_weights (its rule). To go on exactly where the "
+        "vanilla training stopped, on its own data set, use --into MODEL/fold_k instead of -o.",
     )
-    if output is not None:
-        say(
-            f"wrote {output}. Now: {command} -pretrained_weights {output}",
-            "nnU-Net leaves the segmentation layers random with -pretrained_weights (its rule). To go on exactly where "
-            "the vanilla training stopped, use --into MODEL/fold_k instead of -o.",
-        )
-    else:
-        say(f"wrote {written}. Now: {command} --c")
+
+
+def _command(*parts: object) -> str:
+    """A command line to be copied, indented."""
+    return "    " + shlex.join(str(part) for part in parts)

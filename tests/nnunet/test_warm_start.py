@@ -28,7 +28,7 @@ def pretrained(workspace, vanilla):
     """The file for ``-pretrained_weights``."""
     output = workspace.root / "warm.pth"
     printed = workspace.run("nnunet-dtc", "warm-start", vanilla, "-tr", DTC, "-o", output)
-    assert f"-tr {DTC} -p nnUNetPlans -pretrained_weights {output}" in " ".join(printed.split())
+    assert f"nnUNetv2_train ID 3d_fullres FOLD -tr {DTC} -p NEWPLANS -pretrained_weights {output}" in printed
     return output
 
 
