@@ -23,6 +23,7 @@ with 2 classes; the authors' table says 15.55 M, we do not know what that counts
 """
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +56,15 @@ class MICCSS(nn.Module):
         entered = self.enter(x)
         sequence = entered.flatten(2).transpose(1, 2)  # (N, L, C)
         reversals = [(), (1,), (2,), (1, 2)]
-        mixed = self.mamba(torch.cat([sequence.flip(axes) for axes in reversals])).chunk(4)  # (N, L, C), four times
-        mean = sum(part.flip(axes) for part, axes in zip(mixed, reversals, strict=True)) / 4
+        mixed = self.mamba(torch.cat([_flip(sequence, axes) for axes in reversals]))  # (4 * N, L, C)
+        mixed = mixed.unflatten(0, (4, -1)).unbind(0)  # not chunk(): an exported network would keep one size of batch
+        mean = sum(_flip(part, axes) for part, axes in zip(mixed, reversals, strict=True)) / 4
         return self.leave(entered + mean.transpose(1, 2).reshape(entered.shape))  # (N, C, L) to (N, C, ..)
+
+
+def _flip(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """``x.flip(axes)``, and ``x`` for no axes, which torch's TorchScript exporter cannot flip."""
+    return x.flip(axes) if axes else x
 
 
 class ResidualBlock(nn.Module):

@@ -25,6 +25,9 @@ PyTorch everywhere else. The PyTorch one is ours:
 Both are operators of torch's own kind (``nnunet_dtc::selective_scan``, ``nnunet_dtc::selective_scan_mamba_ssm``) with
 a count of their products: ``torch.compile`` sees one node of one graph. The kernel's operator keeps its arguments alone
 and runs the kernel's forward pass once more in the backward pass.
+
+Where a network is traced or exported to ONNX neither is used, but a form of torch's own functions, whose trace has
+log2(L) steps and whose memory is that of all states at once.
 """
 
 import functools
@@ -72,7 +75,10 @@ def selective_scan(
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in (delta, A, B, C)), u.dtype)
     dtype = torch.promote_types(dtype, torch.float32)
     wide = u.to(dtype)
-    scan = torch_selective_scan if scan_backend(u.device.type, dtype, backend) == "torch" else _kernel_operator
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        scan = _traceable_scan
+    else:
+        scan = torch_selective_scan if scan_backend(u.device.type, dtype, backend) == "torch" else _kernel_operator
     y = scan(wide, delta.to(dtype), A.to(dtype), B.to(dtype), C.to(dtype))
     if D is not None:
         y = y + D.to(dtype)[:, None] * wide  # (E, 1) * (N, E, L)
@@ -162,6 +168,22 @@ def _kernel_backward(
 def torch_selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """The PyTorch backend, without D: tensors of one dtype, float32 or float64, with the shapes of above."""
     return _operator(u, delta, A, B, C)[0]
+
+
+def _traceable_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """The scan without D in torch's own functions, for a trace or an ONNX file that others read.
+
+    All states stand at once in memory, (N, E, S, L). After step k each holds what the 2**k steps up to it give to it,
+    so the trace has log2(L) steps; L is a constant of it.
+    """
+    factors = torch.exp(delta.unsqueeze(2) * A.unsqueeze(-1))  # (N, E, S, L)
+    states = (delta * u).unsqueeze(2) * B.unsqueeze(1)
+    length, reach = int(u.shape[2]), 1
+    while reach < length:
+        states = states + factors * F.pad(states[..., : length - reach], (reach, 0))
+        factors = factors * F.pad(factors[..., : length - reach], (reach, 0))
+        reach *= 2
+    return (states * C.unsqueeze(1)).sum(2)  # (N, E, L)
 
 
 def _forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
