@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -20,15 +21,20 @@ if TYPE_CHECKING:
 __all__ = [
     "ImageFileError",
     "check_complete",
+    "check_outputs",
+    "check_utf8",
     "check_writable",
     "is_nifti",
     "label_values",
     "last_line",
     "output_files",
+    "printable",
     "shown_values",
     "stored_values",
     "unknown_values",
+    "write_all",
     "write_whole",
+    "writing",
 ]
 
 _LONGEST_HEADER = 540
@@ -39,23 +45,75 @@ class ImageFileError(NnunetDtcError):
     """An image file that cannot be used. The message does not name it, which may be a copy."""
 
 
-def write_whole(file: Path, content: str | bytes) -> Path:
-    """Write a file, text as UTF-8 with the line ends that it has: whole, or what was there stays as it was."""
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Name the target in the errors of a block that writes it: the system names a temporary file, or none at all.
+
+    Raises:
+        OSError: of the same class and `errno`, with the message "cannot write TARGET: REASON".
+    """
     try:
-        unfinished.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        unfinished.replace(file)
+        yield
+    except OSError as error:
+        named = type(error)(f"cannot write {printable(target)}: {error.strerror or error}")
+        named.errno = error.errno
+        raise named from error
+
+
+def write_whole(file: Path, content: str | bytes) -> Path:
+    """Write a file, text as UTF-8 with the line ends that it has: whole, or what was there stays as it was.
+
+    Raises:
+        OSError: see `writing`.
+    """
+    return write_all({file: content})[0]
+
+
+def write_all(contents: Mapping[Path, str | bytes]) -> list[Path]:
+    """Write several files as `write_whole` does. All of them are written under other names before the first one gets
+    its own, so that a full disk leaves what was there.
+
+    Raises:
+        OSError: see `writing`.
+    """
+    unfinished = {file: file.with_name(f".{file.name}.{os.getpid()}") for file in contents}
+    try:
+        for file, content in contents.items():
+            with writing(file):
+                unfinished[file].write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        for file in contents:
+            with writing(file):
+                unfinished[file].replace(file)
     finally:
-        unfinished.unlink(missing_ok=True)
-    return file
+        for file in unfinished.values():
+            with contextlib.suppress(OSError):
+                file.unlink()
+    return list(contents)
+
+
+def printable(path: Path | str) -> str:
+    """A path for messages; bytes that are not UTF-8 are shown as escapes, which no terminal could."""
+    return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def check_utf8(path: Path) -> Path:
+    """The path, if it can be handed to SimpleITK and to nnU-Net's commands: SimpleITK ends the process where it is not
+    UTF-8.
+
+    Raises:
+        NnunetDtcError: it is not UTF-8; names it.
+    """
+    if (shown := printable(path)) != str(path):
+        raise NnunetDtcError(f"the path of a file or folder must be UTF-8, got {shown}")
+    return path
 
 
 def output_files(out: Path, endings: tuple[str, ...], overwrite: bool = False) -> tuple[Path, ...]:
     """OUT with each of the endings; OUT itself may have one of them.
 
     Raises:
-        FileExistsError: one of them is there, and `overwrite` is not asked for.
         NotADirectoryError: their folder is not there.
+        IsADirectoryError, FileExistsError, NnunetDtcError: see `check_outputs`.
     """
     out = Path(out)
     if out.suffix in endings:
@@ -63,21 +121,36 @@ def output_files(out: Path, endings: tuple[str, ...], overwrite: bool = False) -
     files = tuple(out.with_name(out.name + ending) for ending in endings)
     if not out.parent.is_dir():
         raise NotADirectoryError(f"there is no folder {out.parent} to write {files[0].name} into")
-    there = [str(file) for file in files if file.exists()]
-    if there and not overwrite:
-        raise FileExistsError(f"will not overwrite {' and '.join(there)} unless asked (--overwrite)")
+    check_outputs(files, overwrite)
     return files
 
 
+def check_outputs(files: Sequence[Path], overwrite: bool = False) -> None:
+    """Check that files can be given these names.
+
+    Raises:
+        IsADirectoryError: a folder has one of them.
+        FileExistsError: a file has one of them, and `overwrite` is not asked for.
+        NnunetDtcError: one of the paths is not UTF-8.
+    """
+    for file in files:
+        check_utf8(file)
+        if file.is_dir():
+            raise IsADirectoryError(f"cannot write the file {file}: a folder has this name")
+    there = [str(file) for file in files if file.exists()]
+    if there and not overwrite:
+        raise FileExistsError(f"will not overwrite {' and '.join(there)} unless asked (--overwrite)")
+
+
 def check_writable(folder: Path) -> None:
-    """By a file that is gone again: what the permissions say is not all.
+    """Write a file and remove it again, because permissions do not say everything: the disk may be full.
 
     Raises:
         OSError: nothing can be written there.
     """
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
     except OSError as error:
         raise OSError(f"cannot write into {folder} ({error.strerror or error}): give another place by -o") from error
 

@@ -11,11 +11,12 @@ import pandas as pd
 from nnunet_dtc.comparison.models import ComparisonError
 from nnunet_dtc.comparison.result import Comparison
 from nnunet_dtc.comparison.tables import as_json, markdown
-from nnunet_dtc.files import write_whole
+from nnunet_dtc.files import check_outputs, check_writable, write_all, writing
 
 __all__ = ["check_output", "default_output", "write_comparison"]
 
 PREDICTIONS = "predictions"
+FILES = ("comparison.md", "comparison.json", "scores.csv", "differences.csv", "index.html")
 
 
 def default_output(dataset: str, kind: str) -> Path:
@@ -28,6 +29,7 @@ def check_output(output: Path, overwrite: bool) -> None:
 
     Raises:
         ComparisonError: for a file, or a folder with something in it (unless `overwrite`).
+        OSError: nothing can be written there, or a folder has the name of one of the files.
     """
     if output.exists() and not output.is_dir():
         raise ComparisonError(f"the output must be a folder, got the file {output}")
@@ -36,6 +38,8 @@ def check_output(output: Path, overwrite: bool) -> None:
         raise ComparisonError(
             f"{output} is not empty ({', '.join(there[:5])}): give another folder by -o, or --overwrite"
         )
+    check_outputs([output / name for name in FILES], overwrite)
+    check_writable(next(folder for folder in (output, *output.absolute().parents) if folder.is_dir()))
 
 
 def write_comparison(comparison: Comparison, output: Path, page: Callable[[Comparison], str]) -> list[Path]:
@@ -44,17 +48,16 @@ def write_comparison(comparison: Comparison, output: Path, page: Callable[[Compa
     Args:
         page: makes the HTML, see `nnunet_dtc.comparison.page.render_page`.
     """
-    contents = {
-        "comparison.md": markdown(comparison),
-        "comparison.json": json.dumps(as_json(comparison), indent=2, allow_nan=False) + "\n",
-        "scores.csv": _with_full_names(comparison, comparison.scores).to_csv(index=False, lineterminator="\n"),
-        "differences.csv": _with_full_names(comparison, comparison.differences).to_csv(
-            index=False, lineterminator="\n"
-        ),
-        "index.html": page(comparison),
-    }
-    output.mkdir(parents=True, exist_ok=True)
-    return [write_whole(output / name, content) for name, content in contents.items()]
+    tables = (_with_full_names(comparison, table) for table in (comparison.scores, comparison.differences))
+    contents = (
+        markdown(comparison),
+        json.dumps(as_json(comparison), indent=2, allow_nan=False) + "\n",
+        *(table.to_csv(index=False, lineterminator="\n") for table in tables),
+        page(comparison),
+    )
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+    return write_all({output / name: content for name, content in zip(FILES, contents, strict=True)})
 
 
 def _with_full_names(comparison: Comparison, frame: pd.DataFrame) -> pd.DataFrame:

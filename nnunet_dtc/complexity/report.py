@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dtc.complexity.survey import QUANTITIES, Complexity, versions
-from nnunet_dtc.files import output_files, write_whole
+from nnunet_dtc.files import output_files, write_all
 
 __all__ = ["FORMAT", "OUTPUTS", "caption", "markdown", "rich_table", "title", "write_report"]
 
@@ -70,7 +70,7 @@ def write_report(complexity: Complexity, out: Path, overwrite: bool = False) -> 
     """Write OUT.json, OUT.csv (a row a trainer; empty is what was not measured) and OUT.md, each whole or not at all.
 
     Raises:
-        FileExistsError, NotADirectoryError: see ``nnunet_dtc.files.output_files``.
+        OSError: see ``nnunet_dtc.files.output_files`` and ``nnunet_dtc.files.write_all``.
     """
     files = output_files(out, OUTPUTS, overwrite)
     content = as_json(complexity)
@@ -84,8 +84,7 @@ def write_report(complexity: Complexity, out: Path, overwrite: bool = False) -> 
     writer.writeheader()
     writer.writerows(rows)
     texts = (json.dumps(content, indent=2, allow_nan=False) + "\n", table.getvalue(), markdown(complexity))
-    for file, text in zip(files, texts, strict=True):
-        write_whole(file, text)
+    write_all(dict(zip(files, texts, strict=True)))
     return files
 
 

@@ -11,7 +11,7 @@ from nnunet_dtc._version import __version__
 from nnunet_dtc.coordinates import stages
 from nnunet_dtc.coordinates.model import Coordinates
 from nnunet_dtc.coordinates.record import as_csv, as_rows
-from nnunet_dtc.files import write_whole
+from nnunet_dtc.files import check_outputs, check_writable, write_all, writing
 
 FORMAT = 1
 NAMES = ("coordinates.json", "coordinates.csv", "coordinates.png")
@@ -25,6 +25,7 @@ def output_files(folder: Path, overwrite: bool = False) -> tuple[Path, ...]:
         FileExistsError: one of them is there and ``overwrite`` is not asked for, or the folder is a training's, whose
             ``coordinates.csv`` is its record.
         NotADirectoryError: the folder above it is not there, or it is a file.
+        OSError: nothing can be written there, or a folder has the name of one of the files.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -36,26 +37,25 @@ def output_files(folder: Path, overwrite: bool = False) -> tuple[Path, ...]:
             f"{folder} is the folder of a training, which keeps its own coordinates.csv: take another"
         )
     files = tuple(folder / name for name in NAMES)
-    there = [str(file) for file in files if file.exists()]
-    if there and not overwrite:
-        raise FileExistsError(f"will not overwrite {' and '.join(there)} unless asked (--overwrite)")
+    check_outputs(files, overwrite)
+    check_writable(folder if folder.is_dir() else folder.absolute().parent)
     return files
 
 
 def write_report(found: Coordinates, folder: Path, overwrite: bool = False) -> tuple[Path, ...]:
-    """Write coordinates.json, .csv and .png, each whole or not.
+    """Write coordinates.json, .csv and .png, all or none.
 
     Raises:
-        FileExistsError, NotADirectoryError: see :func:`output_files`.
+        OSError: see :func:`output_files` and ``nnunet_dtc.files.write_all``.
     """
     files = output_files(folder, overwrite)
     picture = io.BytesIO()
     draw(found).savefig(picture, format="png", dpi=DPI)
     text = json.dumps(as_json(found), indent=2, allow_nan=False) + "\n"
     table = as_csv(as_rows(found.numbers, found.model.epochs - 1))
-    Path(folder).mkdir(exist_ok=True)
-    for file, content in zip(files, (text, table, picture.getvalue()), strict=True):
-        write_whole(file, content)
+    with writing(folder):
+        Path(folder).mkdir(exist_ok=True)
+    write_all(dict(zip(files, (text, table, picture.getvalue()), strict=True)))
     return files
 
 
