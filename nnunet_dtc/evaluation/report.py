@@ -22,7 +22,7 @@ from typing import Any
 from nnunet_dtc._version import __version__
 from nnunet_dtc.evaluation.labels import LabelSet, Organ
 from nnunet_dtc.evaluation.scoring import OrganScores, metric_names
-from nnunet_dtc.files import output_files, write_whole
+from nnunet_dtc.files import output_files, write_all
 
 __all__ = ["OUTPUTS", "Evaluation", "read_json", "write_report"]
 
@@ -142,10 +142,10 @@ def mean(values: Iterable[float]) -> float:
 
 
 def write_report(evaluation: Evaluation, out: Path, overwrite: bool = False) -> tuple[Path, Path]:
-    """Write OUT.json and OUT.csv (one row for each case and organ; NaN is empty, infinity `inf`), each whole or not.
+    """Write OUT.json and OUT.csv (one row for each case and organ; NaN is empty, infinity `inf`), both or neither.
 
     Raises:
-        FileExistsError, NotADirectoryError: see `nnunet_dtc.files.output_files`.
+        OSError: see `nnunet_dtc.files.output_files` and `nnunet_dtc.files.write_all`.
     """
     as_json, as_csv = output_files(out, OUTPUTS, overwrite)
     table = io.StringIO(newline="")
@@ -154,8 +154,8 @@ def write_report(evaluation: Evaluation, out: Path, overwrite: bool = False) -> 
     writer.writeheader()
     for row in rows:
         writer.writerow({key: "" if value != value else value for key, value in row.items()})
-    write_whole(as_json, json.dumps(evaluation.as_json(), indent=2, allow_nan=False) + "\n")
-    write_whole(as_csv, table.getvalue())
+    content = json.dumps(evaluation.as_json(), indent=2, allow_nan=False) + "\n"
+    write_all({as_json: content, as_csv: table.getvalue()})
     return as_json, as_csv
 
 
