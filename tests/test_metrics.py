@@ -100,6 +100,36 @@ def test_areas_are_those_of_marching_cubes(spacing):
     assert (table.areas[1:-1] > 0).all()
 
 
+@pytest.mark.parametrize(
+    "spacing", [(1.0, 1.0, 1.0), ANISOTROPIC, (5.0, 0.78, 0.78), (0.3, 4.1, 1.7), (1.0, 1.0), (0.6, 2.3), (3.7, 0.2)]
+)
+def test_areas_are_those_of_the_reference(spacing):
+    """Every neighbourhood, the ambiguous ones, too, against MONAI's copy of the reference's table."""
+    monai = pytest.importorskip("monai.metrics.utils")
+    table = element_table(spacing)
+    areas, kernel = monai.get_code_to_measure_table(spacing)
+    assert table.weights == tuple(kernel.flatten().tolist())
+    assert table.areas == pytest.approx(areas.numpy(), rel=1e-6)
+
+
+def test_areas_of_ambiguous_neighbourhoods():
+    """Diagonal neighbours are cut off one by one; four in a winding row by a plane and two triangles."""
+
+    def area(*inside):
+        code = sum(table.weights[4 * z + 2 * y + x] for z, y, x in inside)
+        assert table.areas[code] == table.areas[255 - code]
+        return table.areas[code]
+
+    table, (a, b, c) = element_table(ANISOTROPIC), ANISOTROPIC
+    corner = corner_area(ANISOTROPIC)
+    assert area((0, 0, 0), (0, 1, 1)) == pytest.approx(2 * corner)
+    assert area((0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0)) == pytest.approx(4 * corner)
+    triangles = math.hypot(a * c, b * c) / 4 + math.hypot(a * c, a * b) / 4
+    assert area((0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 1, 1)) == pytest.approx(4 * corner + triangles)
+    flat = element_table((0.6, 1.7))
+    assert flat.areas[0b1001] == flat.areas[0b0110] == pytest.approx(2 * math.hypot(0.6, 1.7) / 2)
+
+
 @pytest.mark.parametrize("at_border", [False, True])
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 5, 3), (1, 4, 2)])
 def test_area_of_a_box(size, at_border):
@@ -250,8 +280,8 @@ def test_literal_loops_in_2d():
 @pytest.mark.parametrize(("shape", "spacing"), [((9, 17, 23), (3.0, 0.7, 1.1)), ((25, 31), (2.0, 0.9))])
 def test_monai_surface_dice(shape, spacing):
     import torch
-    from monai.metrics import compute_surface_dice
 
+    compute_surface_dice = pytest.importorskip("monai.metrics").compute_surface_dice
     prediction, reference = random_masks(shape, seed=0)
     tensors = [torch.from_numpy(mask)[None, None].float() for mask in (prediction, reference)]
     surfaces = surface_distances(prediction, reference, spacing)

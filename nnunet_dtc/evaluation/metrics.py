@@ -9,8 +9,8 @@ implementation is github.com/google-deepmind/surface-distance:
 - the distance of an element is that of its corner to the nearest corner that has an element of the other surface;
 - whatever is beyond the image is outside: an organ cut off by the image's border has a surface there.
 
-The table of areas is MONAI's (`get_code_to_measure_table`, the reference's table, maintained); the nearest elements are
-found by SciPy's KD-tree. Ours: HD95 is that reference's robust Hausdorff distance, i.e. the percentile is weighted by
+The table of areas is made by `surface_elements` and is equal to the reference's; the nearest elements are found by
+SciPy's KD-tree. Ours: HD95 is that reference's robust Hausdorff distance, i.e. the percentile is weighted by
 area, taken for each direction, and the larger one counts (other tools weight voxels equally or pool both directions);
 the contract for absent organs; what is done at voxels to ignore.
 """
@@ -25,6 +25,8 @@ from functools import lru_cache
 
 import numpy as np
 from scipy.spatial import KDTree
+
+from nnunet_dtc.evaluation.surface_elements import element_areas
 
 __all__ = ["ElementTable", "SurfaceDistances", "dice", "element_table", "surface_distances"]
 
@@ -123,11 +125,9 @@ class ElementTable:
 
 @lru_cache(maxsize=256)
 def element_table(spacing_mm: tuple[float, ...]) -> ElementTable:
-    """The table for a spacing in mm, 2 or 3 positive numbers in the order of the array's axes (imports MONAI)."""
-    from monai.metrics.utils import get_code_to_measure_table
-
-    areas, kernel = get_code_to_measure_table(spacing_mm)
-    return ElementTable(tuple(kernel.flatten().tolist()), areas.numpy().astype(np.float64))
+    """The table for a spacing in mm, 2 or 3 positive numbers in the order of the array's axes."""
+    weights = tuple(2**bit for bit in reversed(range(2 ** len(spacing_mm))))
+    return ElementTable(weights, element_areas(spacing_mm))
 
 
 def surface_distances(
