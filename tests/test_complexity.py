@@ -22,6 +22,7 @@ from nnunet_dtc import DTC3d, backends, complexity, convert_dtc, process_memory
 from nnunet_dtc.cli import app
 from nnunet_dtc.complexity import bench, memory, survey
 from nnunet_dtc.complexity.counting import count_macs, count_parameters, parameters_mib
+from nnunet_dtc.errors import NnunetDtcError
 
 CPU = torch.device("cpu")
 VANILLA, DTC = "nnUNetTrainer", "nnUNetTrainerDTC"
@@ -455,7 +456,7 @@ def test_medians_and_ratios():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("-c", "3d_huge", "-tr", VANILLA), "have no configuration 3d_huge; they have: 2d, 2d_residual, 3d_lowres"),
+        (("-c", "3d_huge", "-tr", VANILLA), "there is no configuration 3d_huge; the plans have: 2d, 2d_residual, 3d_lowres"),
         (("-p", "Others", "-tr", VANILLA), "Others.json: run nnUNetv2_plan_and_preprocess -d 998, or take one of"),
         (("-p", "Others", "-tr", VANILLA), "or take one of nnUNetPlans (-p)"),
         (("-tr", "nnUNetTrainerNobodys"), "there is no trainer nnUNetTrainerNobodys: "),
@@ -485,10 +486,10 @@ def test_refused_data_sets(preprocessed, tmp_path, monkeypatch):
     arguments = ("-c", "2d", "-tr", VANILLA, "--no-measure")
     assert "Could not find a dataset with the ID 5" in run("-d", 5, *arguments).output
     assert "give either a data set" in run(*arguments).output
-    assert "cannot be read" in run("--plans", tmp_path / "plans.json", *arguments).output
+    assert f"there is no {tmp_path / 'plans.json'}" in run("--plans", tmp_path / "plans.json", *arguments).output
     (tmp_path / "alone.json").write_text(json.dumps(small_plans()))
     assert "there is no dataset.json beside" in run("--plans", tmp_path / "alone.json", *arguments).output
-    assert "is not plans of nnU-Net" in run("--plans", preprocessed / "dataset.json", *arguments).output
+    assert "it has no dataset_name" in run("--plans", preprocessed / "dataset.json", *arguments).output
     monkeypatch.delenv("nnUNet_preprocessed")
     assert "nnUNet_preprocessed is not set" in run("-d", 998, *arguments).output
     assert run("--plans", preprocessed / "nnUNetPlans.json", *arguments).exit_code == 0
@@ -498,15 +499,16 @@ def test_refused_configurations():
     plans = small_plans()
     plans["configurations"] |= {"a": {"inherits_from": "b"}, "b": {"inherits_from": "a"}}
     del plans["configurations"]["2d"]["batch_size"]
-    with pytest.raises(complexity.ComplexityError, match="cannot read the configuration a: Circular dependency"):
+    with pytest.raises(NnunetDtcError, match="inherits_from must not lead back .*, got a -> b -> a"):
         complexity.PlannedTraining.of(plans, DATASET, "a")
-    with pytest.raises(complexity.ComplexityError, match="the configuration 2d has no batch_size"):
+    with pytest.raises(NnunetDtcError, match="the plans: configurations.2d has no batch_size"):
         complexity.PlannedTraining.of(plans, DATASET, "2d")
     with pytest.raises(complexity.ComplexityError, match="at least one case, got 0"):
         planned(batch_size=0)
-    broken = planned(dataset={"labels": DATASET["labels"]})
-    with pytest.raises(complexity.ComplexityError, match="cannot build its network from these plans: 'channel_names'"):
-        complexity.survey_trainers(broken, complexity.find_trainers([VANILLA]), None)
+    without = {key: value for key, value in DATASET.items() if key != "channel_names"}
+    with pytest.raises(NnunetDtcError, match=r"dataset.json: it has no channel_names"):
+        planned(dataset=without)
+    assert planned(dataset=without | {"modality": {"0": "CT"}}).input_channels == 1  # in nnU-Net 2.0
 
 
 def test_devices_that_are_not_there(preprocessed, monkeypatch):

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from nnunet_dtc.cli.console import fail, note, out, progress_bars, say
+from nnunet_dtc.errors import NnunetDtcError
 
 
 def complexity(
@@ -67,7 +68,7 @@ def complexity(
         for sentence in result.notes:
             note(sentence)
         written = cx.write_report(result, output, overwrite) if output is not None else ()
-    except (ValueError, OSError) as error:
+    except (NnunetDtcError, OSError) as error:
         raise fail(error) from error
     if written:
         say(f"wrote {', '.join(map(str, written))}")
@@ -77,4 +78,4 @@ def _patch(text: str) -> list[int]:
     try:
         return [int(size) for size in text.split(",")]
     except ValueError:
-        raise ValueError(f"--patch-size takes whole numbers of voxels as 32,96,96, got {text!r}") from None
+        raise NnunetDtcError(f"--patch-size takes whole numbers of voxels as 32,96,96, got {text!r}") from None

@@ -23,6 +23,7 @@ from torch._dynamo import OptimizedModule
 
 from nnunet_dtc.complexity.planned import ComplexityError, PlannedTraining
 from nnunet_dtc.environment import environment
+from nnunet_dtc.plugin.planned_networks import describe_error
 from nnunet_dtc.wrappers import unwrap
 
 __all__ = ["Bench", "nnunet_settings"]
@@ -154,7 +155,9 @@ class Bench:
         try:
             yield
         except Exception as error:  # any trainer's own code; most often out of memory
-            raise ComplexityError(f"{self.name} cannot {what} on {self.device.type}: {error}") from error
+            raise ComplexityError(
+                f"{self.name} cannot {what} on {self.device.type}: {describe_error(error)}"
+            ) from error
 
 
 def _random_batch(trainer: nnUNetTrainer, training: PlannedTraining) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What is measured: the trainers' networks for one configuration of one data set's plans."""
 
-import json
 import os
 from collections.abc import Sequence
 from copy import deepcopy
@@ -15,10 +14,15 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.plugin import planned_networks
+from nnunet_dtc.plugin.nnunet_files import MalformedFileError, check_dataset_json, check_plans, read_json
+from nnunet_dtc.plugin.plans_safety import check_names
+
 __all__ = ["ComplexityError", "PlannedTraining", "is_vanilla", "read_plans"]
 
 
-class ComplexityError(ValueError):
+class ComplexityError(NnunetDtcError):
     """Plans, a trainer or a device that nothing can be measured with, and the reason."""
 
 
@@ -47,6 +51,7 @@ class PlannedTraining:
         configuration: str,
         patch_size: Sequence[int] | None = None,
         batch_size: int | None = None,
+        origin: object = "the plans",
     ) -> "PlannedTraining":
         """Check plans, and put other sizes into a copy of them.
 
@@ -55,20 +60,18 @@ class PlannedTraining:
             configuration: "3d_fullres", ...
             patch_size: voxels in the plans' order of axes, instead of the planned ones.
             batch_size: cases, instead of the planned ones.
+            origin: the file of the plans, for messages.
 
         Raises:
-            ComplexityError: there is no such configuration, or the network cannot take such a patch or batch.
+            MalformedFileError: there is no such configuration, or something is not as nnU-Net writes it.
+            UnsafePlansError: the plans name something else than nnU-Net's classes.
+            ComplexityError: the network cannot take such a patch or batch.
         """
         plans = deepcopy(plans)
-        if configuration not in plans.get("configurations", {}):
-            there = ", ".join(plans.get("configurations", {})) or "none"
-            raise ComplexityError(f"the plans have no configuration {configuration}; they have: {there}")
-        try:
-            planned = PlansManager(deepcopy(plans)).get_configuration(configuration)
-        except (RuntimeError, ValueError, KeyError) as error:  # what it inherits from, or an old format
-            raise ComplexityError(f"nnU-Net cannot read the configuration {configuration}: {error}") from error
-        if missing := [key for key in ("patch_size", "batch_size") if key not in planned.configuration]:
-            raise ComplexityError(f"the configuration {configuration} has no {' and no '.join(missing)}")
+        check_plans(plans, origin, configuration)
+        check_dataset_json(dataset_json, "dataset.json")
+        check_names(plans, configuration, origin)
+        planned = PlansManager(deepcopy(plans)).get_configuration(configuration)
         training = cls(plans, dataset_json, configuration, tuple(map(int, planned.patch_size)), int(planned.batch_size))
         own = plans["configurations"][configuration]  # over what it may inherit
         if patch_size is not None:
@@ -109,19 +112,27 @@ class PlannedTraining:
         """The network that nnU-Net builds with this trainer, on the CPU.
 
         Raises:
-            ComplexityError: it cannot be built.
+            NetworkError: it cannot be built, or does not fit into the machine's memory.
         """
-        plans = self.manager
-        try:
-            return trainer.build_network_architecture(
-                plans,
-                plans.get_configuration(self.configuration),
-                self.input_channels,
-                plans.get_label_manager(self.dataset_json).num_segmentation_heads,
-                deep_supervision,
-            )
-        except Exception as error:  # any trainer's own code
-            raise ComplexityError(f"{trainer.__name__} cannot build its network from these plans: {error}") from error
+        return planned_networks.build_network(
+            trainer, self.plans, self.configuration, self.dataset_json, deep_supervision
+        )
+
+    def check_memory(self) -> None:
+        """Refuse a batch that does not fit into the machine's memory: its images and labels, and in training on the
+        CPU at least the features of the first stage with their gradient.
+
+        Raises:
+            NetworkError: it does not fit.
+        """
+        voxels = self.batch_size * prod(self.patch_size)
+        features = self.manager.get_configuration(self.configuration).network_arch_init_kwargs.get("features_per_stage")
+        first = next(iter(_listed(features)), None)
+        values = self.input_channels + 2 * (first if isinstance(first, int) else 1)
+        planned_networks.check_fits(
+            4 * voxels * values,
+            f"a training step of a batch of {self.batch_size} with patches of {_by(self.patch_size)} voxels",
+        )
 
 
 def _checked_patch(planned: ConfigurationManager, patch_size: Sequence[int]) -> list[int]:
@@ -132,12 +143,17 @@ def _checked_patch(planned: ConfigurationManager, patch_size: Sequence[int]) -> 
             f"got {_by(sizes)}"
         )
     strides = planned.network_arch_init_kwargs.get("strides", [])
-    steps = [prod(axis) for axis in zip(*strides, strict=True)] if strides else [1] * len(sizes)
+    stages = [[step] * len(sizes) if isinstance(step, int) else step for step in _listed(strides)]
+    steps = [prod(axis) for axis in zip(*stages, strict=True)] if stages else [1] * len(sizes)
     if any(size % step for size, step in zip(sizes, steps, strict=True)):
         raise ComplexityError(
             f"the patch must be divisible by the strides of the planned network, {_by(steps)}, got {_by(sizes)}"
         )
     return sizes
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def _by(sizes: Sequence[int]) -> str:
@@ -157,7 +173,8 @@ def read_plans(
         dataset_json: beside ``plans_file`` where it is not given.
 
     Raises:
-        ComplexityError: there is neither or both, a file is missing or no plans, or the folder is not known.
+        ComplexityError: there is neither or both, or the folder is not known.
+        MalformedFileError: a file is missing, or is not what nnU-Net writes.
     """
     if (dataset is None) == (plans_file is None):
         raise ComplexityError("give either a data set (-d) or the file of plans (--plans)")
@@ -179,27 +196,21 @@ def read_plans(
                 f"there are no plans {plans_file}: run nnUNetv2_plan_and_preprocess -d {dataset}"
                 + (f", or take one of {', '.join(others)} (-p)" if others else "")
             )
-    plans = _load(plans_file, "configurations", "plans")
+    plans = read_json(plans_file)
+    check_plans(plans, plans_file)
     if dataset_json is None and not (dataset_json := plans_file.with_name("dataset.json")).is_file():
         raise ComplexityError(f"there is no dataset.json beside {plans_file}: copy it there, or give --dataset-json")
-    return plans, _load(dataset_json, "labels", "a dataset.json")
+    content = read_json(dataset_json)
+    check_dataset_json(content, dataset_json)
+    return plans, content
 
 
 def _is_plans(file: Path) -> bool:
     try:
-        return "configurations" in json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        check_plans(read_json(file), file)
+    except MalformedFileError:
         return False
-
-
-def _load(file: Path, needed: str, kind: str) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ComplexityError(f"{file} cannot be read ({error})") from error
-    if not isinstance(content, dict) or needed not in content:
-        raise ComplexityError(f"{file} is not {kind} of nnU-Net: it has no {needed!r}")
-    return content
+    return True
 
 
 def is_vanilla(trainer: type[nnUNetTrainer]) -> bool:

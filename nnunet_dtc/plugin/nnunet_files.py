@@ -41,9 +41,12 @@ __all__ = [
 MAX_LABEL = 65_535
 """The largest label value: nnU-Net writes segmentations of 8 or 16 bits."""
 
-_MAX_COUNT = 1_000_000  # of voxels along an axis, cases in a batch, features, stages: more is a mistake
+_MAX_COUNT = 1_000_000  # of voxels along an axis, cases in a batch, features: more is a mistake
+_MAX_LAYERS = 1000  # of stages, blocks and convolutions of a stage, voxels along an axis of a kernel: likewise
 _MAX_NAME = 200  # of characters: names become folders, whose names have 255 bytes at most
 _MAX_NUMBER = 1e300
+_MAX_DEPTH = 30
+_TOO_DEEP = "{origin}: it is nested more deeply than files of nnU-Net"
 _OLD_ARCHITECTURES = ("PlainConvUNet", "ResidualEncoderUNet")
 
 Rule = Callable[[Any, str], None]
@@ -65,13 +68,15 @@ def read_json(file: Path) -> Any:
         MalformedFileError: the file is missing or cannot be read, or is no JSON.
     """
     try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MalformedFileError(f"there is no {file}") from None
     except (OSError, ValueError) as error:
         raise MalformedFileError(f"cannot read {file}: {error}") from error
     except RecursionError:
-        raise MalformedFileError(f"cannot read {file}: it is nested too deeply") from None
+        raise MalformedFileError(_TOO_DEEP.format(origin=file)) from None
+    _check_depth(content, file)
+    return content
 
 
 def check_plans(plans: Any, origin: object, configuration: str | None = None, path: str = "") -> None:
@@ -86,6 +91,7 @@ def check_plans(plans: Any, origin: object, configuration: str | None = None, pa
     Raises:
         MalformedFileError: for anything that nnU-Net does not write.
     """
+    _check_depth(plans, origin)
     _apply(_PLANS, plans, path, origin)
     if configuration is not None:
         resolved = resolved_configuration(plans, configuration, origin, path)
@@ -107,10 +113,12 @@ def resolved_configuration(
     chain: list[str] = []
     name: Any = configuration
     while name is not None:
-        where = _join(path, f"configurations.{chain[-1]}.inherits_from" if chain else "configurations")
+        where = _join(path, f"configurations.{chain[-1]}.inherits_from") if chain else ""
         if not isinstance(name, str) or name not in configurations:
-            there = ", ".join(configurations) or "none"
-            raise MalformedFileError(f"{origin}: {where} has no configuration {shown(name)}; the plans have: {there}")
+            there = ", ".join(map(_key, configurations)) or "none"
+            if chain:
+                raise MalformedFileError(f"{origin}: {where} must be a configuration ({there}), got {shown(name)}")
+            raise MalformedFileError(f"{origin}: there is no configuration {_key(name)}; the plans have: {there}")
         if name in chain:
             circle = " -> ".join((*chain, name))
             raise MalformedFileError(f"{origin}: {where} must not lead back to the configuration itself, got {circle}")
@@ -132,7 +140,7 @@ def check_dataset_json(content: Any, origin: object, path: str = "") -> None:
     _apply(_an_object, content, path, origin)
     check_labels(content, origin, path)
     _apply(_DATASET, content, path, origin)
-    channels = "channel_names" if "channel_names" in content else "modality"
+    channels = "modality" if "modality" in content and "channel_names" not in content else "channel_names"
     _apply(_object({channels: _CHANNELS}), content, path, origin)
 
 
@@ -142,6 +150,7 @@ def check_labels(content: Any, origin: object, path: str = "") -> None:
     Raises:
         MalformedFileError: there are no labels as nnU-Net v2 has them; labels in nnU-Net v1's order are named as such.
     """
+    _check_depth(content, origin)
     _apply(_an_object, content, path, origin)
     labels = content.get("labels")
     if isinstance(labels, dict) and labels and all(re.fullmatch(r"\d+", name) for name in labels):
@@ -222,6 +231,22 @@ def shown(value: Any) -> str:
     except (TypeError, ValueError, RecursionError):
         text = ascii(reprlib.repr(value))
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _check_depth(content: Any, origin: object) -> None:
+    """Refuse what is nested deeper than nnU-Net's files: copying it would fail, and it may hold itself."""
+    level = [content]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            item
+            for part in level
+            if isinstance(part, (dict, list, tuple))
+            for item in (part.values() if isinstance(part, dict) else part)
+            if isinstance(item, (dict, list, tuple))
+        ]
+        if not level:
+            return
+    raise MalformedFileError(_TOO_DEEP.format(origin=origin))
 
 
 def _apply(rule: Rule, value: Any, path: str, origin: object) -> None:
@@ -349,6 +374,7 @@ _name = _value(
 )
 _bool = _value("true or false", lambda value: isinstance(value, bool))
 _count = _value("a positive integer", lambda value: _is_integer(value) and 0 < value <= _MAX_COUNT)
+_layers = _value(f"an integer from 1 to {_MAX_LAYERS}", lambda value: _is_integer(value) and 0 < value <= _MAX_LAYERS)
 _whole = _value("an integer that is not negative", lambda value: _is_integer(value) and 0 <= value < _MAX_NUMBER)
 _length = _value("a positive number", lambda value: _is_number(value) and value > 0 and math.isfinite(value))
 _number = _value("a number", _is_number)
@@ -363,8 +389,10 @@ _label = _value(
 _counts = _list(_count, "a list of positive integers")
 _axes_counts = _list(_count, "a list of 2 or 3 positive integers", (2, 3))
 _axes_lengths = _list(_length, "a list of 2 or 3 positive numbers", (2, 3))
+_layers_list = _list(_layers, f"a list of integers from 1 to {_MAX_LAYERS}")
+_layers_or_list = _single_or(_layers, _layers_list)
 _count_or_counts = _single_or(_count, _counts)
-_stages = _single_or(_count, _list(_single_or(_count, _counts), "a list with an entry for each stage"))
+_stages = _single_or(_layers, _list(_layers_or_list, "a list with an entry for each stage"))
 _permutation = _value(
     "an order of the three axes such as [0, 1, 2]",
     lambda value: isinstance(value, (list, tuple)) and all(map(_is_integer, value)) and sorted(value) == [0, 1, 2],
@@ -411,13 +439,13 @@ _ARCHITECTURE = _object(
                 "arch_kwargs": _object(
                     {},
                     {
-                        "n_stages": _count,
+                        "n_stages": _layers,
                         "features_per_stage": _count_or_counts,
                         "kernel_sizes": _stages,
                         "strides": _stages,
-                        "n_conv_per_stage": _count_or_counts,
-                        "n_blocks_per_stage": _count_or_counts,
-                        "n_conv_per_stage_decoder": _count_or_counts,
+                        "n_conv_per_stage": _layers_or_list,
+                        "n_blocks_per_stage": _layers_or_list,
+                        "n_conv_per_stage_decoder": _layers_or_list,
                         "conv_bias": _bool,
                         "norm_op_kwargs": _or_none(_an_object),
                         "dropout_op_kwargs": _or_none(_an_object),
@@ -438,11 +466,11 @@ _OLD_ARCHITECTURE = _object(
         ),
         "UNet_base_num_features": _count,
         "unet_max_num_features": _count,
-        "n_conv_per_stage_encoder": _counts,
-        "n_conv_per_stage_decoder": _counts,
+        "n_conv_per_stage_encoder": _layers_list,
+        "n_conv_per_stage_decoder": _layers_list,
         "num_pool_per_axis": _list(_whole, "a list of integers"),
-        "pool_op_kernel_sizes": _list(_counts, "a list with an entry for each stage"),
-        "conv_kernel_sizes": _list(_counts, "a list with an entry for each stage"),
+        "pool_op_kernel_sizes": _list(_layers_list, "a list with an entry for each stage"),
+        "conv_kernel_sizes": _list(_layers_list, "a list with an entry for each stage"),
     }
 )
 
@@ -499,9 +527,6 @@ _LOGGED = _list(_number, "a list of numbers")
 _CHECKPOINT = _object(
     {
         "network_weights": _each(_text, _value("a tensor", _is_tensor), "an object with a tensor for each name"),
-        "trainer_name": _value(
-            "the name of a class", lambda value: isinstance(value, str) and value.isascii() and value.isidentifier()
-        ),
         "init_args": _object(
             {
                 "plans": _an_object,
@@ -511,6 +536,9 @@ _CHECKPOINT = _object(
                 ),
                 "dataset_json": _an_object,
             }
+        ),
+        "trainer_name": _value(
+            "the name of a class", lambda value: isinstance(value, str) and value.isascii() and value.isidentifier()
         ),
     },
     {
