@@ -12,7 +12,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_trees import (
+    BUSI,
+    IDS,
+    ISIC,
+    RNG,
+    busi_file,
+    colours,
+    content,
+    isic_image,
+    isic_mask,
+    mask,
+    save,
+    write_busi_source,
+    write_isic_source,
+    write_zip,
+)
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -22,63 +39,7 @@ from nnunet_dtc.datasets.busi import write_busi
 from nnunet_dtc.datasets.isic2018 import write_isic2018
 from nnunet_dtc.datasets.sources import SourceError
 from nnunet_dtc.datasets.splits import draw
-
-RNG = np.random.default_rng(0)
-ISIC = {"counts": {"Training": 4, "Validation": 1, "Test": 2}, "training": 5, "test": 2}
-IDS = {"Training": (0, 1, 3, 16072), "Validation": (12255,), "Test": (12169, 12236)}
-BUSI = {"counts": {"benign": 4, "malignant": 3}, "training": 4, "test": 2}
-
-
-def save(file: Path, array: np.ndarray, mode: str | None = None) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(array)
-    (image.convert(mode) if mode else image).save(file)
-    return file
-
-
-def colours(height: int, width: int) -> np.ndarray:
-    return RNG.integers(0, 256, (height, width, 3)).astype(np.uint8)
-
-
-def mask(height: int, width: int) -> np.ndarray:
-    return (RNG.random((height, width)) < 0.4).astype(np.uint8) * 255
-
-
-def isic_image(source: Path, part: str, number: int) -> Path:
-    return source / f"ISIC2018_Task1-2_{part}_Input" / f"ISIC_{number:07d}.jpg"
-
-
-def isic_mask(source: Path, part: str, number: int) -> Path:
-    return source / f"ISIC2018_Task1_{part}_GroundTruth" / f"ISIC_{number:07d}_segmentation.png"
-
-
-def write_isic_source(source: Path) -> Path:
-    for part, numbers in IDS.items():
-        for k, number in enumerate(numbers):
-            save(isic_image(source, part, number), colours(20 + k, 31))
-            save(isic_mask(source, part, number), mask(20 + k, 31))
-        (isic_image(source, part, 0).parent / "LICENSE.txt").write_text("CC-0")
-    return source
-
-
-def busi_file(source: Path, kind: str, number: int, more: str = "") -> Path:
-    return source / kind / f"{kind} ({number}){more}.png"
-
-
-def write_busi_source(source: Path) -> Path:
-    for kind, count in (("benign", 4), ("malignant", 3), ("normal", 2)):
-        for number in range(1, count + 1):
-            save(busi_file(source, kind, number), colours(18, 20 + number))
-            save(busi_file(source, kind, number, "_mask"), mask(18, 20 + number))
-    save(busi_file(source, "benign", 2), mask(18, 22))  # a grey file
-    save(busi_file(source, "benign", 3), colours(18, 23), "RGBA")
-    save(busi_file(source, "benign", 1, "_mask"), mask(18, 21), "1")
-    save(busi_file(source, "benign", 3, "_mask"), mask(18, 23), "RGB")
-    save(busi_file(source, "malignant", 1, "_mask"), mask(18, 21), "RGBA")
-    save(busi_file(source, "malignant", 2, "_mask"), mask(18, 22), "P")
-    save(busi_file(source, "malignant", 3, "_mask_1"), mask(18, 23))
-    save(busi_file(source, "malignant", 3, "_mask_2"), mask(18, 23))
-    return source
+from nnunet_dtc.errors import NnunetDtcError
 
 
 @pytest.fixture(scope="module")
@@ -95,17 +56,6 @@ def isic(trees, tmp_path) -> Path:
 @pytest.fixture
 def busi_source(trees, tmp_path) -> Path:
     return shutil.copytree(trees["busi"], tmp_path / "Dataset_BUSI_with_GT")
-
-
-def write_zip(file: Path, folder: Path) -> Path:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(folder.rglob("*")):
-            archive.write(path, path.relative_to(folder.parent))
-    return file
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 def pixels(file: Path, mode: str | None = None) -> np.ndarray:
@@ -187,7 +137,8 @@ def test_isic_is_the_same_from_nested_folders_and_archives(isic, tmp_path):
 def test_busi(busi_source, tmp_path, capfd):
     done = write_busi(busi_source, tmp_path / "raw", size=None, **BUSI)
     assert done.folder == tmp_path / "raw" / "Dataset019_BUSI"
-    assert [len(names) for names in done[1:]] == [4, 2, 1]
+    assert [len(names) for names in done[1:4]] == [4, 2, 1]
+    assert done[4:] == ([], None, [])
     assert (done.folder / "left_out.txt").read_text() == f"{done.left_out[0]}\n"
     assert not list(done.folder.rglob(f"{done.left_out[0]}*"))
     verify_dataset_integrity(str(done.folder), num_processes=1)
@@ -217,6 +168,35 @@ def test_busi_is_the_same_from_an_archive_and_the_parent(busi_source, tmp_path):
     assert content(write_busi(tmp_path / "parent", tmp_path / "raw", **BUSI).folder) == plain
 
 
+def test_endings_in_capitals(isic, busi_source, tmp_path):
+    expected = content(write_isic2018(isic, tmp_path / "plain", **ISIC).folder)
+    for number, ending in zip(IDS["Training"], (".JPG", ".JPEG", ".jpeg", ".Jpg"), strict=True):
+        file = isic_image(isic, "Training", number)
+        file.rename(file.with_suffix(ending))
+        file = isic_mask(isic, "Training", number)
+        file.rename(file.with_suffix(".PNG"))
+    assert content(write_isic2018(isic, tmp_path / "capitals", **ISIC).folder) == expected
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    for folder in sorted(isic.iterdir()):
+        write_zip(archives / f"{folder.name}.ZIP", folder)
+    assert content(write_isic2018(archives, tmp_path / "zips", **ISIC).folder) == expected
+
+    expected = content(write_busi(busi_source, tmp_path / "plain", **BUSI).folder)
+    for file in [*busi_source.rglob("*.png")]:
+        file.rename(file.with_suffix(".PNG"))
+    assert content(write_busi(busi_source, tmp_path / "capitals", **BUSI).folder) == expected
+
+
+def test_one_empty_mask_of_several_is_noted(busi_source, tmp_path):
+    save(busi_file(busi_source, "malignant", 3, "_mask_1"), np.zeros((18, 23), np.uint8))
+    done = write_busi(busi_source, tmp_path / "raw", size=None, counts=BUSI["counts"], training=5, test=2)
+    assert len(done.notes) == 1
+    assert done.notes[0].endswith("malignant (3)_mask_1.png: has no foreground pixel; the case has other masks")
+    both = [pixels(busi_file(busi_source, "malignant", 3, more), "L") > 0 for more in ("_mask", "_mask_2")]
+    assert np.array_equal(written(done.folder, "malignant_003")[1], np.logical_or(*both))
+
+
 def test_resizing(tmp_path):
     """Images shrink with antialiasing and labels by nearest neighbour, both about the pixels' centres."""
     x, y = np.meshgrid(np.arange(1024), np.arange(512))
@@ -226,7 +206,7 @@ def test_resizing(tmp_path):
     for k in range(2):
         save(busi_file(source, "benign", k + 1), grey)
         save(busi_file(source, "benign", k + 1, "_mask"), disc)
-    one = {"counts": {"benign": 2, "malignant": 0}, "training": 1, "test": 1}
+    one = {"counts": {"benign": 2, "malignant": 0}, "training": 1, "test": 1, "split": "paper"}
     folder = write_busi(source, tmp_path / "raw", **one).folder
     image, label = written(folder, "benign_001")
     assert image.size == label.size == (256, 256)
@@ -254,9 +234,9 @@ def test_the_draw():
     assert draw(names, (120, 50), seed=2)[0] != a
     assert 0.2 < np.mean([int(name[5:]) < 100 for name in b]) < 0.8
     assert draw(["a", "b", "c", "d", "e"], (2, 2), seed=12345) == [["b", "e"], ["c", "d"], ["a"]]  # for ever
-    with pytest.raises(ValueError, match=r"cannot draw \[3\] from 2 names"):
+    with pytest.raises(NnunetDtcError, match=r"cannot draw \[3\] from 2 names"):
         draw(["a", "b"], (3,))
-    with pytest.raises(ValueError, match="1 of them different"):
+    with pytest.raises(NnunetDtcError, match="1 of them different"):
         draw(["a", "a"], (1,))
 
 
@@ -313,7 +293,7 @@ def isic_unreadable(source: Path) -> list[str]:
     isic_image(source, "Training", 3).write_bytes(b"")
     return [
         r"ISIC_0000000\.jpg: cannot be read \(image file is truncated",
-        r"ISIC_0000001_segmentation\.png: cannot be read",
+        r"ISIC_0000001_segmentation\.png: cannot be read \(it is neither a PNG nor a JPEG image\)$",
         r"ISIC_0000003\.jpg: cannot be read",
     ]
 
@@ -340,6 +320,47 @@ def isic_sixteen_bits(source: Path) -> list[str]:
     Image.fromarray(np.zeros((20, 31), np.uint16)).save(buffer, "PNG")
     file.write_bytes(buffer.getvalue())
     return [r"ISIC_0000000\.jpg: must have 8 bits a channel"]
+
+
+def isic_no_lesion(source: Path) -> list[str]:
+    save(isic_mask(source, "Training", 1), np.zeros((21, 31), np.uint8))
+    save(isic_mask(source, "Test", 12169), np.zeros((20, 31), np.uint8), "RGB")
+    return [
+        r"ISIC_0000001_segmentation\.png: a mask must have foreground pixels, all of its pixels are 0$",
+        r"ISIC_0012169_segmentation\.png: a mask must have foreground",
+    ]
+
+
+def isic_lesion_vanishes(source: Path) -> list[str]:
+    """Three pixels of 900 x 700, between the columns 300 and 304 that nearest neighbour takes at 256 x 256."""
+    dot = np.zeros((700, 900), np.uint8)
+    dot[341:344, 302] = 255
+    save(isic_image(source, "Training", 1), colours(700, 900))
+    save(isic_mask(source, "Training", 1), dot)
+    return [
+        r"ISIC_0000001_segmentation\.png: a lesion must keep a pixel when its mask is resized to 256 x 256, all of its "
+        r"3 pixels vanish$"
+    ]
+
+
+def busi_no_lesion(source: Path) -> list[str]:
+    for more in ("_mask", "_mask_1", "_mask_2"):
+        save(busi_file(source, "malignant", 3, more), np.zeros((18, 23), np.uint8))
+    return [rf"malignant \(3\)_mask{more}\.png: a mask must have foreground pixels" for more in ("", "_1", "_2")]
+
+
+def busi_date(source: Path) -> list[str]:
+    """A file name that looks like a mask with a very large number must not make a list of all numbers."""
+    for number, ending in ((1, "20201231"), (2, "9" * 40)):
+        shutil.copy(
+            busi_file(source, "benign", number, "_mask"), busi_file(source, "benign", number, f"_mask_{ending}")
+        )
+    shutil.copy(busi_file(source, "benign", 1), source / "benign" / f"benign ({'8' * 100}).png")
+    return [
+        r"benign \(1\)_mask_1\.png is missing, but .*benign \(1\)_mask_20201231\.png is there$",
+        r"benign \(2\)_mask_1\.png is missing, but .*benign \(2\)_mask_9+\.png is there$",
+        r"benign \(8+\)\.png: is not one of the 4 benign images$",
+    ]
 
 
 def busi_missing(source: Path) -> list[str]:
@@ -392,8 +413,19 @@ WRONG_ISIC = [
     isic_other_size,
     isic_unknown_values,
     isic_sixteen_bits,
+    isic_no_lesion,
+    isic_lesion_vanishes,
 ]
-WRONG_BUSI = [busi_missing, busi_doubled, busi_unknown, busi_unreadable, busi_other_size, busi_unknown_values]
+WRONG_BUSI = [
+    busi_missing,
+    busi_doubled,
+    busi_unknown,
+    busi_unreadable,
+    busi_other_size,
+    busi_unknown_values,
+    busi_no_lesion,
+    busi_date,
+]
 
 
 def assert_named(error: SourceError, patterns: list[str]) -> None:
@@ -461,9 +493,9 @@ def test_a_zip_that_points_outside_is_refused(isic, busi_source, tmp_path, name,
     assert not (tmp_path / "raw").exists()
 
 
-@pytest.mark.parametrize("size", [0, -1, 2.5, True, "256"])
+@pytest.mark.parametrize("size", [0, -1, 2.5, True, "256", 8193, 10**12])
 def test_a_bad_size(busi_source, tmp_path, size):
-    with pytest.raises(ValueError, match="must be a positive number of pixels or none"):
+    with pytest.raises(NnunetDtcError, match=r"must be a number of pixels in 1\.\.8192 or none"):
         write_busi(busi_source, tmp_path / "raw", size=size, **BUSI)
     assert not (tmp_path / "raw").exists()
 
@@ -507,56 +539,115 @@ def run(*arguments):
     return CliRunner().invoke(app, ["prepare", *map(str, arguments)], env={"COLUMNS": "400"})
 
 
-def many(template: np.ndarray, ending: str) -> bytes:
+def encoded(array: np.ndarray, ending: str) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(template).save(buffer, ending)
+    Image.fromarray(array).save(buffer, ending)
     return buffer.getvalue()
 
 
+def set_folders(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+
+
 def test_command_isic2018(tmp_path, monkeypatch):
-    image, label = many(colours(4, 4), "JPEG"), many(mask(4, 4), "PNG")
+    label = encoded(mask(4, 5), "PNG")
     number = 0
     for part, count in isic2018.COUNTS.items():
         isic_image(tmp_path, part, 0).parent.mkdir()
         isic_mask(tmp_path, part, 0).parent.mkdir()
         for number in range(number, number + count):  # noqa: B020 goes on where the last part ended
-            isic_image(tmp_path, part, number).write_bytes(image)
+            isic_image(tmp_path, part, number).write_bytes(encoded(colours(4, 5), "JPEG"))
             isic_mask(tmp_path, part, number).write_bytes(label)
         number += 1
-    monkeypatch.delenv("nnUNet_raw", raising=False)
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
+        monkeypatch.delenv(variable, raising=False)
     assert "nnUNet_raw is not set" in run("isic2018", tmp_path).output
-    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
-    assert "--size must be a number of pixels or none, got 'big'" in run("isic2018", tmp_path, "--size", "big").output
+    assert "nnUNet_preprocessed is not set" in run("isic2018", tmp_path, "--raw", tmp_path / "raw").output
+    set_folders(monkeypatch, tmp_path)
+    for size in ("big", "-1", "9" * 5000):
+        wrong = run("isic2018", tmp_path, "--size", size).output
+        assert f"--size must be a number of pixels or none, got '{size[:100]}'" in wrong
     done = run("isic2018", tmp_path, "--size", "none")
     assert done.exit_code == 0, done.output
     assert "Dataset018_ISIC2018 (2600 training and 1094 test cases)" in done.output
+    assert "near duplicates: none found" in done.output
     assert "drawn with seed 12345" in done.output
     assert "Now: nnUNetv2_plan_and_preprocess -d 18" in done.output
     folder = tmp_path / "raw" / "Dataset018_ISIC2018"
     assert [len(list((folder / d).iterdir())) for d in ("imagesTr", "labelsTs")] == [2600, 1094]
     assert not (folder / "left_out.txt").exists()
+    assert not (folder / "near_duplicates.csv").exists()
+    folds = json.loads((tmp_path / "preprocessed/Dataset018_ISIC2018/splits_final.json").read_text())
+    cases = sorted(file.name[:-4] for file in (folder / "labelsTr").iterdir())
+    assert folds == generate_crossval_split(cases, seed=12345, n_splits=5)  # no groups: as nnU-Net would draw them
 
 
-def test_command_busi(tmp_path, monkeypatch):
-    image, label = many(colours(4, 4), "PNG"), many(mask(4, 4), "PNG")
-    source = tmp_path / "Dataset_BUSI_with_GT"
+def write_whole_busi(source: Path) -> Path:
+    """647 different images, but (benign 433) and (malignant 145) are one picture, and (benign 7) to (benign 9)."""
+    label = encoded(mask(4, 4), "PNG")
     for kind, count in busi.COUNTS.items():
         (source / kind).mkdir(parents=True)
         for number in range(1, count + 1):
-            busi_file(source, kind, number).write_bytes(image)
+            busi_file(source, kind, number).write_bytes(encoded(colours(4, 4), "PNG"))
             busi_file(source, kind, number, "_mask").write_bytes(label)
-    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    shutil.copy(busi_file(source, "benign", 433), busi_file(source, "malignant", 145))
+    for number in (8, 9):
+        shutil.copy(busi_file(source, "benign", 7), busi_file(source, "benign", number))
+    return source
+
+
+def test_command_busi(tmp_path, monkeypatch):
+    source = write_whole_busi(tmp_path / "Dataset_BUSI_with_GT")
+    set_folders(monkeypatch, tmp_path)
     done = run("busi", source, "--size", "8", "--seed", "3")
     assert done.exit_code == 0, done.output
     assert "Dataset019_BUSI (520 training and 87 test cases)" in done.output
     assert "drawn with seed 3" in done.output
+    assert "near duplicates: 5 images in 2 groups, listed in near_duplicates.csv; each group is in one" in done.output
+    assert "groups of near duplicates with different classes: 1 (benign_433 and malignant_145)" in done.output
+    assert f"five folds, for every trainer: {tmp_path}/preprocessed/Dataset019_BUSI/splits_final.json" in done.output
     listed = (tmp_path / "raw/Dataset019_BUSI/left_out.txt").read_text().split()
     assert len(listed) == 40
-    assert f"left out (40, listed in left_out.txt): {', '.join(listed)}" in done.output
+    assert "left out: 40 images, listed in left_out.txt" in done.output
     again = run("busi", source)
     assert again.exit_code == 1
     assert "replace it with --overwrite" in again.output
+    both = run("busi", source, "-d", "20", "--split", "paper", "--duplicates", "drop")
+    assert both.exit_code == 1
+    assert "choose one of the two" in both.output
+    dropped = run("busi", source, "-d", "20", "--duplicates", "drop", "--size", "8")
+    assert dropped.exit_code == 0, dropped.output
+    assert "Dataset020_BUSI (520 training and 87 test cases)" in dropped.output
+    assert "in 2 groups, listed in near_duplicates.csv; at most one of each group is used" in dropped.output
+    out = (tmp_path / "raw/Dataset020_BUSI/left_out.txt").read_text().split()
+    assert len(out) == 40
+    assert {"benign_433", "malignant_145", "benign_008", "benign_009"} <= {*out}
     busi_file(source, "malignant", 210).unlink()
     wrong = run("busi", source, "--overwrite")
     assert wrong.exit_code == 1
     assert "malignant/malignant (210).png is missing" in wrong.output
+
+
+def test_command_busi_paper(tmp_path, monkeypatch):
+    """The plain draw has the cases that it always had, and says what leaks."""
+    source = write_whole_busi(tmp_path / "Dataset_BUSI_with_GT")
+    set_folders(monkeypatch, tmp_path)
+    names = [f"{kind}_{number:03d}" for kind, count in busi.COUNTS.items() for number in range(1, count + 1)]
+    seed = next(  # one that puts exactly one of the three into the test part and another one into training
+        seed
+        for seed in range(100)
+        if [sum(f"benign_{k:03d}" in part for k in (7, 8, 9)) for part in draw(names, (520, 87), seed)[:2]] == [2, 1]
+        and "benign_433" in (training := draw(names, (520, 87), seed)[0])
+        and "malignant_145" in training
+    )
+    done = run("busi", source, "--size", "8", "--split", "paper", "--seed", str(seed))
+    assert done.exit_code == 0, done.output
+    folder = tmp_path / "raw/Dataset019_BUSI"
+    assert [
+        sorted(file.name[:-4] for file in (folder / labels).iterdir()) for labels in ("labelsTr", "labelsTs")
+    ] == draw(names, (520, 87), seed)[:2]
+    assert "note: 1 of the 87 test cases have a near duplicate among the training cases" in done.output
+    assert "2 groups, listed in near_duplicates.csv; every image was drawn for itself" in done.output
+    described = json.loads((folder / "dataset.json").read_text())
+    assert (described["split"], described["split_seed"], described["near_duplicates"]) == ("paper", seed, "keep")

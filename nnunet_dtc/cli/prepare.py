@@ -2,14 +2,34 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nnunet_dtc.cli.console import fail, note, progress_bars, say
+from nnunet_dtc.errors import NnunetDtcError
+
+if TYPE_CHECKING:
+    from nnunet_dtc.datasets.images_2d import Prepared2d
 
 app = typer.Typer(help="Write a data set in nnU-Net's raw layout.", no_args_is_help=True)
+
+
+class Split(str, Enum):
+    """How training and test cases are drawn."""
+
+    grouped = "grouped"
+    paper = "paper"
+
+
+class Duplicates(str, Enum):
+    """What becomes of near duplicates."""
+
+    keep = "keep"
+    drop = "drop"
+
 
 RawFolder = Annotated[
     Path | None, typer.Option("--raw", envvar="nnUNet_raw", help="nnU-Net's folder of raw data sets.")
@@ -18,8 +38,23 @@ DatasetId = Annotated[int, typer.Option("-d", help="The data set's number, 1 to 
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace a data set of this number and name, once the new one is complete.")
 ]
+PreprocessedFolder = Annotated[
+    Path | None,
+    typer.Option("--preprocessed", envvar="nnUNet_preprocessed", help="Where nnU-Net reads the five folds."),
+]
 Size = Annotated[str, typer.Option("--size", help="Pixels a side of all images, or none: each keeps its own.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the draw of training and test cases.")]
+SplitOption = Annotated[
+    Split,
+    typer.Option(
+        "--split",
+        help="grouped: near duplicates are never divided between training and test, nor between folds; paper: every "
+        "image is drawn for itself.",
+    ),
+]
+DuplicatesOption = Annotated[
+    Duplicates, typer.Option("--duplicates", help="Near duplicates: keep all, or drop all but one of each group.")
+]
 
 
 @contextmanager
@@ -30,20 +65,30 @@ def _preparing(raw: Path | None) -> Iterator[Callable[[str, int, int], None]]:
     with progress_bars() as progress:
         try:
             yield progress
-        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: SimpleITK cannot read or write
+        except (NnunetDtcError, OSError) as error:
             raise fail(error) from error
+
+
+def _folds_folder(preprocessed: Path | None) -> Path:
+    if preprocessed is None:
+        raise NnunetDtcError("nnUNet_preprocessed is not set: export nnUNet_preprocessed=/a/folder, or --preprocessed")
+    return preprocessed
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 9
 
 
 def _numbers(text: str, option: str) -> list[int]:
     parts = text.replace(",", " ").split()
-    if not parts or not all(part.isdecimal() for part in parts):
-        raise ValueError(f"{option} must be numbers with commas between them, got {text!r}")
+    if not parts or not all(_is_number(part) for part in parts):
+        raise NnunetDtcError(f"{option} must be numbers with commas between them, got {text[:100]!r}")
     return [int(part) for part in parts]
 
 
 def _size(text: str) -> int | None:
-    if text.lower() != "none" and not text.isdecimal():
-        raise ValueError(f"--size must be a number of pixels or none, got {text!r}")
+    if text.lower() != "none" and not _is_number(text):
+        raise NnunetDtcError(f"--size must be a number of pixels or none, got {text[:100]!r}")
     return None if text.lower() == "none" else int(text)
 
 
@@ -79,19 +124,15 @@ def prepare_btcv(
     ] = "",
     overwrite: Overwrite = False,
     raw: RawFolder = None,
-    preprocessed: Annotated[
-        Path | None,
-        typer.Option("--preprocessed", envvar="nnUNet_preprocessed", help="Where nnU-Net reads the five folds."),
-    ] = None,
+    preprocessed: PreprocessedFolder = None,
 ) -> None:
     """BTCV: 30 abdominal CTs with 13 organs, 18 for training and validation in five folds, 12 for testing."""
     with _preparing(raw) as progress:
-        if preprocessed is None:
-            raise ValueError("nnUNet_preprocessed is not set: export nnUNet_preprocessed=/a/folder, or --preprocessed")
+        folds = _folds_folder(preprocessed)
         from nnunet_dtc.datasets.btcv import TEST_CASES, write_btcv
 
         chosen = _numbers(test_cases, "--test-cases") if test_cases else TEST_CASES
-        done = write_btcv(source, raw, preprocessed, dataset_id, chosen, overwrite, progress)
+        done = write_btcv(source, raw, folds, dataset_id, chosen, overwrite, progress)
     for line in done.notes:
         note(line)
     say(
@@ -109,19 +150,21 @@ def prepare_isic2018(
     dataset_id: DatasetId = 18,
     size: Size = "256",
     seed: Seed = 12345,
+    split: SplitOption = Split.grouped,
+    duplicates: DuplicatesOption = Duplicates.keep,
     overwrite: Overwrite = False,
     raw: RawFolder = None,
+    preprocessed: PreprocessedFolder = None,
 ) -> None:
     """ISIC 2018, task 1: 3694 dermoscopic images with a lesion, 2600 for training and 1094 for testing."""
     with _preparing(raw) as progress:
         from nnunet_dtc.datasets.isic2018 import write_isic2018
 
-        done = write_isic2018(source, raw, dataset_id, _size(size), seed, overwrite, progress)
-    say(
-        f"wrote {done.folder} ({len(done.training)} training and {len(done.test)} test cases)",
-        f"drawn with seed {seed} (the DTC paper does not publish its draw)",
-        f"Now: nnUNetv2_plan_and_preprocess -d {dataset_id} --verify_dataset_integrity -c 2d",
-    )
+        pixels, folds = _size(size), _folds_folder(preprocessed)
+        done = write_isic2018(
+            source, raw, folds, dataset_id, pixels, seed, split.value, duplicates.value, overwrite, progress
+        )
+    _report(done, dataset_id, seed, split, duplicates)
 
 
 @app.command("busi")
@@ -130,17 +173,44 @@ def prepare_busi(
     dataset_id: DatasetId = 19,
     size: Size = "256",
     seed: Seed = 12345,
+    split: SplitOption = Split.grouped,
+    duplicates: DuplicatesOption = Duplicates.keep,
     overwrite: Overwrite = False,
     raw: RawFolder = None,
+    preprocessed: PreprocessedFolder = None,
 ) -> None:
     """BUSI: 647 breast ultrasound images with a lesion, 520 for training, 87 for testing, 40 left out."""
     with _preparing(raw) as progress:
         from nnunet_dtc.datasets.busi import write_busi
 
-        done = write_busi(source, raw, dataset_id, _size(size), seed, overwrite, progress)
+        pixels, folds = _size(size), _folds_folder(preprocessed)
+        done = write_busi(
+            source, raw, folds, dataset_id, pixels, seed, split.value, duplicates.value, overwrite, progress
+        )
+    _report(done, dataset_id, seed, split, duplicates)
+
+
+def _report(done: "Prepared2d", dataset_id: int, seed: int, split: Split, duplicates: Duplicates) -> None:
+    """Print what was written of a data set of images, and what to run next."""
+    for line in done.notes:
+        note(line)
+    if not done.groups:
+        near = "near duplicates: none found"
+    else:
+        images = sum(len(group) for group in done.groups)
+        how = (
+            "at most one of each group is used"
+            if duplicates is Duplicates.drop
+            else "each group is in one part and in one fold"
+            if split is Split.grouped
+            else "every image was drawn for itself"
+        )
+        near = f"near duplicates: {images} images in {len(done.groups)} groups, listed in near_duplicates.csv; {how}"
     say(
         f"wrote {done.folder} ({len(done.training)} training and {len(done.test)} test cases)",
+        near,
         f"drawn with seed {seed} (the DTC paper does not publish its draw)",
-        f"left out ({len(done.left_out)}, listed in left_out.txt): {', '.join(done.left_out)}",
+        *([f"left out: {len(done.left_out)} images, listed in left_out.txt"] if done.left_out else []),
+        f"five folds, for every trainer: {done.splits}",
         f"Now: nnUNetv2_plan_and_preprocess -d {dataset_id} --verify_dataset_integrity -c 2d",
     )

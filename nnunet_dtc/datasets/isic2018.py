@@ -5,7 +5,8 @@ Source: https://challenge.isic-archive.com/data/#2018, six archives, unpacked or
 `ISIC2018_Task1_{Training,Validation,Test}_GroundTruth/ISIC_NNNNNNN_segmentation.png`; 2594, 100 and 1000 images.
 
 The paper (arXiv:2601.17939, experimental settings of the 2D data sets) joins all 3,694 and draws 2,600 for training and
-1,094 for testing, resized to 256 x 256; it does not publish the draw. Ours is by a fixed seed.
+1,094 for testing, resized to 256 x 256; it does not publish the draw. Ours is by a fixed seed, and keeps near
+duplicates (see `nnunet_dtc.datasets.near_duplicates`) on one side unless it is asked for the plain draw.
 """
 
 from __future__ import annotations
@@ -32,16 +33,19 @@ TRAINING, TEST = 2600, 1094
 # A part's folder may hold one more folder, as some programs unpack archives.
 PATTERN = re.compile(
     r"(?:^|/)ISIC2018_(?:Task1-2_(?P<image>\w+)_Input|Task1_(?P<mask>\w+)_GroundTruth)/(?:[^/]+/)?"
-    r"(?P<name>ISIC_\d{7})(?P<ending>\.jpg|_segmentation\.png)$"
+    r"(?P<name>ISIC_[0-9]{7})(?P<ending>(?i:\.jpe?g)|_segmentation(?i:\.png))$"
 )
 
 
 def write_isic2018(
     source: Path,
     folder_raw: Path,
+    folder_preprocessed: Path | None = None,
     dataset_id: int = 18,
     size: int | None = SIZE,
     seed: int = SEED,
+    split: str = "grouped",
+    duplicates: str = "keep",
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
     counts: Mapping[str, int] = COUNTS,
@@ -55,18 +59,26 @@ def write_isic2018(
     Args:
         source: a folder with the six folders or their archives `<folder>.zip`, or one archive of the six folders.
         folder_raw: nnU-Net's `nnUNet_raw`; made if missing.
+        folder_preprocessed: nnU-Net's `nnUNet_preprocessed`, for the five folds, in which near duplicates are on one
+            side, too; None: they are not written, and nnU-Net will draw its own.
         dataset_id: 1..999.
         size: pixels a side of all images, or None to keep each one's own.
         seed: of the draw of the paper's parts.
+        split: "grouped": all near duplicates of each other are in the same part; "paper": every image is drawn for
+            itself.
+        duplicates: "keep" or "drop", see `nnunet_dtc.datasets.images_2d.write_2d`.
         overwrite: replace a data set `Dataset<ID>_ISIC2018`, once the new one is complete.
         progress: called with (what is being done, cases done, cases in all).
         counts, training, test: others than the real ones only for tests.
 
+    Returns:
+        What was written; near duplicates are also listed in the data set's `near_duplicates.csv`.
+
     Raises:
-        ValueError: for arguments outside these limits.
-        SourceError: a ValueError that names every missing, doubled or unreadable file, every image and mask of
-            different size and every mask with values other than 0 and 255.
-        FileExistsError: if this id is taken.
+        NnunetDtcError: for arguments outside these limits, or if near duplicates leave no draw.
+        SourceError: names every missing, duplicate or unreadable file, every image and mask of
+            different size, every mask with values other than 0 and 255, and every lesion without a pixel.
+        FileExistsError: if this id is taken, or if other folds are there already, see `check_splits`.
         FileNotFoundError: if there is no `source`.
     """
     source = Path(source)
@@ -75,11 +87,14 @@ def write_isic2018(
             source,
             lambda: _find(source, files, counts),
             folder_raw=Path(folder_raw),
+            folder_preprocessed=None if folder_preprocessed is None else Path(folder_preprocessed),
             dataset_id=dataset_id,
             name=NAME,
             training=training,
             test=test,
             seed=seed,
+            split=split,
+            duplicates=duplicates,
             size=size,
             overwrite=overwrite,
             progress=progress,
@@ -99,7 +114,7 @@ def _find(source: Path, files: list[SourceFile], counts: Mapping[str, int]) -> t
         match = PATTERN.search(file.name)
         if match:
             what = "image" if match["image"] else "mask"
-            if (match["ending"] == ".jpg") == (what == "image"):
+            if match["ending"].startswith("_segmentation") == (what == "mask"):
                 found[match[what], what][match["name"]].append(file)
     if not any(found[part, "image"] for part in counts):
         raise SourceError(source, [f"{source}: must hold {_folder('Training', 'image')} and so on; found no image"])
