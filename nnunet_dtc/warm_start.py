@@ -82,11 +82,6 @@ def warm_start(checkpoint: Path | str, trainer_name: str) -> WarmStart:
         vanilla = nnUNetTrainer.build_network_architecture(*arguments)
     except Exception as error:  # nnU-Net's networks raise anything for arguments that do not fit, AssertionError too
         raise CheckpointError(f"nnU-Net cannot build a network from the plans in {checkpoint}: {error!r}") from error
-    if no_tensors := [key for key, value in weights.items() if not isinstance(value, Tensor)]:
-        raise CheckpointError(
-            f"{checkpoint}: weights must be tensors, but there are others:"
-            + _listed([f"{key} is {type(weights[key]).__name__}" for key in no_tensors])
-        )
     differences = describe_differences(vanilla.state_dict(), weights)
     if differences:
         raise CheckpointError(

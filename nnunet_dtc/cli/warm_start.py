@@ -48,8 +48,8 @@ def warm_start(
     training = ("nnUNetv2_train", "ID", configuration, "FOLD", "-tr", trainer, "-p", "NEWPLANS")
     say(
         f"wrote {output}",
-        "nnU-Net takes weights only for the network that they were trained in. So to fine-tune on another data set, whose "
-        "number is ID, take the plans over to it under a name of your choice, NEWPLANS:",
+        "nnU-Net takes weights only for the network that they were trained in. So to fine-tune on another data set, "
+        "whose number is ID, take the plans over to it under a name of your choice, NEWPLANS:",
         _command("nnUNetv2_plan_and_preprocess", "-d", "ID", "--no_pp"),
         _command(*move),
         _command("nnUNetv2_preprocess", "-d", "ID", "-plans_name", "NEWPLANS", "-c", configuration),
