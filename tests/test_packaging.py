@@ -1,6 +1,8 @@
 """The wheel and the sdist, built from the files that git knows, hold the whole package and work."""
 
+import email
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -57,7 +59,40 @@ def test_the_sdist_holds_every_source_file(built):
         names = {name.partition("/")[2] for name in archive.getnames()}
     for file, _ in modules():
         assert file in names
-    assert {"LICENSE", "README.md", "pyproject.toml"} <= names
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml", "setup.py"} <= names
+    assert not [name for name in names if name.startswith("tests/")]  # without their helpers they would only fail
+
+
+def metadata(built):
+    wheel = zipfile.ZipFile(built[1])
+    (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    return email.message_from_string(wheel.read(name).decode())
+
+
+def test_the_description_leads_nowhere_in_the_repository(built):
+    """A package index shows it without the files that the README shows and links to."""
+    found = metadata(built)
+    text = found.get_payload()
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert "https://arxiv.org/abs/2601.17939" in targets
+    assert not [target for target in targets if not target.startswith("https://")]
+    assert "src=" not in text
+    assert "href=" not in text
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert found["Description-Content-Type"] == "text/markdown"
+    assert re.findall(r"^#.*", text, re.MULTILINE) == re.findall(r"^#.*", readme, re.MULTILINE)
+    assert "*Picture: The DTC block:" in text
+
+
+def test_the_metadata_name_authors_and_versions(built):
+    found = metadata(built)
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"authors:\n  - name: {found['Author']}\n" in citation
+    versions = [found[1] for found in map(re.compile(r".* :: (3\.\d+)$").match, found.get_all("Classifier")) if found]
+    assert versions == ["3.10", "3.11", "3.12", "3.13"]
+    assert found["Requires-Python"] == f">={versions[0]}"
+    (paper,) = re.findall(r"^  url: (\S+)", citation, re.MULTILINE)
+    assert f"Paper, {paper}" in found.get_all("Project-URL")
 
 
 def test_the_wheel_works(built, tmp_path):

@@ -1,6 +1,6 @@
 """Options that take several values behind one flag, as nnU-Net's ``-f 0 1 2``."""
 
-import click
+import typer
 from typer.core import TyperCommand
 
 MANY = ("-tr", "-f")
@@ -9,7 +9,7 @@ MANY = ("-tr", "-f")
 class ManyValues(TyperCommand):
     """``-tr A B C`` for ``-tr A -tr B -tr C``."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         spread: list[str] = []
         option, first = None, False
         for arg in args:
