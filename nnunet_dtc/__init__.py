@@ -2,12 +2,38 @@
 
 Sun et al., *DTC: A Deformable Transposed Convolution Module for Medical Image Segmentation*, arXiv:2601.17939.
 
-The operator needs torch alone: nothing here imports nnU-Net.
+The operator needs torch alone: nothing here imports nnU-Net. A name is imported when it is used first, so that the
+command line answers ``--help`` without torch. The operators ``torch.ops.nnunet_dtc`` are defined by
+``import nnunet_dtc.backends``, which every name but ``__version__`` brings with it; a program saved by ``torch.export``
+needs that import before it is loaded.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from nnunet_dtc._version import __version__
-from nnunet_dtc.convert import convert_dtc
-from nnunet_dtc.dtc import DTC2d, DTC3d
-from nnunet_dtc.sampling import deformable_upsample
+
+if TYPE_CHECKING:
+    from nnunet_dtc.convert import convert_dtc
+    from nnunet_dtc.dtc import DTC2d, DTC3d
+    from nnunet_dtc.sampling import deformable_upsample
 
 __all__ = ["DTC2d", "DTC3d", "__version__", "convert_dtc", "deformable_upsample"]
+
+_MODULES = {
+    "DTC2d": "nnunet_dtc.dtc",
+    "DTC3d": "nnunet_dtc.dtc",
+    "convert_dtc": "nnunet_dtc.convert",
+    "deformable_upsample": "nnunet_dtc.sampling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
