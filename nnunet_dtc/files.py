@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ImageFileError",
+    "WriteError",
     "check_complete",
     "check_outputs",
     "check_utf8",
@@ -45,26 +46,35 @@ class ImageFileError(NnunetDtcError):
     """An image file that cannot be used. The message does not name it, which may be a copy."""
 
 
+class WriteError(OSError):
+    """A file or folder cannot be written: "cannot write TARGET: REASON"."""
+
+    def __init__(self, target: Path, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror or str(error))
+        self.target = target
+
+    def __str__(self) -> str:
+        return f"cannot write {printable(self.target)}: {self.strerror}"
+
+
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
     """Name the target in the errors of a block that writes it: the system names a temporary file, or none at all.
 
     Raises:
-        OSError: of the same class and `errno`, with the message "cannot write TARGET: REASON".
+        WriteError: instead of an OSError.
     """
     try:
         yield
     except OSError as error:
-        named = type(error)(f"cannot write {printable(target)}: {error.strerror or error}")
-        named.errno = error.errno
-        raise named from error
+        raise WriteError(target, error) from error
 
 
 def write_whole(file: Path, content: str | bytes) -> Path:
     """Write a file, text as UTF-8 with the line ends that it has: whole, or what was there stays as it was.
 
     Raises:
-        OSError: see `writing`.
+        WriteError: it cannot be written.
     """
     return write_all({file: content})[0]
 
@@ -74,7 +84,7 @@ def write_all(contents: Mapping[Path, str | bytes]) -> list[Path]:
     its own, so that a full disk leaves what was there.
 
     Raises:
-        OSError: see `writing`.
+        WriteError: one of them cannot be written.
     """
     unfinished = {file: file.with_name(f".{file.name}.{os.getpid()}") for file in contents}
     try:
@@ -92,19 +102,25 @@ def write_all(contents: Mapping[Path, str | bytes]) -> list[Path]:
 
 
 def printable(path: Path | str) -> str:
-    """A path for messages; bytes that are not UTF-8 are shown as escapes, which no terminal could."""
-    return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+    r"""A path for messages: bytes that are not UTF-8, which cannot be printed, are shown as escapes such as \xff."""
+    try:
+        return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # other lone surrogates, of Windows
+        return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def check_utf8(path: Path) -> Path:
+def check_utf8(path: Path, what: str = "a file or folder") -> Path:
     """The path, if it can be handed to SimpleITK and to nnU-Net's commands: SimpleITK ends the process where it is not
     UTF-8.
+
+    Args:
+        what: it is, for the message.
 
     Raises:
         NnunetDtcError: it is not UTF-8; names it.
     """
     if (shown := printable(path)) != str(path):
-        raise NnunetDtcError(f"the path of a file or folder must be UTF-8, got {shown}")
+        raise NnunetDtcError(f"the path of {what} must be UTF-8, got {shown}")
     return path
 
 

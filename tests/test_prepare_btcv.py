@@ -476,7 +476,7 @@ def test_when_the_replacing_fails_the_old_one_is_back(source, tmp_path, monkeypa
     rename = Path.rename
 
     def refuse(self: Path, target: Path) -> Path:
-        if self.name.startswith(".Dataset017_BTCV."):
+        if self.parent.name.startswith(".Dataset017_BTCV."):
             raise OSError("no")
         return rename(self, target)
 

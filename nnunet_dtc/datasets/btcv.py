@@ -26,7 +26,7 @@ from nnunet_dtc.datasets.nnunet_raw import check_target, new_raw_dataset, write_
 from nnunet_dtc.datasets.sources import SourceError, SourceFile, open_source, single
 from nnunet_dtc.datasets.splits import check_splits, five_folds, write_splits
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.files import check_complete, unknown_values
+from nnunet_dtc.files import WriteError, check_complete, unknown_values
 
 __all__ = ["CASES", "NAME", "TEST_CASES", "PreparedBTCV", "write_btcv"]
 
@@ -187,6 +187,8 @@ def _read(file: SourceFile, is_label: bool, beside: Path, problems: list[str]) -
     except UnicodeEncodeError:
         problems.append(f"{file.shown}: cannot be read (its path is not UTF-8)")
         return None
+    except WriteError:  # the disk of the target is full, for example: not for the source's account
+        raise
     except Exception as error:  # whatever a decoder raises: the file is unreadable
         problems.append(f"{file.shown}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})")
         return None

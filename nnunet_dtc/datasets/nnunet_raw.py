@@ -7,14 +7,16 @@ beside its final place and then renamed, so that an interrupted run leaves no da
 
 from __future__ import annotations
 
+import errno
 import json
-import shutil
-import tempfile
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.files import WriteError, check_utf8, writing
+from nnunet_dtc.work_folders import REPLACED, work_folder
 
 __all__ = [
     "check_dataset_id",
@@ -24,6 +26,10 @@ __all__ = [
     "new_raw_dataset",
     "write_dataset_json",
 ]
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""Errors that only writing has: no space, beyond the quota, read-only, too large a file."""
 
 
 def check_dataset_id(dataset_id: int) -> int:
@@ -45,10 +51,7 @@ def check_raw_folder(folder_raw: Path) -> Path:
     """
     if folder_raw.exists() and not folder_raw.is_dir():
         raise NnunetDtcError(f"nnUNet_raw must be a folder, got the file {folder_raw}")
-    try:
-        str(folder_raw.absolute()).encode()
-    except UnicodeEncodeError as error:
-        raise NnunetDtcError(f"the path of nnUNet_raw must be UTF-8, got {str(folder_raw)!a}") from error
+    check_utf8(folder_raw.absolute(), "nnUNet_raw")
     return folder_raw
 
 
@@ -98,40 +101,40 @@ def new_raw_dataset(folder_raw: Path, dataset_id: int, name: str, overwrite: boo
 
     When the block raises (Ctrl-C included) everything in it is removed and `folder_raw` is as it was, apart from having
     been created if it was missing. With `overwrite`, a data set of exactly this name is replaced then, and not before.
+    What a run that was killed has left there is removed, see `nnunet_dtc.work_folders`.
 
     Raises:
         NnunetDtcError: for an id that nnU-Net cannot use.
         FileExistsError: if this id is taken, see `check_nothing_there`.
+        WriteError: if the data set cannot be written (the disk is full, for example); names its folder.
     """
     folder_raw = Path(folder_raw)
     final = check_nothing_there(folder_raw, check_dataset_id(dataset_id), name, overwrite)
-    folder_raw.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=folder_raw))
-    unfinished.chmod(0o755)  # mkdtemp makes it private, a data set is not
-    try:
-        yield unfinished
-        check_nothing_there(folder_raw, dataset_id, name, overwrite)  # again: this may have taken minutes
-        if final.exists() and any(final.iterdir()):
-            _replace(final, unfinished)
-        else:
+    with writing(folder_raw):
+        folder_raw.mkdir(parents=True, exist_ok=True)
+    with work_folder(folder_raw, final.name) as work:
+        unfinished, replaced = work / final.name, work / REPLACED
+        try:
+            unfinished.mkdir()
+            replaced.mkdir()
+            yield unfinished
+            check_nothing_there(folder_raw, dataset_id, name, overwrite)  # again: this may have taken minutes
             if final.exists():
-                final.rmdir()
+                final.rename(replaced / final.name)
             unfinished.rename(final)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        except OSError as error:
+            if _is_about(error, work):
+                raise WriteError(final, error) from error
+            raise
 
 
-def _replace(old: Path, new: Path) -> None:
-    """Give `new` the place and name of `old`, and remove what was there; when that fails, `old` is back."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{old.name}.old.", dir=old.parent))
-    old.rename(aside / old.name)
-    try:
-        new.rename(old)
-    except BaseException:
-        (aside / old.name).rename(old)
-        aside.rmdir()
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+def _is_about(error: OSError, folder: Path) -> bool:
+    """Whether an error came from writing into a folder, and not from reading or from writing elsewhere."""
+    if isinstance(error, WriteError):
+        return error.target.is_relative_to(folder)
+    if error.errno in _FULL:
+        return True
+    return isinstance(error.filename, str | os.PathLike) and Path(error.filename).is_relative_to(folder)
 
 
 def write_dataset_json(

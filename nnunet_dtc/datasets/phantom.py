@@ -33,7 +33,7 @@ from nnunet_dtc.datasets.nnunet_raw import (
     write_dataset_json,
 )
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.files import last_line
+from nnunet_dtc.files import ImageFileError, WriteError, check_complete, last_line
 
 __all__ = ["LABELS", "NAME", "PhantomCase", "draw_case", "write_phantom"]
 
@@ -626,5 +626,8 @@ def _write(array: np.ndarray, case: PhantomCase, file: Path) -> None:
     image.SetOrigin(case.origin_mm)
     try:
         sitk.WriteImage(image, str(file), useCompression=True)
+        check_complete(file)  # where the disk is full, ITK may raise nothing
     except RuntimeError as error:
-        raise OSError(f"cannot write {file} ({last_line(error)})") from error
+        raise WriteError(file, OSError(last_line(error))) from error
+    except ImageFileError as error:
+        raise WriteError(file, OSError(f"{error} (is the disk full?)")) from error

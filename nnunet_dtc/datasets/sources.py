@@ -6,11 +6,10 @@ kind points out of the archive (absolute, "..", a link) makes the whole archive 
 
 from __future__ import annotations
 
+import io
 import os
 import re
-import shutil
 import stat
-import tempfile
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.files import WriteError, writing
+from nnunet_dtc.work_folders import work_folder
 
 __all__ = ["SourceError", "SourceFile", "open_source", "single"]
 
@@ -60,26 +61,38 @@ class SourceFile:
         """Its bytes into a new file.
 
         Raises:
-            FileExistsError: if there is one.
+            WriteError: if it cannot be written, or is there already. Other errors are of reading.
         """
-        with self.open() as stream, file.open("xb") as to:
-            shutil.copyfileobj(stream, to, 1 << 20)
+        with self.open() as stream:
+            with writing(file):
+                to = file.open("xb", buffering=0)
+            with to:
+                while part := stream.read(1 << 20):
+                    with writing(file):
+                        _write(to, part)
 
     @contextmanager
     def on_disk(self, beside: Path, name: str | None = None) -> Iterator[Path]:
         """A path to read it from, of that name if one is given.
 
         A member of an archive, or a file with another name, is copied into a temporary folder in `beside` meanwhile.
+
+        Raises:
+            WriteError: if `beside` cannot be written. Other errors are of reading.
         """
         if self.path is not None and name in (None, self.path.name):
             yield self.path
             return
         missing = [folder for folder in (beside, *beside.parents) if not folder.exists()]
-        beside.mkdir(parents=True, exist_ok=True)
         try:
-            with tempfile.TemporaryDirectory(prefix=".nnunet_dtc.", dir=beside) as scratch:
-                file = Path(scratch) / (name or self.name.rpartition("/")[2])
-                self.copy_to(file)
+            with writing(beside):
+                beside.mkdir(parents=True, exist_ok=True)
+            with work_folder(beside, "nnunet_dtc") as scratch:
+                file = scratch / (name or self.name.rpartition("/")[2])
+                try:
+                    self.copy_to(file)
+                except WriteError as error:
+                    raise WriteError(beside, error) from error
                 yield file
         finally:
             for folder in missing:  # the innermost first; only what was made here and is empty
@@ -125,6 +138,13 @@ def single(what: str, files: list[SourceFile], problems: list[str]) -> SourceFil
         else f"{what} is there {len(files)} times: {', '.join(f.shown for f in files)}"
     )
     return None
+
+
+def _write(file: io.RawIOBase, data: bytes) -> None:
+    """All of the data; a file without a buffer may take less at a time."""
+    left = memoryview(data)
+    while len(left):
+        left = left[file.write(left) :]
 
 
 def _hidden(name: str) -> bool:
