@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import math
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -274,8 +275,8 @@ def shown_values(values: Sequence[float], most: int = 5) -> str:
 
 
 def last_line(error: Exception) -> str:
-    """The last line of a message: ITK's have many."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    """The last line of a message: ITK's have many. Addresses of objects are left out."""
+    return re.sub(r" ?\(0x[0-9a-f]+\)", "", (str(error).strip().splitlines() or [type(error).__name__])[-1])
 
 
 def _opened(file: Path) -> BinaryIO:

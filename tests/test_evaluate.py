@@ -1,8 +1,11 @@
 """Folders of predictions and labels: what is refused, what is counted, what is written."""
 
 import csv
+import gzip
 import json
 import math
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +67,13 @@ def folders(tmp_path):
         (folder / "dataset.json").write_text(json.dumps(DATASET))
     (predictions / "case_a.npz").touch()  # what nnU-Net leaves there, too
     return predictions, labels
+
+
+def change_pixdim(file, axis, value):
+    """Write a number into the header of a compressed NIfTI-1 file, as no library would."""
+    content = bytearray(gzip.decompress(file.read_bytes()))
+    struct.pack_into("<f", content, 76 + 4 * axis, value)
+    file.write_bytes(gzip.compress(bytes(content)))
 
 
 def run(*arguments):
@@ -283,15 +293,22 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            ({"spacing": (3.0, 0.8, 0.95)}, ("spacing (0.95, 0.8, 3) and (0.9, 0.8, 3)", "apart")),
             ({"origin": (-12.5, 30.0, 8.25)}, ("origin (-12.5, 30, 8.25) and (-12.5, 30, 7.25)", "1 mm apart")),
             ({"direction": (1.0, 0, 0, 0, 1, 0, 0, 0, 1)}, ("direction",)),
         ],
     )
-    def test_other_geometry(self, folders, change, words):
+    def test_other_geometry_where_it_is_strict(self, folders, change, words):
         file = folders[0] / "case_b.nii.gz"
         write_image(file, arrays(folders[0], "case_b"), **change)
-        message = refused(folders, file, *words)
+        message = refused(folders, file, *words, strict_geometry=True)
+        assert "case_a" not in message
+
+    @pytest.mark.parametrize("spacing", [(3.0, 0.8, 0.95), (3.0, 0.8, 0.902), (3.01, 0.8, 0.9)])
+    def test_other_spacing(self, folders, spacing):
+        file = folders[0] / "case_b.nii.gz"
+        write_image(file, arrays(folders[0], "case_b"), spacing=spacing)
+        shown = f"({spacing[2]:g}, {spacing[1]:g}, {spacing[0]:g})"
+        message = refused(folders, file, f"spacing {shown} and (0.9, 0.8, 3)")
         assert "case_a" not in message
 
     def test_other_size(self, folders):
@@ -322,12 +339,61 @@ class TestRefused:
         refused((folder, folder), folder / "a.png", "one number a voxel", "3 numbers")
 
     @pytest.mark.parametrize("side", [0, 1])
-    @pytest.mark.parametrize(("value", "kind"), [(9, np.uint8), (-1, np.int16), (0.5, np.float32)])
-    def test_unknown_values(self, folders, side, value, kind):
+    @pytest.mark.parametrize(
+        ("value", "kind", "shown"),
+        [
+            (9, np.uint8, "9"),
+            (-1, np.int16, "-1"),
+            (0.5, np.float32, "0.5"),
+            (1.0000001, np.float32, "1.0000001192092896"),  # what single precision makes of it
+            (1.0000002, np.float64, "1.0000002"),
+            (1e300, np.float64, str(int(1e300))),
+            (np.inf, np.float32, "inf"),
+            (-np.inf, np.float64, "-inf"),
+            (np.nan, np.float32, "nan"),
+        ],
+    )
+    def test_unknown_values(self, folders, side, value, kind, shown):
+        """Each exactly as it is stored; SimpleITK reads NaN and infinity in NIfTI files as 0."""
         array = arrays(folders[side], "case_b").astype(kind)
-        array[6, 12, 15] = value
+        array[6, 12, 15] = array[0, 0, 0] = value
         write_image(folders[side] / "case_b.nii.gz", array)
-        refused(folders, f"unknown label values {value:g} (known: 0, 1, 2, 3)", folders[side] / "case_b.nii.gz")
+        refused(folders, f"unknown label values {shown} (known: 0, 1, 2, 3)", folders[side] / "case_b.nii.gz")
+
+    @pytest.mark.parametrize("ending", [".nii", ".nrrd"])
+    def test_nan_and_complex_numbers_of_any_format(self, tmp_path, ending):
+        label = draw(3)[1].astype(np.float32)
+        folder = tmp_path / "images"
+        folder.mkdir()
+        file = folder / f"a{ending}"
+        for array, words in (
+            (np.where(label == 2, np.nan, label).astype(np.float64), "unknown label values nan"),
+            (label.astype(np.complex64), "complex numbers (complex64)"),
+        ):
+            if ending == ".nrrd" and array.dtype.kind == "c":
+                continue  # SimpleITK does not write these
+            write_image(file, array)
+            refused((folder, folder), words, file)
+
+    @pytest.mark.parametrize("size", [np.nan, np.inf, 0.0])
+    def test_a_voxel_size_that_is_none(self, folders, size):
+        """ITK takes 1 mm for each of these."""
+        file = folders[0] / "case_b.nii.gz"
+        change_pixdim(file, 2, size)
+        assert sitk.ReadImage(str(file)).GetSpacing()[1] == 1
+        message = refused(
+            folders, file, "the voxel size must be a positive number", f"pixdim (0.8999999761581421, {size}"
+        )
+        assert "case_a" not in message
+
+    def test_a_name_that_is_not_utf_8(self, folders):
+        """SimpleITK ends the process."""
+        name = b"case_\xff.nii.gz"
+        for folder in folders:
+            (folder / "case_b.nii.gz").rename(Path(os.fsdecode(os.fsencode(folder) + b"/" + name)))
+        message = refused(folders, "its name is not UTF-8")
+        assert "case_\\udcff.nii.gz" in message
+        message.encode()
 
     def test_ignore_label_in_a_prediction(self, folders):
         labels = ev.LabelSet(LABELS.organs[:2], ignore=3)
@@ -352,10 +418,76 @@ class TestRefused:
                 ev.evaluate_folders(*folders, LABELS, **{"processes": 1} | options)
 
 
+# ---- geometry: by voxels, as nnU-Net -----------------------------------------------------------------------------
+
+
 def test_geometry_may_differ_by_rounding(folders):
     file = folders[0] / "case_b.nii.gz"
     write_image(file, arrays(folders[0], "case_b"), spacing=(3.00001, 0.8, 0.90001), origin=(-12.5001, 30.0, 7.25))
-    ev.evaluate_folders(*folders, LABELS, processes=1)
+    assert ev.evaluate_folders(*folders, LABELS, processes=1, strict_geometry=True).displaced == {}
+
+
+def test_voxels_are_compared_wherever_the_headers_put_them(folders):
+    """The scores are those of the same arrays with one geometry, as in nnU-Net; the distance is that of the farthest
+    voxels, computed here by SimpleITK."""
+    expected = ev.evaluate_folders(*folders, LABELS, processes=1)
+    assert (expected.displaced, expected.notes) == ({}, [])
+    flipped = tuple(-value if index % 3 == 0 else value for index, value in enumerate(TURNED))  # the column of x
+    files = {case: folders[0] / f"{case}.nii.gz" for case in CASES}
+    write_image(files["case_b"], arrays(folders[0], "case_b"), origin=(-12.5, 34.0, 4.25))
+    write_image(files["case_c"], arrays(folders[0], "case_c"), direction=flipped)
+    found = ev.evaluate_folders(*folders, LABELS, processes=2)
+    assert repr(found.cases) == repr(expected.cases)
+    assert list(found.displaced) == ["case_b", "case_c"]
+    assert found.displaced["case_b"].distance_mm == pytest.approx(5.0)
+    assert [entry.turned for entry in found.displaced.values()] == [False, True]
+
+    images = [sitk.ReadImage(str(folder / "case_c.nii.gz")) for folder in folders]
+    corners = [(x, y, z) for x in (0, SHAPE[2] - 1) for y in (0, SHAPE[1] - 1) for z in (0, SHAPE[0] - 1)]
+    points = [[image.TransformIndexToPhysicalPoint(corner) for corner in corners] for image in images]
+    farthest = max(math.dist(a, b) for a, b in zip(*points, strict=True))
+    assert farthest == pytest.approx(2 * 15 * 0.9)  # along x there and back
+    assert found.displaced["case_c"].distance_mm == pytest.approx(farthest, rel=1e-5)
+    (note,) = found.notes
+    assert note.startswith("In 2 of 3 cases the prediction and the label have the same size and spacing")
+    assert "up to 27 mm apart (case_c)" in note
+    assert "In 1 of them (case_c) axes are flipped" in note
+
+
+def test_permuted_axes_of_a_cube_are_compared_by_voxels(tmp_path):
+    prediction, label = draw(5, (9, 9, 9))
+    for name, array, direction in (
+        ("p", prediction, (1, 0, 0, 0, 1, 0, 0, 0, 1)),
+        ("l", label, (0, 1, 0, 1, 0, 0, 0, 0, 1)),
+    ):
+        (tmp_path / name).mkdir()
+        write_image(tmp_path / name / "x.nii.gz", array, (2, 2, 2), direction=tuple(map(float, direction)))
+    found = ev.evaluate_folders(tmp_path / "p", tmp_path / "l", LABELS, processes=1)
+    expected = score_case(prediction, label, (2, 2, 2), LABELS, ev.DEFAULT_TOLERANCES)
+    assert {name: scores.scores for name, scores in found.cases["x"].items()} == {
+        name: pytest.approx(scores.scores) for name, scores in expected.items()
+    }
+    assert found.displaced["x"].turned
+
+
+def test_the_command_notes_other_geometry_or_refuses_it(folders, tmp_path):
+    file = folders[0] / "case_b.nii.gz"
+    write_image(file, arrays(folders[0], "case_b"), origin=(-12.5, 34.0, 4.25))
+    done = run(*folders, "-np", 1, "-o", tmp_path / "strict", "--strict-geometry")
+    assert done.exit_code == 1
+    assert f"{file} is not on the grid of" in done.output
+    assert not (tmp_path / "strict.json").exists()
+
+    done = run(*folders, "-np", 1, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "note: In 1 of 3 cases" in done.output
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert content["displaced"]["case_b"]["distance_mm"] == pytest.approx(5.0)
+    assert content["notes"] == [
+        "In 1 of 3 cases the prediction and the label have the same size and spacing, but not the same origin or "
+        "direction: their voxels are up to 5 mm apart (case_b). They were compared voxel by voxel, as in nnU-Net."
+    ]
+    assert ev.read_json(tmp_path / "out.json").notes == content["notes"]
 
 
 def test_a_killed_process_is_said(folders, monkeypatch):
@@ -567,13 +699,16 @@ def test_the_spacing_of_a_tiff_is_what_nnunet_reads(tmp_path):
     assert Tiff3DIO().read_seg(str(tmp_path / "labels" / "case.tif"))[1]["spacing"] == list(SPACING)
 
     (tmp_path / "labels" / "case.json").write_text('{"spacing": [1, 0, 1]}')
-    with pytest.raises(ev.EvaluationError, match=r"positive spacing of three axes, got \(1.0, 0.0, 1.0\)"):
+    with pytest.raises(ev.EvaluationError, match=r"labels.case.tif: Spacing must be > 0, spacing: \[1, 0, 1\]"):
         ev.evaluate_folders(tmp_path / "predictions", tmp_path / "labels", LABELS, ".tif", processes=1)
 
     flat = tmp_path / "flat"
     flat.mkdir()
     Image.fromarray(label[2]).save(flat / "a.tif", dpi=(72, 72))
     NaturalImage2DIO().write_seg(prediction[2][None], str(flat / "b.tif"), {})
-    a, b = (ev.images.read_grid(flat / f"{name}.tif") for name in "ab")
-    assert a == b
-    assert a.spacing == (1.0, 1.0)
+    reader = ev.find_reader(".tif", flat / "a.tif")
+    assert reader.io_class is NaturalImage2DIO
+    a, b = (reader.labels(flat / f"{name}.tif") for name in "ab")
+    assert a.grid == b.grid
+    assert a.grid.array_spacing_mm == (1.0, 1.0)
+    np.testing.assert_array_equal(a.evaluated, label[2])

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from nnunet_dtc.cli.console import fail, out, progress_bars, say
+from nnunet_dtc.errors import NnunetDtcError
 
 
 def compare(
@@ -56,6 +57,13 @@ def compare(
     processes: Annotated[
         int | None, typer.Option("-np", help="Cases at a time; default: one a CPU, at most 8.")
     ] = None,
+    strict_geometry: Annotated[
+        bool,
+        typer.Option(
+            "--strict-geometry",
+            help="Refuse cases whose prediction and label have another origin or direction; by default a note says so.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
     output: Annotated[
         Path | None, typer.Option("-o", help="Folder to write into; default: ./comparison_DATASET_KIND.")
@@ -76,16 +84,16 @@ def compare(
         from nnunet_dtc.evaluation import parse_tolerance
 
         if per_fold and not test:
-            raise ValueError("--per-fold belongs to --test: in validation each fold has cases of its own")
+            raise NnunetDtcError("--per-fold belongs to --test: in validation each fold has cases of its own")
         if trainers:
             if folders:
-                raise ValueError("give either folders or -d, -c and -tr")
+                raise NnunetDtcError("give either folders or -d, -c and -tr")
             if dataset is None or configuration is None:
-                raise ValueError("-tr needs -d and -c")
+                raise NnunetDtcError("-tr needs -d and -c")
             results = environment_folder("nnUNet_results", "finding models by -tr (or give their folders)")
             folders = find_trainings(dataset, configuration, trainers, plans, results)
         elif dataset is not None or configuration is not None:
-            raise ValueError("-d and -c need -tr: the trainers to compare")
+            raise NnunetDtcError("-d and -c need -tr: the trainers to compare")
         options = Options(
             kind="test per fold" if per_fold else "test" if test else "validation",
             folds=tuple(folds) if folds else None,
@@ -99,6 +107,7 @@ def compare(
             tolerances=tuple(parse_tolerance(text) for text in tolerance or ("1", "2")),
             absent=absent,
             processes=processes,
+            strict_geometry=strict_geometry,
             seed=seed,
         )
         plan = plan_comparison(folders or [], options)
@@ -110,7 +119,7 @@ def compare(
             out.print(table)
         say(*comparison.sentences, *comparison.noise["sentence"])
         written = write_comparison(comparison, output, render_page)
-    except (ValueError, OSError) as error:
+    except (NnunetDtcError, OSError) as error:
         raise fail(error) from error
     say(f"wrote {', '.join(file.name for file in written)} into {output}")
 
@@ -120,6 +129,6 @@ def _named_folders(texts: list[str]) -> dict[str, Path]:
     for text in texts:
         name, equals, folder = text.partition("=")
         if not equals or not name or not folder or name in named:
-            raise ValueError(f"--predictions takes TRAINER=FOLDER, each trainer once, got {text!r}")
+            raise NnunetDtcError(f"--predictions takes TRAINER=FOLDER, each trainer once, got {text!r}")
         named[name] = Path(folder)
     return named

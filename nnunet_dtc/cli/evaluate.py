@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from nnunet_dtc.cli.console import fail, out, progress_bars, say
+from nnunet_dtc.cli.console import fail, note, out, progress_bars, say
+from nnunet_dtc.errors import NnunetDtcError
 
 
 def evaluate(
@@ -35,34 +36,51 @@ def evaluate(
     subset: Annotated[
         bool, typer.Option("--subset", help="Leave out labels without a prediction, as for one fold's validation.")
     ] = False,
+    strict_geometry: Annotated[
+        bool,
+        typer.Option(
+            "--strict-geometry",
+            help="Refuse cases whose prediction and label have another origin or direction; by default a note says so.",
+        ),
+    ] = False,
     processes: Annotated[
         int | None, typer.Option("-np", help="Cases at a time; default: one a CPU, at most 8.")
     ] = None,
 ) -> None:
     """Score segmentations: Dice, surface Dice (NSD) and HD95 per case and organ, and their means."""
     from nnunet_dtc import evaluation
+    from nnunet_dtc.evaluation.folders import ending_of
     from nnunet_dtc.evaluation.labels import find_dataset_json
+    from nnunet_dtc.evaluation.readers import reader_of_folder
     from nnunet_dtc.evaluation.report import OUTPUTS, rich_table
     from nnunet_dtc.files import check_writable, output_files
 
     try:
         tolerances = [evaluation.parse_tolerance(text) for text in tolerance or ("1", "2")]
         if dataset_json is not None and given_labels is not None:
-            raise ValueError("give either -djfile or --labels")
+            raise NnunetDtcError("give either -djfile or --labels")
         if given_labels is not None:
             label_set, ending = evaluation.parse_labels(given_labels), None
         else:
             dataset_json = dataset_json or find_dataset_json(predictions, labels)
             if dataset_json is None:
-                raise ValueError("there is no dataset.json beside these folders: give it by -djfile, or --labels")
+                raise NnunetDtcError("there is no dataset.json beside these folders: give it by -djfile, or --labels")
             label_set, ending = evaluation.labels_from_dataset_json(dataset_json)
         pairs = evaluation.find_pairs(predictions, labels, ending, subset)
+        reader = None
+        if given_labels is None:
+            example = pairs[0].reference
+            reader = reader_of_folder(dataset_json.parent, ending or ending_of(example), example, note)
         output = output or predictions / "metrics"
         check_writable(output_files(output, OUTPUTS, overwrite)[0].parent)
         with progress_bars() as progress:
-            result = evaluation.evaluate_pairs(pairs, label_set, tolerances, absent, processes, progress)
+            result = evaluation.evaluate_pairs(
+                pairs, label_set, tolerances, absent, processes, progress, reader, strict_geometry
+            )
+        for line in result.notes:
+            note(line)
         out.print(rich_table(result))  # first: should the writing fail, the scores are seen
         written = evaluation.write_report(result, output, overwrite)
-    except (ValueError, OSError) as error:
+    except (NnunetDtcError, OSError) as error:
         raise fail(error) from error
     say(f"wrote {written[0]} and {written[1]}")

@@ -11,14 +11,16 @@ from pathlib import Path
 import pandas as pd
 
 from nnunet_dtc.comparison import checks, pictures, statistics
+from nnunet_dtc.comparison.held_out import check_held_out
 from nnunet_dtc.comparison.logs import CURVES, TrainingLog, read_log, read_peak_memory
 from nnunet_dtc.comparison.models import ComparisonError, Model, Training
 from nnunet_dtc.comparison.plan import Plan, held_out_set
 from nnunet_dtc.comparison.predictions import image_cases, predict_ensemble, predict_fold, prediction_files
 from nnunet_dtc.comparison.result import CasePicture, ComparedModel, Comparison
 from nnunet_dtc.comparison.sentences import GIVEN, Facts, write_sentences
-from nnunet_dtc.evaluation import Pair, evaluate_pairs
+from nnunet_dtc.evaluation import Displacement, Pair, evaluate_pairs
 from nnunet_dtc.evaluation.folders import Progress
+from nnunet_dtc.files import check_utf8
 
 __all__ = ["NOT_RECORDED", "compare"]
 
@@ -47,12 +49,15 @@ def compare(
     Raises:
         ComparisonError: for checkpoints that do not belong to the models, labels that changed, commands that fail.
         EvaluationError: for files that cannot be evaluated.
+        NnunetDtcError: the path of a model, a label or the output is not UTF-8.
     """
+    for path in (output, *(training.folder for training in plan.trainings), *plan.references.values()):
+        check_utf8(path)
     options, names = plan.options, [model.name for model in plan.models]
     memory = read_peak_memory(options.complexity, plan.trainings[0]) if options.complexity else {}
     logs = _read_logs(plan, progress)
     sources = _sources(plan, output, tell, progress)
-    scores = _score(plan, sources, progress)
+    scores, displaced = _score(plan, sources, progress)
     metrics = tuple(column for column in scores.columns if column not in ("model", "repeat", "fold", "case", "organ"))
     per_fold = options.kind == "test per fold"
     summary = statistics.summarise(scores, metrics, names, per_fold)
@@ -69,6 +74,7 @@ def compare(
         logs=logs,
         memory_given=options.complexity is not None,
         no_images=no_images,
+        displaced=displaced,
     )
     return Comparison(
         dataset=plan.dataset,
@@ -112,7 +118,7 @@ def _read_logs(plan: Plan, progress: Progress | None) -> dict[Training, Training
 
 
 def _sources(plan: Plan, output: Path, tell: Callable[[str], None], progress: Progress | None) -> list[_Source]:
-    """Where the predictions are; those of held-out cases are made first."""
+    """Where the predictions are; those of held-out cases are made first, once their images and labels are checked."""
     options, sources = plan.options, []
     if options.kind == "validation":
         return [
@@ -121,6 +127,9 @@ def _sources(plan: Plan, output: Path, tell: Callable[[str], None], progress: Pr
             for fold in plan.folds
         ]
     cases = tuple(plan.references)
+    if any(plan.names[training] not in options.predictions for training in plan.trainings):
+        images = image_cases(held_out_set(options, plan.first, cases).images, plan.first.file_ending)
+        check_held_out(plan.references, images, plan.labels, plan.reader, options, progress)
     for training in plan.trainings:
         name, ending = plan.names[training], training.file_ending
         if name in options.predictions:
@@ -137,14 +146,26 @@ def _sources(plan: Plan, output: Path, tell: Callable[[str], None], progress: Pr
     return sources
 
 
-def _score(plan: Plan, sources: Sequence[_Source], progress: Progress | None) -> pd.DataFrame:
-    """`Comparison.scores`; all files in one go, so that processes start once."""
+def _score(
+    plan: Plan, sources: Sequence[_Source], progress: Progress | None
+) -> tuple[pd.DataFrame, dict[str, Displacement]]:
+    """`Comparison.scores`, and the cases whose predictions and label are not in the same place, with the largest
+    distance of each. All files are scored in one go, so that processes start once."""
     options = plan.options
     entries = [(source, case) for source in sources for case in source.files]
     pairs = [
         Pair(str(index), source.files[case], plan.references[case]) for index, (source, case) in enumerate(entries)
     ]
-    result = evaluate_pairs(pairs, plan.labels, options.tolerances, options.absent, options.processes, progress)
+    result = evaluate_pairs(
+        pairs,
+        plan.labels,
+        options.tolerances,
+        options.absent,
+        options.processes,
+        progress,
+        plan.reader,
+        options.strict_geometry,
+    )
     place = {
         training: (model.name, repeat) for model in plan.models for repeat, training in enumerate(model.trainings, 1)
     }
@@ -160,7 +181,10 @@ def _score(plan: Plan, sources: Sequence[_Source], progress: Progress | None) ->
                 {"model": model, "repeat": repeat, "fold": source.fold, "case": case, "organ": organ.name}
                 | dict(scores.scores)
             )
-    return pd.DataFrame(rows).astype({"fold": "Int64"})
+    displaced: dict[str, Displacement] = {}
+    for index, found in sorted(result.displaced.items(), key=lambda item: item[1].distance_mm):
+        displaced[entries[int(index)][1]] = found  # the farthest comes last
+    return pd.DataFrame(rows).astype({"fold": "Int64"}), displaced
 
 
 def _check_unchanged(source: _Source, case: str, organ: str, before: tuple[int, int], now: tuple[int, int]) -> None:

@@ -24,7 +24,9 @@ from nnunet_dtc.comparison.page_pictures import PictureError, draw_picture, is_c
 from nnunet_dtc.comparison.result import CasePicture, ComparedModel, Comparison
 from nnunet_dtc.comparison.sentences import what_was_predicted
 from nnunet_dtc.comparison.statistics import FEWEST_PAIRS, average_repeats, case_differences, case_means, fold_means
-from nnunet_dtc.evaluation import units
+from nnunet_dtc.evaluation import EvaluationError, units
+from nnunet_dtc.evaluation.folders import ending_of
+from nnunet_dtc.evaluation.readers import reader_of_folder
 from nnunet_dtc.figures.curves import training_curves
 from nnunet_dtc.figures.differences import MOST_NAMED_CASES, organ_differences, paired_cases
 from nnunet_dtc.figures.style import VARIABLES, inline_svg, jpeg_uri, series
@@ -359,10 +361,11 @@ class _Content:
         return figures
 
     def _pictures(self) -> list[dict[str, Any]]:
-        ct = is_ct(self.comparison.models[0].folder)
-        return [self._picture(picture, ct) for picture in self.comparison.pictures]
+        folder = self.comparison.models[0].folder
+        ct = is_ct(folder)
+        return [self._picture(picture, ct, folder) for picture in self.comparison.pictures]
 
-    def _picture(self, picture: CasePicture, ct: bool) -> dict[str, Any]:
+    def _picture(self, picture: CasePicture, ct: bool, model_folder: Path) -> dict[str, Any]:
         dice = {name: picture.dice[name] for name in self.names if name in picture.dice}
         told = ", ".join(f"{name} {_value('dice', value)} %" for name, value in dice.items())
         content = {
@@ -374,8 +377,9 @@ class _Content:
             "alt": "",
         }
         try:
-            figure, where = draw_picture(picture, self.comparison.labels, ct)
-        except PictureError as error:
+            reader = reader_of_folder(model_folder, ending_of(picture.reference), picture.reference)
+            figure, where = draw_picture(picture, self.comparison.labels, ct, reader)
+        except (PictureError, EvaluationError) as error:
             return content | {"problem": f"The picture is left out: {error}."}
         columns = 2 + len(picture.predictions)
         alt = f"Case {picture.case}{f', {where}' * bool(where)}: image, truth and predictions. Mean Dice: {told}."

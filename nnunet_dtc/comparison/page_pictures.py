@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 from matplotlib.figure import Figure
+from nibabel.orientations import apply_orientation, io_orientation
 
 from nnunet_dtc.comparison.result import CasePicture
-from nnunet_dtc.evaluation.images import PIXELS, pixel_spacing
+from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.evaluation.folders import ending_of
+from nnunet_dtc.evaluation.images import EvaluationError, Grid
 from nnunet_dtc.evaluation.labels import LabelSet
+from nnunet_dtc.evaluation.readers import Image, Reader, check_image_file, find_reader
 from nnunet_dtc.figures.cases import Zoom, case_panel
 from nnunet_dtc.figures.views import PLANES, body, cut, errors, pixel_aspect, telling_slice, zoom_boxes
 
@@ -24,23 +27,50 @@ THICK = 1.5
 """Slices that are so many times thicker than pixels are wide are cut along, whichever way they lie."""
 
 
-class PictureError(ValueError):
-    """Why a case cannot be shown; the message names the file."""
+class PictureError(NnunetDtcError):
+    """A case that cannot be shown; the message says why and names the file."""
 
 
 @dataclass(frozen=True)
-class _Volume:
-    """An image or label map.
+class _View:
+    """How arrays in the stored order of an image's voxels are turned to be looked at.
+
+    Labels are turned as their image is, whatever their own headers say: they are compared voxel by voxel.
 
     Attributes:
-        array: (z, y, x) or (z, y, x, components), in LPS order if it has three axes; z = 1 for a 2D image.
-        spacing_mm: along z, y, x.
-        flat: a 2D image, whose directions in the body are not known.
+        grid: of the image.
     """
 
-    array: np.ndarray
-    spacing_mm: tuple[float, float, float]
-    flat: bool
+    grid: Grid
+
+    @property
+    def flat(self) -> bool:
+        """Whether it is a 2D image, whose directions in the body are not known."""
+        return 1 in self.grid.size
+
+    @property
+    def orientation(self) -> np.ndarray:
+        """From the stored axes x, y, z to LPS, as `nibabel.orientations` describes it, float64[3, 2]."""
+        affine = np.eye(4)
+        affine[:3, :3] = self.grid.matrix
+        return io_orientation(affine)
+
+    def turn(self, array: np.ndarray) -> np.ndarray:
+        """(z, y, x) or (z, y, x, components) in LPS order; of a 2D image the axis of the single slice comes first."""
+        if self.flat:
+            return np.moveaxis(array, array.shape[:3].index(1), 0)
+        return np.swapaxes(apply_orientation(np.swapaxes(array, 0, 2), self.orientation), 0, 2)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Of the turned array, along z, y, x."""
+        z, y, x = self.grid.spacing[::-1]
+        if self.flat:
+            axis = self.grid.size[::-1].index(1)
+            return (1.0, *(step for each, step in enumerate((z, y, x)) if each != axis))
+        turned = np.zeros(3)
+        turned[self.orientation[:, 0].astype(int)] = (x, y, z)
+        return tuple(turned[::-1].tolist())
 
 
 def is_ct(model_folder: Path) -> bool:
@@ -54,76 +84,67 @@ def is_ct(model_folder: Path) -> bool:
         return False
 
 
-def draw_picture(picture: CasePicture, labels: LabelSet, ct: bool) -> tuple[Figure, str]:
+def draw_picture(picture: CasePicture, labels: LabelSet, ct: bool, reader: Reader | None = None) -> tuple[Figure, str]:
     """Image, truth and predictions of a case, with up to two boxes around what the models got wrong.
 
     Args:
         picture: its files; only the first channel is shown, or all of a colour image's.
         labels: the organs.
         ct: show the soft tissue window, and only where the body is.
+        reader: of the files; by default what nnU-Net takes for their ending.
 
     Returns:
         The figure, and which slice it is ("" for a 2D image).
 
     Raises:
-        PictureError: if a file is not there or cannot be read, or they are not on one grid.
+        PictureError: if a file is not there, cannot be read or is cut off, or they are not of one size.
     """
     if not picture.images:
         raise PictureError("its image was not found")
-    image = _read(picture.images[0])
-    truth = _labels(_read(picture.reference), picture.reference, image)
-    predictions = {model: _labels(_read(file), file, image) for model, file in picture.predictions.items()}
-    cropped = ct and not image.flat and image.array.ndim == 3
-    ys, xs = body(image.array) if cropped else (slice(None), slice(None))
-    axis = 0 if image.flat else _axis(image.spacing_mm)
+    reader = reader or find_reader(ending_of(picture.images[0]), picture.images[0])
+    stored = _read(picture.images[0], reader, labels=False)
+    view = _View(stored.grid)
+    image = view.turn(stored.array)
+    truth = view.turn(_labels(picture.reference, reader, stored))
+    predictions = {model: view.turn(_labels(file, reader, stored)) for model, file in picture.predictions.items()}
+    cropped = ct and not view.flat and image.ndim == 3
+    ys, xs = body(image) if cropped else (slice(None), slice(None))
+    axis = 0 if view.flat else _axis(view.spacing_mm)
     index = telling_slice(truth, list(predictions.values()), axis, labels.ignore)
-    where = "" if image.flat else f"{PLANES[axis]} {index + 1}/{truth.shape[axis]}"
+    where = "" if view.flat else f"{PLANES[axis]} {index + 1}/{truth.shape[axis]}"
     segmentations = {"truth": truth, **predictions}
     flat = {name: cut(array, axis, index, ys, xs) for name, array in segmentations.items()}
     error, _ = errors(flat["truth"], [flat[model] for model in predictions], labels.ignore)
     zooms = [_zoom(box, flat, picture, labels) for box in zoom_boxes(error)]
     figure = case_panel(
-        _shown(cut(image.array, axis, index, ys, xs), ct),
+        _shown(cut(image, axis, index, ys, xs), ct),
         flat,
         labels,
-        pixel_aspect(axis, image.spacing_mm),
+        pixel_aspect(axis, view.spacing_mm),
         zooms,
         {model: f"{_percent(value)} %" for model, value in picture.dice.items() if model in predictions},
         where,
-        right_is_left=not image.flat and axis != 2,
+        right_is_left=not view.flat and axis != 2,
     )
     return figure, where
 
 
-def _read(file: Path) -> _Volume:
+def _read(file: Path, reader: Reader, labels: bool) -> Image:
+    if not Path(file).is_file():
+        raise PictureError(f"{file} is not there")
     try:
-        image = sitk.ReadImage(str(file))
-    except RuntimeError as error:
-        if not Path(file).is_file():
-            raise PictureError(f"{file} is not there") from error
-        raise PictureError(f"{file} cannot be read ({str(error).strip().splitlines()[-1]})") from error
-    dimension = image.GetDimension()
-    if dimension not in (2, 3):
-        raise PictureError(f"{file} has {dimension} axes, 2 or 3 can be shown")
-    flat = dimension == 2 or 1 in image.GetSize()
-    if not flat:
-        image = sitk.DICOMOrient(image, "LPS")
-    array, spacing = sitk.GetArrayFromImage(image), image.GetSpacing()[::-1]
-    if str(file).lower().endswith(PIXELS):
-        spacing = pixel_spacing(file, dimension)[::-1]
-    if flat and dimension == 3:
-        axis = array.shape[:3].index(1)
-        array, spacing = array.squeeze(axis), tuple(s for a, s in enumerate(spacing) if a != axis)
-    if flat:
-        array, spacing = array[None], (1.0, *spacing)
-    return _Volume(array, spacing, flat)
+        check_image_file(file)
+        return reader.labels(file) if labels else reader.image(file)
+    except EvaluationError as error:
+        raise PictureError(str(error)) from error
 
 
-def _labels(volume: _Volume, file: Path, image: _Volume) -> np.ndarray:
-    """As unsigned integers, on the image's grid."""
-    if volume.array.shape != image.array.shape[:3]:
-        raise PictureError(f"{file} has the shape {volume.array.shape}, its image {image.array.shape[:3]}")
-    return volume.array.astype(np.min_scalar_type(int(volume.array.max(initial=0))), copy=False)
+def _labels(file: Path, reader: Reader, image: Image) -> np.ndarray:
+    """The labels of an image as unsigned integers, in the stored order (z, y, x)."""
+    array = _read(file, reader, labels=True).array
+    if array.shape != image.array.shape[:3]:
+        raise PictureError(f"{file} has the shape {array.shape}, its image {image.array.shape[:3]}")
+    return array.astype(np.min_scalar_type(int(array.max(initial=0))), copy=False)
 
 
 def _axis(spacing_mm: tuple[float, float, float]) -> int:
@@ -138,7 +159,7 @@ def _shown(picture: np.ndarray, ct: bool) -> np.ndarray:
             picture = picture[..., 0]
         else:
             picture = picture[..., :3]
-            if picture.dtype == np.uint8:
+            if picture.min() >= 0 and picture.max() <= 255 and not (picture % 1).any():  # 8 bits, as colours mostly are
                 return picture / np.float32(255)
     low, high = CT_WINDOW_HU if ct else np.percentile(picture, (0.5, 99.5))
     return np.clip((picture.astype(np.float32) - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1)

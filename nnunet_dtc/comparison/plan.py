@@ -18,7 +18,7 @@ from nnunet_dtc.comparison.models import (
     read_training,
 )
 from nnunet_dtc.comparison.predictions import AVERAGES, Average, TestSet, check_predictable
-from nnunet_dtc.evaluation import DEFAULT_TOLERANCES, LabelSet, Tolerance, find_pairs
+from nnunet_dtc.evaluation import DEFAULT_TOLERANCES, LabelSet, Reader, Tolerance, find_pairs, find_reader
 from nnunet_dtc.evaluation.folders import Progress
 from nnunet_dtc.evaluation.scoring import ABSENT_RULES, Absent
 from nnunet_dtc.evaluation.tolerances import check_tolerances
@@ -43,7 +43,7 @@ class Options:
         average: of the folds' logits, as nnU-Net does it, or of their softmax, as in the paper.
         device: for predicting: `cuda`, `cpu`, `mps`.
         complexity: file that `nnunet-dtc complexity` wrote.
-        tolerances, absent, processes: as of `evaluate_pairs`.
+        tolerances, absent, processes, strict_geometry: as of `evaluate_pairs`.
         seed: of the bootstrap.
     """
 
@@ -59,6 +59,7 @@ class Options:
     tolerances: tuple[Tolerance, ...] = DEFAULT_TOLERANCES
     absent: Absent = "skip"
     processes: int | None = None
+    strict_geometry: bool = False
     seed: int = 0
 
 
@@ -98,6 +99,11 @@ class Plan:
         return self.first.dataset
 
     @property
+    def reader(self) -> Reader:
+        """Of all files: the one that the plans name, which nnU-Net takes."""
+        return find_reader(self.first.file_ending, None, self.first.dataset_json, self.first.plans)
+
+    @property
     def labels(self) -> LabelSet:
         return self.first.labels
 
@@ -121,6 +127,7 @@ def plan_comparison(folders: Sequence[Path], options: Options) -> Plan:
     names = _training_names(models)
     check_tolerances(options.tolerances, trainings[0].labels.names)
     checks.check_same_task(trainings)
+    find_reader(trainings[0].file_ending, None, trainings[0].dataset_json, trainings[0].plans)  # or an error, at once
     if unknown := sorted(set(options.predictions) - set(names.values())):
         raise ComparisonError(
             f"predictions were given for {', '.join(unknown)}; the models are {', '.join(names.values())}"

@@ -15,6 +15,7 @@ from nnunet_dtc.comparison.plan import Plan
 from nnunet_dtc.comparison.result import ComparedModel
 from nnunet_dtc.comparison.statistics import FEWEST_PAIRS, RESAMPLES, rightly_empty, summarise
 from nnunet_dtc.evaluation import units
+from nnunet_dtc.evaluation.images import Displacement, displacement_note
 
 __all__ = ["Facts", "what_was_predicted", "write_sentences"]
 
@@ -32,11 +33,12 @@ class Facts:
     logs: Mapping[Training, TrainingLog]
     memory_given: bool
     no_images: bool
+    displaced: Mapping[str, Displacement]
 
 
 def write_sentences(facts: Facts) -> tuple[str, ...]:
     """`Comparison.sentences`."""
-    parts = (_subject, _checkpoints, _splits, _means, _statistics, _repeats, _trainings, _pictures)
+    parts = (_subject, _checkpoints, _splits, _geometry, _means, _statistics, _repeats, _trainings, _pictures)
     return tuple(sentence for part in parts for sentence in part(facts))
 
 
@@ -124,6 +126,10 @@ def _splits(facts: Facts) -> list[str]:
     if checked == "each other":
         return [f"{subject} are the same for all models; there was no splits_final.json to compare."]
     return [f"{subject} are the same for all models, and those of splits_final.json in the folds that it has."]
+
+
+def _geometry(facts: Facts) -> list[str]:
+    return [displacement_note(facts.displaced, len(facts.plan.references))] if facts.displaced else []
 
 
 def _means(facts: Facts) -> list[str]:

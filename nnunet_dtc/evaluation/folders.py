@@ -1,8 +1,9 @@
 """Evaluate all cases of two folders: pair the files, check every one of them, then score in parallel processes.
 
-Nothing is computed before all files have been found fit: that predictions and labels are complete, on the same grids,
-and have known values only. Processes are started fresh (`spawn`), so a script of yours that calls this with more than
-one needs Python's `if __name__ == "__main__":`.
+Nothing is computed before all files have been checked: predictions and labels must be complete, have the same size and
+spacing, and hold known values only. As in nnU-Net, they are compared voxel by voxel: where the headers give them other
+origins or directions, that is noted, or an error where the caller asks for it. Processes are started fresh (`spawn`),
+so a script of yours that calls this with more than one needs Python's `if __name__ == "__main__":`.
 """
 
 from __future__ import annotations
@@ -15,22 +16,35 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.evaluation.images import (
     ENDINGS,
+    Displacement,
     EvaluationError,
-    grid_difference,
-    read_grid,
-    read_labels,
+    Grid,
+    displacement,
+    voxel_difference,
 )
 from nnunet_dtc.evaluation.labels import LabelSet
 from nnunet_dtc.evaluation.metrics import ElementTable, element_table
+from nnunet_dtc.evaluation.readers import Reader, find_reader
 from nnunet_dtc.evaluation.report import Evaluation
 from nnunet_dtc.evaluation.scoring import ABSENT_RULES, Absent, OrganScores, score_case
 from nnunet_dtc.evaluation.tolerances import DEFAULT_TOLERANCES, Tolerance, check_tolerances
 from nnunet_dtc.evaluation.workers import Progress, Workers
-from nnunet_dtc.files import check_complete, unknown_values
+from nnunet_dtc.files import shown_values
 
-__all__ = ["Pair", "Progress", "default_processes", "evaluate_folders", "evaluate_pairs", "find_pairs"]
+__all__ = [
+    "Pair",
+    "Progress",
+    "check_label",
+    "default_processes",
+    "ending_of",
+    "evaluate_folders",
+    "evaluate_pairs",
+    "find_pairs",
+    "refuse",
+]
 
 NAMED_PROBLEMS = 10
 
@@ -45,13 +59,21 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class _Check:
+    file: Path
+    known: frozenset[int]
+    reader: Reader
+
+
+@dataclass(frozen=True)
 class _Job:
     pair: Pair
+    reader: Reader
     spacing_mm: tuple[float, ...]
     labels: LabelSet
     tolerances: tuple[Tolerance, ...]
     absent: Absent
-    tables: Mapping[tuple[float, ...], ElementTable]  # made once here: MONAI is slow to import
+    tables: Mapping[tuple[float, ...], ElementTable]  # by spacing, made once for all workers
 
 
 def default_processes() -> int:
@@ -95,7 +117,7 @@ def find_pairs(predictions: Path, labels: Path, ending: str | None = None, subse
                 "fold's validation: --subset; the predictions come first, then the labels)"
             )
         problems += [f"label without a prediction: {labelled[case]}" for case in missing]
-    _refuse(problems)
+    refuse(problems)
     return [Pair(case, predicted[case], labelled[case]) for case in sorted(predicted)]
 
 
@@ -118,52 +140,58 @@ def evaluate_pairs(
     absent: Absent = "skip",
     processes: int | None = None,
     progress: Progress | None = None,
+    reader: Reader | None = None,
+    strict_geometry: bool = False,
 ) -> Evaluation:
-    """Score all organs of all cases.
+    """Score all organs of all cases, voxel by voxel.
 
     Args:
         pairs: the cases, each name once; they may come from several folders, such as all folds' validation.
         absent: what organs count that neither has, see `scoring`.
         processes: how many cases at a time, 1 stays in this process; by default `default_processes`. A case takes
             at most about 20 bytes of memory a voxel, besides the 0.5 GB of Python with torch.
+        reader: of the files, see `find_reader`; by default what nnU-Net takes for their ending.
+        strict_geometry: refuse cases whose prediction and label have another origin or direction. By default they are
+            scored, and listed in `Evaluation.displaced`. Another size or spacing is always refused.
 
     Raises:
-        EvaluationError: for files that cannot be evaluated (unreadable, cut off, on different grids, with unknown
-            values), all of them checked before anything is computed; or if a process is killed.
-        ValueError: for tolerances that do not fit the organs, or options that cannot be.
+        EvaluationError: for files that cannot be evaluated (unreadable, cut off, of different sizes or spacings, with
+            unknown values), all of them checked before anything is computed; or if a process is killed.
+        NnunetDtcError: for tolerances that do not fit the organs, or options that cannot be.
     """
     tolerances = tuple(tolerances)
     check_tolerances(tolerances, labels.names)
     if absent not in ABSENT_RULES:
-        raise ValueError(f"absent must be one of {', '.join(ABSENT_RULES)}, got {absent!r}")
+        raise NnunetDtcError(f"absent must be one of {', '.join(ABSENT_RULES)}, got {absent!r}")
     if processes is not None and processes < 1:
-        raise ValueError(f"processes must be at least 1, got {processes}")
+        raise NnunetDtcError(f"processes must be at least 1, got {processes}")
     if not pairs:
         raise EvaluationError("there is no case to evaluate")
     if len({pair.case for pair in pairs}) < len(pairs):
         raise EvaluationError("every case must be there once")
 
-    spacings, problems = [], []
-    for pair in pairs:
-        try:
-            prediction, reference = read_grid(pair.prediction), read_grid(pair.reference)
-            spacings.append(reference.array_spacing_mm)
-            if difference := grid_difference(prediction, reference):
-                problems.append(f"{pair.prediction} is not on the grid of {pair.reference}: {difference}")
-        except EvaluationError as error:
-            problems.append(str(error))
-    _refuse(problems)
-
+    reader = reader or find_reader(ending_of(pairs[0].reference), pairs[0].reference)
     count = min(processes or default_processes(), len(pairs))
     with Workers(count) as workers:
-        checks = [(file, labels) for pair in pairs for file in ((pair.prediction, False), (pair.reference, True))]
-        _refuse([problem for problem in workers.map("checking files", _check_content, checks, progress) if problem])
+        checks = [
+            check
+            for pair in pairs
+            for check in (
+                _Check(pair.prediction, labels.values, reader),
+                _Check(pair.reference, labels.known_in_reference, reader),
+            )
+        ]
+        checked = workers.map("checking files", _check_content, checks, progress)
+        displaced = _compare_grids(pairs, checked[::2], checked[1::2], strict_geometry)
+        spacings = [grid.array_spacing_mm for grid, _ in checked[1::2]]
         distances = [tolerance.of(organ) for tolerance in tolerances for organ in labels.names]
         in_voxels = any(distance.unit == "voxel" for distance in distances)
         jobs = []
         for pair, spacing in zip(pairs, spacings, strict=True):
             wanted = {spacing, (1.0,) * len(spacing)} if in_voxels else {spacing}
-            jobs.append(_Job(pair, spacing, labels, tolerances, absent, {each: element_table(each) for each in wanted}))
+            jobs.append(
+                _Job(pair, reader, spacing, labels, tolerances, absent, {each: element_table(each) for each in wanted})
+            )
         scores = workers.map("scoring cases", _score, jobs, progress)
     return Evaluation(
         cases={pair.case: organs for pair, organs in zip(pairs, scores, strict=True)},
@@ -171,7 +199,13 @@ def evaluate_pairs(
         labels=labels,
         tolerances=tuple(tolerance.name for tolerance in tolerances),
         absent=absent,
+        displaced=displaced,
     )
+
+
+def ending_of(file: Path) -> str:
+    """The ending of an image file: `.nii.gz` for compressed NIfTI files, else what follows the last dot."""
+    return ".nii.gz" if file.name.lower().endswith(".nii.gz") else file.suffix
 
 
 def _files(folder: Path, ending: str) -> dict[str, Path]:
@@ -183,35 +217,62 @@ def _files(folder: Path, ending: str) -> dict[str, Path]:
     }
 
 
-def _refuse(problems: Sequence[str]) -> None:
+def refuse(problems: Sequence[str]) -> None:
+    """Raise an EvaluationError that names the first problems and counts the others, if there are any."""
     if problems:
         more = len(problems) - NAMED_PROBLEMS
         raise EvaluationError("\n".join([*problems[:NAMED_PROBLEMS], *([f"... and {more} more"] if more > 0 else [])]))
 
 
-def _check_content(check: tuple[tuple[Path, bool], LabelSet]) -> str | None:
-    """What is wrong with what is in a file, if anything."""
-    (file, is_reference), labels = check
-    known = set(labels.values)
-    if is_reference and labels.ignore is not None:
-        known.add(labels.ignore)
+_Checked = tuple[Grid | None, str | None]
+"""Where the voxels of a file are, and what is wrong with it."""
+
+
+def _check_content(check: _Check) -> _Checked:
+    return check_label(check.file, check.known, check.reader)
+
+
+def check_label(file: Path, known: frozenset[int], reader: Reader) -> _Checked:
+    """Read a label image to its end, and compare its values with the known ones.
+
+    Returns:
+        Where its voxels are, None if it cannot be read; and what is wrong with it, if anything.
+    """
     try:
-        check_complete(file)
-        strange = unknown_values(read_labels(file), known)
+        grid, strange = reader.check_labels(file, set(known))
     except EvaluationError as error:
-        return str(error)
-    except ValueError as error:
-        return f"cannot read {file}: {error}"
+        return None, str(error)
     if not strange:
-        return None
-    shown = ", ".join(f"{value:g}" for value in strange[:5]) + (", ..." if len(strange) > 5 else "")
-    return f"unknown label values {shown} (known: {', '.join(map(str, sorted(known)))}) in {file}"
+        return grid, None
+    values = ", ".join(map(str, sorted(known)))
+    return grid, f"unknown label values {shown_values(strange)} (known: {values}) in {file}"
+
+
+def _compare_grids(
+    pairs: Sequence[Pair], predictions: Sequence[_Checked], references: Sequence[_Checked], strict: bool
+) -> dict[str, Displacement]:
+    """The cases whose prediction and label are not in the same place. Raises EvaluationError for all that is wrong."""
+    problems, displaced = [], {}
+    for pair, prediction, reference in zip(pairs, predictions, references, strict=True):
+        problems += [problem for _, problem in (prediction, reference) if problem is not None]
+        if prediction[0] is None or reference[0] is None:
+            continue
+        difference = voxel_difference(prediction[0], reference[0])
+        if difference is None and (found := displacement(prediction[0], reference[0])):
+            if strict:
+                difference = found.difference
+            else:
+                displaced[pair.case] = found
+        if difference is not None:
+            problems.append(f"{pair.prediction} is not on the grid of {pair.reference}: {difference}")
+    refuse(problems)
+    return displaced
 
 
 def _score(job: _Job) -> dict[str, OrganScores]:
     most = max(max(job.labels.values), job.labels.ignore or 0)
     kind = np.min_scalar_type(most)
     prediction, reference = (
-        read_labels(file).astype(kind, copy=False) for file in (job.pair.prediction, job.pair.reference)
+        job.reader.labels(file).evaluated.astype(kind, copy=False) for file in (job.pair.prediction, job.pair.reference)
     )
     return score_case(prediction, reference, job.spacing_mm, job.labels, job.tolerances, job.absent, job.tables)

@@ -1,58 +1,62 @@
-"""Reading label images with SimpleITK, and whether two of them are on the same grid."""
+"""Where the voxels of label images are, and whether a prediction and its label can be compared voxel by voxel."""
 
 from __future__ import annotations
 
 import itertools
-import json
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
-from nnunet_dtc.files import last_line
+from nnunet_dtc.errors import NnunetDtcError
 
 __all__ = [
     "ENDINGS",
-    "PIXELS",
+    "Displacement",
     "EvaluationError",
     "Grid",
-    "grid_difference",
-    "pixel_spacing",
-    "read_grid",
-    "read_labels",
+    "displacement",
+    "displacement_note",
+    "voxel_difference",
 ]
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl", ".png", ".bmp")
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl", ".png", ".bmp", ".tif", ".tiff")
 """Label files that are looked for where no dataset.json says the ending."""
-
-PIXELS = (".png", ".bmp", ".jpg", ".tif", ".tiff")
-"""Images of these kinds have pixels, not mm; what their headers say is the resolution of a print. As in nnU-Net, the
-spacing is 1 (NaturalImage2DIO), and of a TIFF with three axes that of the .json beside it (Tiff3DIO)."""
 
 CORNER_TOLERANCE = 0.1
 """How far apart the corners of two equal grids may be, in voxels (of the shorter side). Headers round: NIfTI keeps
 single precision, and its quaternions can lose half of it."""
 
+SPACING_TOLERANCE = 1e-3
+"""By how much two equal spacings may differ, as a ratio: text headers keep as few as three digits."""
 
-class EvaluationError(ValueError):
+
+class EvaluationError(NnunetDtcError):
     """Files that cannot be evaluated; the message names them."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the voxels of an image are, in ITK's order of axes (x, y, z) and its LPS coordinates in mm."""
+    """Where the voxels of an image are, in ITK's order of axes (x, y, z) and its LPS coordinates in mm.
 
-    size: tuple[int, ...]
-    spacing: tuple[float, ...]
-    origin: tuple[float, ...]
-    direction: tuple[float, ...]
+    A 2D image is a volume of one slice, as nnU-Net reads it.
+
+    Attributes:
+        size: voxels along x, y, z.
+        spacing: in mm along x, y, z.
+        origin: the centre of the first voxel in mm.
+        direction: the matrix of 3 x 3 numbers, row by row, whose columns are the directions of x, y and z.
+    """
+
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
     @property
     def kept_axes(self) -> tuple[int, ...]:
-        """Axes of the array (z, y, x) that are evaluated: those of size 1 are dropped while more than 2 remain. nnU-Net
-        stores 2D images as volumes of one slice; as volumes, all of them would be surface."""
+        """Axes of the array (z, y, x) that are evaluated: those of size 1 are dropped while more than 2 remain. As
+        volumes of one slice, 2D images would be surface everywhere."""
         axes = list(range(len(self.size)))
         for axis in tuple(axes):
             if self.size[::-1][axis] == 1 and len(axes) > 2:
@@ -61,92 +65,85 @@ class Grid:
 
     @property
     def array_spacing_mm(self) -> tuple[float, ...]:
-        """Spacing in mm of the array that `read_labels` returns."""
+        """Spacing in mm of the array without the axes that are dropped."""
         return tuple(self.spacing[::-1][axis] for axis in self.kept_axes)
 
+    @property
+    def matrix(self) -> np.ndarray:
+        """From voxel indices (x, y, z) to mm, float64[3, 3]; the origin is added to it."""
+        return np.array(self.direction, dtype=float).reshape(3, 3) * self.spacing
+
     def corners(self) -> np.ndarray:
-        """The centres of the corner voxels in mm, float64[2^g, g]."""
+        """The centres of the corner voxels in mm, float64[8, 3]."""
         indices = np.array(list(itertools.product(*((0, size - 1) for size in self.size))), dtype=float)
-        direction = np.array(self.direction).reshape(len(self.size), len(self.size))
-        return np.array(self.origin) + (indices * self.spacing) @ direction.T
+        return np.array(self.origin) + indices @ self.matrix.T
 
 
-def read_grid(file: Path) -> Grid:
-    """The grid of a label image, from its header alone.
+@dataclass(frozen=True)
+class Displacement:
+    """How far the voxels of two images of one size and spacing are apart.
 
-    Raises:
-        EvaluationError: if there is no such image, or it is not one of 2 or 3 axes and one number a voxel.
+    Attributes:
+        distance_mm: the largest distance between two voxels of the same index.
+        turned: axes of one image have other directions in the other: they are flipped, permuted or turned by more than
+            45 degrees.
+        difference: of the headers, with both values.
     """
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise EvaluationError(f"cannot read {file}: {last_line(error)}") from error
-    dimension = reader.GetDimension()
-    if dimension not in (2, 3) or reader.GetNumberOfComponents() != 1:
-        raise EvaluationError(
-            f"a label image must have 2 or 3 axes and one number a voxel, got {dimension} axes and "
-            f"{reader.GetNumberOfComponents()} numbers a voxel in {file}"
-        )
-    if str(file).lower().endswith(PIXELS):
-        identity = tuple(np.eye(dimension).ravel().tolist())
-        return Grid(reader.GetSize(), pixel_spacing(file, dimension), (0.0,) * dimension, identity)
-    return Grid(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+
+    distance_mm: float
+    turned: bool
+    difference: str
 
 
-def pixel_spacing(file: Path, axes: int) -> tuple[float, ...]:
-    """The spacing (x, y, z) of a file of the kinds `PIXELS`: 1, or for a TIFF with three axes what nnU-Net has written
-    into the .json of the same name, of an image without its channel's _0000.
+def voxel_difference(a: Grid, b: Grid) -> str | None:
+    """The difference of two grids that cannot be compared voxel by voxel, with both values; None if they can be.
 
-    Raises:
-        EvaluationError: if that file holds no spacing of three axes.
-    """
-    file = Path(file)
-    beside = file.with_name(re.sub(r"_\d{4}$", "", file.stem) + ".json"), file.with_suffix(".json")
-    found = next((path for path in beside if path.is_file()), None)
-    if axes != 3 or found is None or file.suffix.lower() not in (".tif", ".tiff"):
-        return (1.0,) * axes
-    try:
-        spacing = tuple(float(length) for length in json.loads(found.read_text(encoding="utf-8"))["spacing"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EvaluationError(f"{found} must hold the spacing of {file.name}: {error!r}") from error
-    if len(spacing) != 3 or min(spacing) <= 0:
-        raise EvaluationError(f"{found} must hold a positive spacing of three axes, got {spacing}")
-    return spacing[::-1]
-
-
-def grid_difference(a: Grid, b: Grid) -> str | None:
-    """What differs between two grids, with both values, or None if they are the same.
-
-    Sizes must be equal; of origin, spacing and direction it matters where they put the corners (`CORNER_TOLERANCE`).
+    Sizes must be equal, and spacings up to `SPACING_TOLERANCE` along every axis that has more than one voxel.
     """
     if a.size != b.size:
         return f"sizes {a.size} and {b.size}"
-    distance = np.linalg.norm(a.corners() - b.corners(), axis=1).max()
-    if distance <= CORNER_TOLERANCE * min(*a.spacing, *b.spacing):
+    axes = [axis for axis, size in enumerate(a.size) if size > 1]
+    if any(not np.isclose(a.spacing[axis], b.spacing[axis], rtol=SPACING_TOLERANCE, atol=0) for axis in axes):
+        return f"spacing {_numbers(a.spacing)} and {_numbers(b.spacing)}"
+    return None
+
+
+def displacement(a: Grid, b: Grid) -> Displacement | None:
+    """How far apart two grids of the same size and spacing put their voxels; None if it is no more than rounding
+    (`CORNER_TOLERANCE`)."""
+    distance = float(np.linalg.norm(a.corners() - b.corners(), axis=1).max())
+    sides = [side for grid in (a, b) for side, size in zip(grid.spacing, grid.size, strict=True) if size > 1]
+    if distance <= CORNER_TOLERANCE * min(sides, default=1.0):
         return None
-    names = ("spacing", "origin", "direction")
     parts = [
         f"{name} {_numbers(getattr(a, name))} and {_numbers(getattr(b, name))}"
-        for name in names
+        for name in ("spacing", "origin", "direction")
         if not np.allclose(getattr(a, name), getattr(b, name), rtol=1e-5, atol=1e-5)
     ]
-    return f"{'; '.join(parts)} (voxels are up to {distance:.3g} mm apart)"
+    directions = [grid.matrix / np.linalg.norm(grid.matrix, axis=0) for grid in (a, b)]
+    cosines = np.diag(directions[0].T @ directions[1])
+    turned = bool((cosines < np.sqrt(0.5)).any())
+    return Displacement(distance, turned, f"{'; '.join(parts)} (voxels are up to {distance:.3g} mm apart)")
 
 
-def read_labels(file: Path) -> np.ndarray:
-    """The numbers of a label image as they are stored, array[z, y, x] or [y, x] without axes of size 1, see `Grid`.
+def displacement_note(displaced: Mapping[str, Displacement], cases: int) -> str:
+    """One sentence or two about the cases whose prediction and label are not in the same place.
 
-    Raises:
-        EvaluationError: if it cannot be read.
+    Args:
+        displaced: by the case's name; not empty.
+        cases: how many cases there are in all.
     """
-    grid = read_grid(file)
-    try:
-        array = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
-    except RuntimeError as error:
-        raise EvaluationError(f"cannot read {file}: {last_line(error)}") from error
-    return array.squeeze(axis=tuple(set(range(array.ndim)) - set(grid.kept_axes)))
+    farthest = max(displaced, key=lambda case: displaced[case].distance_mm)
+    note = (
+        f"In {len(displaced)} of {cases} case{'s' * (cases != 1)} the prediction and the label have the same size and "
+        f"spacing, but not the same origin or direction: their voxels are up to "
+        f"{displaced[farthest].distance_mm:.3g} mm apart ({farthest}). They were compared voxel by "
+        "voxel, as in nnU-Net."
+    )
+    if turned := [case for case, entry in displaced.items() if entry.turned]:
+        names = ", ".join(turned[:3]) + (", ..." if len(turned) > 3 else "")
+        note += f" In {len(turned)} of them ({names}) axes are flipped, permuted or turned: check that they fit."
+    return note
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -52,6 +52,11 @@ class LabelSet:
         """Every value that a prediction may have; a reference may have `ignore`, too."""
         return frozenset({0}.union(*(organ.values for organ in self.organs)))
 
+    @property
+    def known_in_reference(self) -> frozenset[int]:
+        """Every value that a reference may have."""
+        return self.values if self.ignore is None else self.values | {self.ignore}
+
 
 def labels_from_dataset_json(file: Path) -> tuple[LabelSet, str | None]:
     """The labels of a data set, and the ending of its files. Regions are unions of their labels.

@@ -15,11 +15,12 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nnunet_dtc._version import __version__
+from nnunet_dtc.evaluation.images import Displacement, displacement_note
 from nnunet_dtc.evaluation.labels import LabelSet, Organ
 from nnunet_dtc.evaluation.scoring import OrganScores, metric_names
 from nnunet_dtc.files import output_files, write_all
@@ -40,6 +41,7 @@ class Evaluation:
         files: case to its prediction and reference.
         tolerances: names of the tolerances of NSD.
         absent: the rule for organs that neither has.
+        displaced: the cases whose prediction and label are of one size and spacing, but not in the same place.
     """
 
     cases: Mapping[str, Mapping[str, OrganScores]]
@@ -47,6 +49,12 @@ class Evaluation:
     labels: LabelSet
     tolerances: tuple[str, ...]
     absent: str
+    displaced: Mapping[str, Displacement] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about what a reader of the scores should know of the files."""
+        return [displacement_note(self.displaced, len(self.cases))] if self.displaced else []
 
     @property
     def metrics(self) -> list[str]:
@@ -105,6 +113,8 @@ class Evaluation:
             "labels": {organ.name: list(organ.values) for organ in self.labels.organs},
             "ignore_label": self.labels.ignore,
             "mean_order": ORDER,
+            "notes": self.notes,
+            "displaced": {case: asdict(found) for case, found in self.displaced.items()},
             "mean": self._means(self.mean) | {"hd95_infinite": self.infinite_hd95()},
             "mean_cases_first": self._means(self.mean_cases_first),
             "organs": {
@@ -181,6 +191,7 @@ def read_json(file: Path) -> Evaluation:
             labels=labels,
             tolerances=tuple(content["tolerances"]),
             absent=content["absent"],
+            displaced={case: Displacement(**found) for case, found in content.get("displaced", {}).items()},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is no evaluation of nnunet-dtc: {error!r}") from error
