@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from nnunet_dtc.files import printable
+
 out = Console()
 err = Console(stderr=True)
 
@@ -15,17 +17,17 @@ err = Console(stderr=True)
 def say(*lines: str) -> None:
     """Print lines as they are: no wrapping, so that commands in them can be copied."""
     for line in lines:
-        out.print(escape(line), highlight=False, soft_wrap=True)
+        out.print(escape(printable(line)), highlight=False, soft_wrap=True)
 
 
 def note(line: str) -> None:
     """Print something that is worth knowing, but not wrong."""
-    err.print(f"[yellow]note:[/] {escape(line)}", highlight=False, soft_wrap=True)
+    err.print(f"[yellow]note:[/] {escape(printable(line))}", highlight=False, soft_wrap=True)
 
 
 def fail(error: object) -> typer.Exit:
     """Print what is wrong; to be raised."""
-    err.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    err.print(f"[bold red]Error:[/] {escape(printable(str(error)))}", highlight=False, soft_wrap=True)
     return typer.Exit(1)
 
 

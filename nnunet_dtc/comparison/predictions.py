@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from nnunet_dtc.comparison.models import ComparisonError, Training
 from nnunet_dtc.evaluation.folders import Progress
+from nnunet_dtc.files import check_utf8
 from nnunet_dtc.plugin.registration import EXT_VARIABLE, environment_value
 from nnunet_dtc.processes import guarded
 
@@ -74,13 +75,14 @@ def image_cases(folder: Path, ending: str) -> dict[str, tuple[Path, ...]]:
 
     Raises:
         ComparisonError: if there is no such folder.
+        NnunetDtcError: a path is not UTF-8.
     """
     if not folder.is_dir():
         raise ComparisonError(f"there is no folder of images {folder}")
     cases: dict[str, list[Path]] = {}
     for file in sorted(folder.glob(f"*_[0-9][0-9][0-9][0-9]{ending}")):
         if not file.name.startswith("."):
-            cases.setdefault(file.name.removesuffix(ending)[:-5], []).append(file)
+            cases.setdefault(check_utf8(file).name.removesuffix(ending)[:-5], []).append(file)
     return {case: tuple(files) for case, files in cases.items()}
 
 
