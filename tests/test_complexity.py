@@ -456,7 +456,7 @@ def test_medians_and_ratios():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("-c", "3d_huge", "-tr", VANILLA), "there is no configuration 3d_huge; the plans have: 2d, 2d_residual, 3d_lowres"),
+        (("-c", "3d_huge", "-tr", VANILLA), "there is no configuration 3d_huge; the plans have: 2d, 2d_res"),
         (("-p", "Others", "-tr", VANILLA), "Others.json: run nnUNetv2_plan_and_preprocess -d 998, or take one of"),
         (("-p", "Others", "-tr", VANILLA), "or take one of nnUNetPlans (-p)"),
         (("-tr", "nnUNetTrainerNobodys"), "there is no trainer nnUNetTrainerNobodys: "),
@@ -499,9 +499,9 @@ def test_refused_configurations():
     plans = small_plans()
     plans["configurations"] |= {"a": {"inherits_from": "b"}, "b": {"inherits_from": "a"}}
     del plans["configurations"]["2d"]["batch_size"]
-    with pytest.raises(NnunetDtcError, match="inherits_from must not lead back .*, got a -> b -> a"):
+    with pytest.raises(NnunetDtcError, match=r"inherits_from must not lead back .*, got a -> b -> a"):
         complexity.PlannedTraining.of(plans, DATASET, "a")
-    with pytest.raises(NnunetDtcError, match="the plans: configurations.2d has no batch_size"):
+    with pytest.raises(NnunetDtcError, match=r"the plans: configurations.2d has no batch_size"):
         complexity.PlannedTraining.of(plans, DATASET, "2d")
     with pytest.raises(complexity.ComplexityError, match="at least one case, got 0"):
         planned(batch_size=0)

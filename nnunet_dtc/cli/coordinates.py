@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from nnunet_dtc.cli.console import err, fail, out, say
+from nnunet_dtc.errors import NnunetDtcError
 
 
 def coordinates(
@@ -64,7 +65,7 @@ def coordinates(
         say(*report.sentences(found))
         with err.status("drawing ..."):
             written = report.write_report(found, output, overwrite)
-    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: out of memory, nnU-Net cannot load
+    except (NnunetDtcError, OSError) as error:
         raise fail(error) from error
     say("wrote " + " and ".join((", ".join(map(str, written[:-1])), str(written[-1]))))
 
@@ -74,5 +75,5 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
         return None
     parts = text.replace(",", " ").split()
     if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--center takes two or three whole numbers with commas between them, got {text!r}")
+        raise NnunetDtcError(f"--center takes two or three whole numbers with commas between them, got {text!r}")
     return tuple(int(part) for part in parts)

@@ -8,18 +8,21 @@ validated on stands in its validation folder, how large every label of theirs wa
 from __future__ import annotations
 
 import json
-import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from nnunet_dtc.comparison.models import ComparisonError, Training
+from nnunet_dtc.plugin.nnunet_files import check_splits, check_summary, is_printable, label_values_of, read_json, shown
 
 __all__ = [
     "VALIDATION",
     "Sizes",
+    "check_case_names",
     "check_case_sets",
+    "check_finished",
     "check_reference_sizes",
     "check_same_task",
     "choose_folds",
@@ -65,12 +68,17 @@ def check_same_task(trainings: Sequence[Training]) -> None:
         if all(file.is_file() for file in fingerprints):
             _refuse_differences(
                 f"the images changed between the trainings: different dataset_fingerprint.json ({where})",
-                *(_read(file) for file in fingerprints),
+                *map(read_json, fingerprints),
             )
 
 
 def plans_of(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
-    """What in plans decides how a configuration is trained: spacing, patch, batch, normalisation, network, ..."""
+    """What in plans decides how a configuration is trained: spacing, patch, batch, normalisation, network, ...
+
+    Args:
+        plans: after ``nnunet_files.check_plans``; nothing is built from them.
+        configuration: its name.
+    """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     resolved = PlansManager(deepcopy(dict(plans))).get_configuration(configuration).configuration
@@ -115,12 +123,29 @@ def choose_folds(trainings: Sequence[Training], wanted: Sequence[int] | None, pa
 
 
 def validation_cases(training: Training, fold: int) -> dict[str, Path]:
-    """The predictions of a fold's own validation cases, by case."""
+    """The predictions of a fold's own validation cases, by case.
+
+    Raises:
+        ComparisonError: the name of a file cannot be printed.
+    """
     folder, ending = training.fold_folder(fold) / VALIDATION, training.file_ending
     if not folder.is_dir():
         return {}
     files = (file for file in folder.iterdir() if file.name.endswith(ending) and not file.name.startswith("."))
-    return {file.name.removesuffix(ending): file for file in sorted(files)}
+    cases = {file.name.removesuffix(ending): file for file in sorted(files)}
+    check_case_names(cases, folder)
+    return cases
+
+
+def check_case_names(cases: Iterable[str], folder: Path) -> None:
+    """Refuse names of cases that reports cannot show.
+
+    Raises:
+        ComparisonError: a name is empty or has characters that cannot be printed.
+    """
+    for case in cases:
+        if not case.strip() or not is_printable(case):
+            raise ComparisonError(f"names of cases must be printable and not empty, got {shown(case)} in {folder}")
 
 
 def is_validated(training: Training, fold: int) -> bool:
@@ -128,11 +153,30 @@ def is_validated(training: Training, fold: int) -> bool:
     return (training.fold_folder(fold) / VALIDATION / "summary.json").is_file()
 
 
+def check_finished(trainings: Sequence[Training], folds: Sequence[int]) -> None:
+    """Refuse validations that were interrupted, before their cases are compared with others.
+
+    Raises:
+        ComparisonError: with the command that repeats the validation.
+    """
+    for training in trainings:
+        for fold in folds:
+            if not is_validated(training, fold):
+                command = ["nnUNetv2_train", training.dataset, training.configuration, str(fold)]
+                command += ["-tr", training.trainer, "-p", training.plans_name, "--val"]
+                finished = [other for other in folds if all(is_validated(one, other) for one in trainings)]
+                hint = f", or compare the finished folds by -f {' '.join(map(str, finished))}" if finished else ""
+                raise ComparisonError(
+                    f"the validation of fold {fold} of {training.folder} is not finished, there is no summary.json: "
+                    f"repeat it by {shlex.join(command)}{hint}"
+                )
+
+
 def check_case_sets(trainings: Sequence[Training], folds: Iterable[int], splits: Sequence[Mapping] | None) -> None:
     """Refuse folds whose validation cases are not the same on all sides, or not those of splits_final.json.
 
     Args:
-        splits: its content, or None where it is not there; folds beyond it are nnU-Net's own random ones.
+        splits: its content, or None where it is not there. For a fold beyond it nnU-Net draws a random split.
 
     Raises:
         ComparisonError: naming the fold and the cases.
@@ -144,6 +188,8 @@ def check_case_sets(trainings: Sequence[Training], folds: Iterable[int], splits:
             if not cases:
                 raise ComparisonError(f"there is no prediction in {training.fold_folder(fold) / VALIDATION}")
             if twice := sorted(cases.keys() & seen.keys()):
+                if beyond := [one for one in folds if splits is not None and one >= len(splits)]:
+                    raise ComparisonError(_random_split(training, beyond, folds, len(splits), twice))
                 raise ComparisonError(
                     f"{training.folder}: {_list(twice)} in the validation of both fold {seen[twice[0]]} and {fold}: "
                     "one of them was trained with another split"
@@ -170,14 +216,13 @@ def read_splits(preprocessed: Path, dataset: str) -> list[Mapping] | None:
     """The content of `splits_final.json`, None where it is not there.
 
     Raises:
-        ComparisonError: if it is something else.
+        MalformedFileError: if it is something else.
     """
     file = preprocessed / dataset / "splits_final.json"
     if not file.is_file():
         return None
-    splits = _read(file)
-    if not isinstance(splits, list) or not all(isinstance(fold, dict) and "val" in fold for fold in splits):
-        raise ComparisonError(f"{file} must be a list of folds with train and val, as nnU-Net writes it")
+    splits = read_json(file)
+    check_splits(splits, file)
     return splits
 
 
@@ -185,28 +230,19 @@ def reference_sizes(training: Training, fold: int) -> Sizes:
     """What nnU-Net counted when it validated.
 
     Raises:
-        ComparisonError: if there is no summary.json: nnU-Net writes it when a validation is complete.
+        MalformedFileError: if summary.json is not there, or is none of nnU-Net's; it writes it when a validation is
+            complete, see ``check_finished``.
     """
     file = training.fold_folder(fold) / VALIDATION / "summary.json"
-    if not file.is_file():
-        raise ComparisonError(
-            f"the validation of fold {fold} of {training.folder} is not finished, there is no {file.name}: repeat it "
-            f"by nnUNetv2_train {training.dataset} {training.configuration} {fold} -tr {training.trainer} "
-            f"-p {training.plans_name} --val"
-        )
-    try:
-        return {
-            Path(case["prediction_file"]).name.removesuffix(training.file_ending): {
-                frozenset(int(value) for value in re.findall(r"\d+", label)): (
-                    round(scores["n_ref"]),
-                    round(scores["n_pred"]),
-                )
-                for label, scores in case["metrics"].items()
-            }
-            for case in _read(file)["metric_per_case"]
+    summary = read_json(file)
+    check_summary(summary, file)
+    return {
+        Path(case["prediction_file"]).name.removesuffix(training.file_ending): {
+            label_values_of(label): (round(scores["n_ref"]), round(scores["n_pred"]))
+            for label, scores in case["metrics"].items()
         }
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ComparisonError(f"{file} is no summary of nnU-Net's validation: {error!r}") from error
+        for case in summary["metric_per_case"]
+    }
 
 
 def check_reference_sizes(trainings: Sequence[Training], folds: Iterable[int]) -> dict[tuple[Training, int], Sizes]:
@@ -240,6 +276,17 @@ def check_reference_sizes(trainings: Sequence[Training], folds: Iterable[int]) -
     return sizes
 
 
+def _random_split(
+    training: Training, beyond: Sequence[int], folds: Iterable[int], there: int, cases: Sequence[str]
+) -> str:
+    rest = [fold for fold in folds if fold not in beyond]
+    advice = f"leave it out by -f {' '.join(map(str, rest))}" if rest else "compare one such fold at a time by -f"
+    return (
+        f"fold {_list(beyond)} of {training.folder} is beyond the {there} folds of splits_final.json: nnU-Net draws a "
+        f"random split for it, and its validation cases are those of other folds, too (here {_list(cases)}); {advice}"
+    )
+
+
 def _dataset_of(training: Training) -> dict[str, Any]:
     return {key: training.dataset_json.get(key) for key in _OF_DATASET}
 
@@ -255,7 +302,7 @@ def _differences(a: Any, b: Any, path: str = "") -> Iterable[str]:
     if isinstance(a, dict) and isinstance(b, dict):
         for key in dict.fromkeys((*a, *b)):
             yield from _differences(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
-    elif a != b:
+    elif a != b and json.dumps(a) != json.dumps(b):  # NaN is not equal to itself
         yield f"{path or 'content'}: {_short(a)} and {_short(b)}"
 
 
@@ -264,13 +311,6 @@ def _refuse_case_difference(title: str, first: object, a: Iterable[str], second:
     if any(only):
         lines = [f"\n  only in {name}: {_list(cases)}" for name, cases in zip((first, second), only, strict=True)]
         raise ComparisonError(title + ":" + "".join(line for line, cases in zip(lines, only, strict=True) if cases))
-
-
-def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ComparisonError(f"cannot read {file}: {error}") from error
 
 
 def _list(items: Iterable[object]) -> str:

@@ -6,7 +6,6 @@ training) and of the time. Checkpoints are opened by the loader that runs no cod
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from nnunet_dtc.checkpoints import CheckpointError, is_second_name, open_checkpoint
 from nnunet_dtc.comparison.checks import plans_of
 from nnunet_dtc.comparison.models import ComparisonError, Training
+from nnunet_dtc.plugin.nnunet_files import read_json, shown
 
 __all__ = ["CURVES", "TrainingLog", "count_parameters", "epoch_rows", "read_log", "read_peak_memory"]
 
@@ -130,18 +130,23 @@ def read_peak_memory(file: Path, training: Training) -> dict[str, float | None]:
     """MiB of a training step by trainer, from what `nnunet-dtc complexity` wrote.
 
     Raises:
-        ComparisonError: if the file is something else, or of another data set, plans or configuration than `training`.
+        MalformedFileError: if the file cannot be read.
+        ComparisonError: if it is something else, or of another data set, plans or configuration than `training`.
     """
+    content = read_json(file)
     try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
         trainers = content["trainers"]
         of = content["dataset"], content["plans"], content["configuration"]
         memory = {
-            name: None if entry.get("peak_memory_mib") is None else float(entry["peak_memory_mib"])
+            name: None if (peak := entry.get("peak_memory_mib")) is None else float(peak)
             for name, entry in trainers.items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ComparisonError(f"{file} was not written by nnunet-dtc complexity: {error!r}") from error
+    if strange := [
+        name for name, peak in memory.items() if peak is not None and not (math.isfinite(peak) and peak >= 0)
+    ]:
+        raise ComparisonError(f"{file}: the peak memory of {shown(strange[0])} must be a finite number of MiB")
     if of != (wanted := (training.dataset, training.plans_name, training.configuration)):
         raise ComparisonError(f"{file} is of {', '.join(map(str, of))}; the models are of {', '.join(wanted)}")
     return memory

@@ -7,16 +7,18 @@ model; any other trainer, nnU-Net's or a user's own, is a model of its own.
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.evaluation.labels import LabelSet, labels_from_dataset_json
+from nnunet_dtc.plugin.nnunet_files import check_dataset_json, check_plans, is_printable, read_json, shown
 from nnunet_dtc.trainers.names import (
     DEFAULT_EPOCHS,
     PAPER2D,
@@ -39,7 +41,7 @@ __all__ = [
 ]
 
 
-class ComparisonError(ValueError):
+class ComparisonError(NnunetDtcError):
     """What cannot be compared, and why."""
 
 
@@ -102,7 +104,7 @@ class Training:
         """The folds whose folders hold a file or folder of this name. `fold_all` is none: it has no held-out cases."""
         found = []
         for folder in self.folder.glob("fold_*"):
-            if re.fullmatch(r"fold_\d+", folder.name) and (folder / name).exists():
+            if re.fullmatch(r"fold_(0|[1-9]\d*)", folder.name) and (folder / name).exists():
                 found.append(int(folder.name.removeprefix("fold_")))
         return tuple(sorted(found))
 
@@ -169,7 +171,8 @@ def find_trainings(dataset: str, configuration: str, trainers: Sequence[str], pl
             if elsewhere := [name for name in others if name.startswith(f"{trainer}__")]:
                 advice = f"it has {', '.join(elsewhere)}: say so by -p and -c"
             else:
-                advice = f"train it by nnUNetv2_train {parent.name} {configuration} FOLD -tr {trainer} -p {plans}"
+                command = ["nnUNetv2_train", parent.name, configuration, "FOLD", "-tr", trainer, "-p", plans]
+                advice = f"train it by {shlex.join(command)}"
             raise ComparisonError(
                 f"{trainer} has no model of {plans} and {configuration} in {parent} ({found}); {advice}"
             )
@@ -181,6 +184,7 @@ def read_training(folder: Path) -> Training:
 
     Raises:
         ComparisonError: if it is no folder of a trained model, with the reason.
+        MalformedFileError: if its plans.json or dataset.json is not what nnU-Net writes.
     """
     folder = Path(os.path.abspath(folder))
     if not folder.is_dir():
@@ -189,13 +193,16 @@ def read_training(folder: Path) -> Training:
     if len(parts) != 3 or not all(parts):
         hint = "; give the folder that holds the folds" if folder.name.startswith("fold_") else ""
         raise ComparisonError(f"a model's folder is named TRAINER__PLANS__CONFIGURATION, got {folder}{hint}")
-    plans, dataset_json = (_read_object(folder / name) for name in ("plans.json", "dataset.json"))
-    if parts[2] not in plans.get("configurations", {}) or "dataset_name" not in plans:
-        raise ComparisonError(f"{folder / 'plans.json'} are no plans of nnU-Net v2 with the configuration {parts[2]}")
-    if not isinstance(dataset_json.get("file_ending"), str):
-        raise ComparisonError(f"{folder / 'dataset.json'} has no file_ending, as nnU-Net v2 needs it")
+    if not is_printable(folder.name):
+        raise ComparisonError(f"the name of a model's folder must be printable, got {shown(folder.name)}")
+    files = [folder / name for name in ("plans.json", "dataset.json")]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise ComparisonError(f"{folder} is no folder of a trained model: there is no {' and no '.join(missing)}")
+    plans, dataset_json = map(read_json, files)
+    check_plans(plans, files[0], parts[2])
+    check_dataset_json(dataset_json, files[1])
     training = Training(folder, *parts, plans, dataset_json)
-    _ = training.labels  # a ValueError for labels that cannot be
+    _ = training.labels  # refuses labels that cannot be
     return training
 
 
@@ -261,15 +268,3 @@ def _spec(trainer: str) -> Any:
         return parse(trainer)
     except (UnknownSuffixError, TrainerNameError):
         return None  # somebody's own
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ComparisonError(f"there is no {file}: it is no folder of a trained model") from None
-    except (OSError, ValueError) as error:
-        raise ComparisonError(f"cannot read {file}: {error}") from error
-    if not isinstance(content, dict):
-        raise ComparisonError(f"{file} must hold an object, got {type(content).__name__}")
-    return content

@@ -112,12 +112,12 @@ def plan_comparison(folders: Sequence[Path], options: Options) -> Plan:
     """Find everything and check that it can be compared.
 
     Raises:
-        ComparisonError: for what cannot, with the reason.
-        ValueError: for options that cannot be.
+        ComparisonError: for what cannot, and for options that cannot be, with the reason.
+        MalformedFileError: for a file that is not what nnU-Net writes.
     """
     for what, allowed in (("kind", KINDS), ("average", AVERAGES), ("absent", ABSENT_RULES)):
         if getattr(options, what) not in allowed:
-            raise ValueError(f"{what} must be one of {', '.join(allowed)}, got {getattr(options, what)!r}")
+            raise ComparisonError(f"{what} must be one of {', '.join(allowed)}, got {getattr(options, what)!r}")
     if options.predictions and options.kind != "test":
         raise ComparisonError("given predictions are of ensembled models on the held-out cases (--test)")
     if options.average == "softmax" and options.kind != "test":
@@ -150,6 +150,7 @@ def _plan_validation(
         / "gt_segmentations"
     )
     splits = checks.read_splits(Path(preprocessed), first.dataset) if preprocessed else None
+    checks.check_finished(trainings, folds)
     checks.check_case_sets(trainings, folds, splits)
     sizes = checks.check_reference_sizes(trainings, folds)
     if not labels.is_dir():
@@ -179,6 +180,7 @@ def _plan_test(
     ending = first.file_ending
     files = sorted(file for file in labels.glob(f"*{ending}") if not file.name.startswith("."))
     references = {file.name.removesuffix(ending): file for file in files}
+    checks.check_case_names(references, labels)
     if not references:
         raise ComparisonError(f"there is no label (*{ending}) in {labels}")
     folds: tuple[int, ...] = ()

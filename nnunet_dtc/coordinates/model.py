@@ -14,17 +14,24 @@ import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy import ndimage
 from torch import nn
 
 from nnunet_dtc.checkpoints import open_checkpoint
 from nnunet_dtc.coordinates.stages import StageCoordinates, StageNumbers, axis_names, collect, measure
-from nnunet_dtc.environment import environment
-from nnunet_dtc.plugin.registration import EXT_VARIABLE, environment_value
+from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.plugin.finder import find_trainer
+from nnunet_dtc.plugin.nnunet_files import check_dataset_json, check_plans, read_json
+from nnunet_dtc.plugin.planned_networks import build_network, describe_error
+from nnunet_dtc.plugin.plans_safety import check_names
 from nnunet_dtc.wrappers import unwrap
 
+# what preprocessing takes from a configuration of plans, beside what every use of it needs
+_NEEDED = ("spacing", "preprocessor_name", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data")
 
-class CoordinatesError(ValueError):
+
+class CoordinatesError(NnunetDtcError):
     """A model or an image whose coordinates cannot be shown, with the reason."""
 
 
@@ -108,13 +115,18 @@ class Coordinates:
 
 
 def load_model(folder: Path, fold: str = "0", checkpoint: str = "checkpoint_final.pth") -> Model:
-    """Load one fold of a trained model by nnU-Net's predictor, after torch's safe loader found nothing but weights.
+    """Load one fold of a trained model, by torch's safe loader, into nnU-Net's predictor.
 
     The trainers need not be registered.
 
     Raises:
-        CoordinatesError: the folder is no trained model of nnU-Net, the model has no DTC, or nnU-Net cannot load it.
-        nnunet_dtc.checkpoints.CheckpointError: the checkpoint is not there, or cannot be read safely.
+        CoordinatesError: the folder is no trained model of nnU-Net, the model has no DTC, or its weights are of another
+            network than its plans'.
+        NetworkError: the network cannot be built from the plans.
+        TrainerNotFoundError: nobody has its trainer.
+        CheckpointError: the checkpoint is not there, or cannot be read safely.
+        MalformedFileError: plans.json or dataset.json is not what nnU-Net writes.
+        UnsafePlansError: the plans name something else than nnU-Net's classes.
     """
     folder = Path(folder)
     missing = [name for name in ("plans.json", "dataset.json") if not (folder / name).is_file()]
@@ -130,18 +142,39 @@ def load_model(folder: Path, fold: str = "0", checkpoint: str = "checkpoint_fina
     trainer, arguments = content["trainer_name"], content["init_args"]
     if not any(key.endswith(".coords.weight") for key in content["network_weights"]):
         raise CoordinatesError(f"the model in {folder} has no DTC block (its trainer is {trainer}): no coordinates")
-    predictor = _quietly(nnUNetPredictor, device=torch.device("cpu"), allow_tqdm=False)
+    configuration, weights = arguments["configuration"], content["network_weights"]
+    plans, dataset_json = (read_json(folder / name) for name in ("plans.json", "dataset.json"))
+    check_plans(plans, folder / "plans.json", configuration, needed=_NEEDED)
+    check_dataset_json(dataset_json, folder / "dataset.json")
+    check_names(plans, configuration, folder / "plans.json")
+    network = build_network(
+        find_trainer(trainer), plans, configuration, dataset_json, deep_supervision=False, origin=folder / "plans.json"
+    )
     try:
-        with _trainers_known():
-            _quietly(predictor.initialize_from_trained_model_folder, str(folder), (fold,), checkpoint)
-    except (RuntimeError, KeyError, ImportError, TypeError, ValueError, AttributeError) as error:
-        raise CoordinatesError(f"nnU-Net cannot load the model in {folder}: {error}") from error
+        network.load_state_dict(weights)
+    except (RuntimeError, TypeError) as error:
+        raise CoordinatesError(
+            f"the weights in {folder / f'fold_{fold}' / checkpoint} are not those of the network of plans.json: "
+            f"{describe_error(error)}"
+        ) from error
+    manager = PlansManager(plans)
+    predictor = _quietly(nnUNetPredictor, device=torch.device("cpu"), allow_tqdm=False)
+    _quietly(
+        predictor.manual_initialization,
+        network,
+        manager,
+        manager.get_configuration(configuration),
+        [weights],
+        dataset_json,
+        trainer,
+        content.get("inference_allowed_mirroring_axes"),
+    )
     return Model(
         folder=folder,
         fold=fold,
         checkpoint=checkpoint,
         trainer=trainer,
-        configuration=arguments["configuration"],
+        configuration=configuration,
         epochs=int(content.get("current_epoch", 0)),
         predictor=predictor,
     )
@@ -168,6 +201,9 @@ def load_patch(
     predictor = model.predictor
     plans, configuration = predictor.plans_manager, predictor.configuration_manager
     files = find_channels([Path(file) for file in images], predictor.dataset_json)
+    expected = len(predictor.dataset_json.get("channel_names") or predictor.dataset_json["modality"])
+    if len(files) > expected:
+        raise CoordinatesError(f"the model needs {expected} channels, got {len(files)}: {', '.join(map(str, files))}")
     if labels is not None and not Path(labels).is_file():
         raise CoordinatesError(f"there is no file {labels}")
     cascaded = configuration.previous_stage_name is not None
@@ -186,10 +222,9 @@ def load_patch(
             configuration,
             predictor.dataset_json,
         )
-    except (RuntimeError, ValueError, OSError, AssertionError, LookupError) as error:
+    except Exception as error:  # of nnU-Net, its readers and the plans that it follows
         named = ", ".join(map(str, files)) + (f" with the labels {labels} (are they of this image?)" if labels else "")
-        raise CoordinatesError(f"nnU-Net cannot preprocess {named}: {error}") from error
-    expected = len(predictor.dataset_json.get("channel_names") or predictor.dataset_json["modality"])
+        raise CoordinatesError(f"nnU-Net cannot preprocess {named}: {describe_error(error)}") from error
     if data.shape[0] != expected:
         raise CoordinatesError(
             f"the model needs {expected} channels, got {data.shape[0]} from {', '.join(map(str, files))}"
@@ -237,12 +272,21 @@ def find_coordinates(model: Model, patch: Patch, device: torch.device | str = "c
     """Run the network on the patch once.
 
     On CUDA it runs in mixed precision, as nnU-Net predicts.
+
+    Raises:
+        CoordinatesError: the network does not take the patch, or memory runs out.
     """
     device = torch.device(device)
-    network = model.network.to(device)
-    data = torch.from_numpy(patch.data)[None].to(device)  # (1, C, *patch)
-    with torch.autocast("cuda") if device.type == "cuda" else contextlib.nullcontext():
-        logits, stages = collect(network.eval(), data)
+    try:
+        network = model.network.to(device)
+        data = torch.from_numpy(patch.data)[None].to(device)  # (1, C, *patch)
+        with torch.autocast("cuda") if device.type == "cuda" else contextlib.nullcontext():
+            logits, stages = collect(network.eval(), data)
+    except (RuntimeError, MemoryError) as error:
+        raise CoordinatesError(
+            f"the network of {model.trainer} cannot compute a patch of {patch.data.shape[1:]} voxels on {device.type}: "
+            f"{describe_error(error)}"
+        ) from error
     segmentation = model.predictor.label_manager.convert_logits_to_segmentation(logits[0].float().cpu())
     numbers = measure(stages, patch.data.shape[1:], model.spacing_mm, model.axes)
     return Coordinates(model, patch, np.asarray(segmentation), tuple(stages), tuple(numbers))
@@ -289,8 +333,3 @@ def _quietly(function: Any, *arguments: Any, **options: Any) -> Any:
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return function(*arguments, **options)
-
-
-def _trainers_known() -> contextlib.AbstractContextManager:
-    """nnU-Net's finder finds our trainers, registered or not."""
-    return environment(**{EXT_VARIABLE: environment_value()})

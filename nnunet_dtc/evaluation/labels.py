@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.plugin.nnunet_files import MAX_LABEL, check_file_ending, check_labels, is_printable, read_json, shown
 
 __all__ = ["LabelSet", "Organ", "find_dataset_json", "labels_from_dataset_json", "parse_labels"]
 
@@ -24,7 +24,8 @@ class LabelSet:
     """All organs, in the order of the table; values above 0; and the value of voxels to leave out, if there is one.
 
     Raises:
-        NnunetDtcError: for no organ, two of one name, or values that cannot be.
+        NnunetDtcError: for no organ, two of one name, a name that is empty or cannot be printed, or values that are no
+            label values.
     """
 
     organs: tuple[Organ, ...]
@@ -34,14 +35,21 @@ class LabelSet:
         if not self.organs:
             raise NnunetDtcError("there must be at least one label besides the background")
         if len(set(self.names)) < len(self.organs):
-            raise NnunetDtcError(f"every label needs a name of its own, got {', '.join(self.names)}")
+            raise NnunetDtcError(f"every label needs a name of its own, got {', '.join(map(shown, self.names))}")
         for organ in self.organs:
+            if not organ.name.strip() or not is_printable(organ.name):
+                raise NnunetDtcError(f"names of labels must be printable and not empty, got {shown(organ.name)}")
             if not organ.values or any(_not_a_value(value) for value in organ.values):
-                raise NnunetDtcError(f"label values must be integers above 0, got {organ.name}: {list(organ.values)}")
+                raise NnunetDtcError(
+                    f"label values must be integers above 0 and up to {MAX_LABEL} (labels have 8 or 16 bits), got "
+                    f"{organ.name}: {shown(list(organ.values))}"
+                )
             if self.ignore in organ.values:
                 raise NnunetDtcError(f"{organ.name} has the value {self.ignore} of the ignore label")
         if self.ignore is not None and _not_a_value(self.ignore):
-            raise NnunetDtcError(f"the ignore label must be an integer above 0, got {self.ignore!r}")
+            raise NnunetDtcError(
+                f"the ignore label must be an integer above 0 and up to {MAX_LABEL}, got {shown(self.ignore)}"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,21 +72,19 @@ def labels_from_dataset_json(file: Path) -> tuple[LabelSet, str | None]:
     Raises:
         NnunetDtcError: if the file is no dataset.json, naming it.
     """
+    content = read_json(file)
+    check_labels(content, file)
+    organs = []
+    for name, value in content["labels"].items():
+        values = tuple(value) if isinstance(value, list) else (value,)
+        if name != "ignore" and set(values) != {0}:  # 0 is the background
+            organs.append(Organ(name, values))
+    ending = content.get("file_ending")
+    if ending is not None:
+        check_file_ending(ending, file)
     try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise NnunetDtcError(f"cannot read {file}: {error}") from error
-    labels = content.get("labels") if isinstance(content, dict) else None
-    if not isinstance(labels, dict):
-        raise NnunetDtcError(f'{file} has no "labels" as nnU-Net v2 writes them (name to number)')
-    try:
-        organs = []
-        for name, value in labels.items():
-            values = tuple(value) if isinstance(value, list) else (value,)
-            if name != "ignore" and set(values) != {0}:  # 0 is the background
-                organs.append(Organ(name, values))
-        return LabelSet(tuple(organs), labels.get("ignore")), content.get("file_ending")
-    except (TypeError, ValueError) as error:
+        return LabelSet(tuple(organs), content["labels"].get("ignore")), ending
+    except NnunetDtcError as error:
         raise NnunetDtcError(f"the labels in {file} cannot be used: {error}") from error
 
 
@@ -111,4 +117,4 @@ def find_dataset_json(predictions: Path, labels: Path) -> Path | None:
 
 
 def _not_a_value(value: object) -> bool:
-    return isinstance(value, bool) or not isinstance(value, int) or value < 1
+    return isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_LABEL

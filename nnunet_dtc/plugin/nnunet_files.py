@@ -15,7 +15,7 @@ import os
 import re
 import reprlib
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ __all__ = [
     "MalformedFileError",
     "check_checkpoint",
     "check_dataset_json",
+    "check_file_ending",
     "check_labels",
     "check_plain_name",
     "check_plans",
@@ -79,7 +80,9 @@ def read_json(file: Path) -> Any:
     return content
 
 
-def check_plans(plans: Any, origin: object, configuration: str | None = None, path: str = "") -> None:
+def check_plans(
+    plans: Any, origin: object, configuration: str | None = None, path: str = "", needed: Sequence[str] = ()
+) -> None:
     """Check the structure of plans.
 
     Args:
@@ -87,6 +90,7 @@ def check_plans(plans: Any, origin: object, configuration: str | None = None, pa
         origin: the file, for the message.
         configuration: the configuration that is used, which must be complete. The others may be anything.
         path: where the plans are in the file, for the message.
+        needed: keys that this configuration must have, beside the sizes of patch and batch and the architecture.
 
     Raises:
         MalformedFileError: for anything that nnU-Net does not write.
@@ -96,6 +100,7 @@ def check_plans(plans: Any, origin: object, configuration: str | None = None, pa
     if configuration is not None:
         resolved = resolved_configuration(plans, configuration, origin, path)
         where = _join(path, f"configurations.{configuration}")
+        _apply(_object(dict.fromkeys(needed, _anything)), resolved, where, origin)
         _apply(_CONFIGURATION, resolved, where, origin)
         _apply(_ARCHITECTURE if "architecture" in resolved else _OLD_ARCHITECTURE, resolved, where, origin)
         _apply(_same_axes, resolved, where, origin)
@@ -163,6 +168,15 @@ def check_labels(content: Any, origin: object, path: str = "") -> None:
                 "is a dataset.json of nnU-Net v1, which nnUNetv2_convert_old_nnUNet_dataset converts"
             )
     _apply(_object({"labels": _LABELS}), content, path, origin)
+
+
+def check_file_ending(ending: Any, origin: object) -> None:
+    """Check the ``file_ending`` of dataset.json.
+
+    Raises:
+        MalformedFileError: it is no ending of file names.
+    """
+    _apply(_file_ending, ending, "file_ending", origin)
 
 
 def check_splits(content: Any, origin: object) -> None:
@@ -352,6 +366,10 @@ def _plain_name(value: Any, path: str) -> None:
         raise _broken(path, rule, value)
 
 
+def _anything(value: Any, path: str) -> None:
+    """Another rule has checked it."""
+
+
 def _same_axes(configuration: Mapping[str, Any], path: str) -> None:
     """Patch, spacing, kernels and strides have one value for each axis."""
     axes = len(configuration["patch_size"])
@@ -480,18 +498,12 @@ _LABELS = _each(
     "an object with a value for each name",
 )
 _CHANNELS = _each(_text, _name, "an object with a name for each channel")
+_file_ending = _value(
+    "the ending of file names, such as .nii.gz",
+    lambda value: isinstance(value, str) and re.fullmatch(r"\.[\w.-]+", value) is not None,
+)
 _DATASET = _object(
-    {
-        "file_ending": _value(
-            "the ending of file names, such as .nii.gz",
-            lambda value: (
-                isinstance(value, str)
-                and value.startswith(".")
-                and is_printable(value)
-                and not set("/\\*?[]") & set(value)
-            ),
-        )
-    },
+    {"file_ending": _file_ending},
     {
         "regions_class_order": _or_none(_list(_label, "a list of label values")),
         "overwrite_image_reader_writer": _or_none(_text),
