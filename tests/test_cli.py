@@ -121,13 +121,15 @@ def test_doctor_with_a_file_that_cannot_be_read(monkeypatch, tmp_path):
 
 
 def test_prepare_says_what_simpleitk_cannot_do(monkeypatch, tmp_path):
-    def broken(*arguments):
-        raise RuntimeError("sitk::ERROR: cannot write")
+    def broken(*arguments, **options):
+        raise RuntimeError("sitk::ERROR: no space left")
 
-    monkeypatch.setattr("nnunet_dtc.datasets.phantom.write_phantom", broken)
+    monkeypatch.setattr("SimpleITK.WriteImage", broken)
     done = run("prepare", "phantom", "--raw", str(tmp_path))
     assert done.exit_code == 1
-    assert "Error: sitk::ERROR: cannot write" in done.output
+    assert "Error: cannot write" in done.output
+    assert "no space left" in done.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_prepare_phantom(tmp_path, monkeypatch):

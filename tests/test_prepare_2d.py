@@ -493,6 +493,19 @@ def test_a_zip_that_points_outside_is_refused(isic, busi_source, tmp_path, name,
     assert not (tmp_path / "raw").exists()
 
 
+def test_a_zip_with_a_member_without_a_name_is_refused(busi_source, tmp_path):
+    file = write_zip(tmp_path / "busi.zip", busi_source)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("#", b"")
+    whole = file.read_bytes()
+    at = whole.rindex(b"PK\x01\x02")  # its entry in the directory: the length of the name, which becomes a comment's
+    entry = bytearray(whole[at : at + 46])
+    entry[28:30], entry[32:34] = b"\0\0", b"\1\0"
+    file.write_bytes(whole[:at] + entry + whole[at + 46 :])
+    with pytest.raises(SourceError, match=r"busi\.zip/: has no name"):
+        write_busi(file, tmp_path / "raw", **BUSI)
+
+
 @pytest.mark.parametrize("size", [0, -1, 2.5, True, "256", 8193, 10**12])
 def test_a_bad_size(busi_source, tmp_path, size):
     with pytest.raises(NnunetDtcError, match=r"must be a number of pixels in 1\.\.8192 or none"):

@@ -185,6 +185,8 @@ def _archive(file: Path, opened: ExitStack, prefix: str = "") -> list[SourceFile
 
 def _refusal(member: zipfile.ZipInfo) -> str | None:
     """Why a member of an archive is not acceptable."""
+    if not member.filename:
+        return "has no name"
     for name in (member.filename, member.orig_filename):
         if re.match(r"[/\\]|[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
             return "points outside of the archive"
