@@ -1,9 +1,24 @@
 import os
 import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the oracle and the small plans, which several files use
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread a worker: workers that wait for each other's threads crawl
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Skip what needs the extra [monai] where MONAI is not installed, with the sentence that users get."""
+    try:
+        return (yield)
+    except ImportError as error:
+        if find_spec("monai") is None and "nnunet-dtc[monai]" in str(error):
+            pytest.skip(str(error))
+        raise

@@ -3,7 +3,6 @@ import warnings
 
 import pytest
 import torch
-from monai.networks.nets import BasicUNet, DynUNet
 from torch import nn
 
 from nnunet_dtc import DTC2d, DTC3d, convert_dtc
@@ -24,11 +23,13 @@ def zero_branches(network):
 
 def dynunet(**options):
     strides = [1, 2, 2, [1, 2, 2]]
-    return DynUNet(3, 1, 2, [3] * 4, strides, strides[1:], filters=[4, 8, 12, 16], **options)
+    nets = pytest.importorskip("monai.networks.nets")
+    return nets.DynUNet(3, 1, 2, [3] * 4, strides, strides[1:], filters=[4, 8, 12, 16], **options)
 
 
 def basic_unet(upsample, dims=3):
-    return BasicUNet(dims, 1, 2, features=(4, 4, 8, 8, 12, 4), upsample=upsample)
+    nets = pytest.importorskip("monai.networks.nets")
+    return nets.BasicUNet(dims, 1, 2, features=(4, 4, 8, 8, 12, 4), upsample=upsample)
 
 
 @pytest.mark.parametrize(

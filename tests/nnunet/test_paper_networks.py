@@ -6,6 +6,7 @@ every network has to pad.
 """
 
 import re
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -24,12 +25,19 @@ RUNS = {
     "SegMambaDTC_RF10": "2d",
 }
 EPOCHS = 2  # the first fold is stopped after one, and resumed
+RUNNABLE = [name for name in RUNS if "UNETR" not in name or find_spec("monai")]
 MIRRORED = ("UNETRDTC", "SegMambaDTC_RF10")  # in the prediction by two folds
 PATCHES = {"2d": [24, 40], "3d_fullres": [12, 24, 33]}
 UPSAMPLINGS = {"UNETR": 4, "SwinUNETRV2": 5, "NnMamba": 4, "SegMamba": 4}
 ADAMW = {"UNETR": (1e-4, 1e-5), "SwinUNETRV2": (1e-4, 1e-5), "NnMamba": (2e-4, 3e-5), "SegMamba": (1e-4, 1e-5)}
 TINY = (10, 12, 14)  # voxels of 1 mm, of which nnU-Net makes less than the patch on every axis, in 2D, too
 SLICES = 24  # of the held-out volume
+
+
+every_run = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in RUNNABLE else pytest.mark.skip(reason="needs MONAI")) for name in RUNS],
+)
 
 
 def trainer_name(name):
@@ -46,7 +54,8 @@ def predict(name, dataset, images, output, *more):
 
 
 def commands_here(dataset, images, root):
-    for name, configuration in RUNS.items():
+    for name in RUNNABLE:
+        configuration = RUNS[name]
         of = ("-tr", trainer_name(name))
         train = ("nnUNetv2_train", dataset, configuration)
         yield ("stopped", *train, 0, *of, "-device cpu")
@@ -59,7 +68,7 @@ def commands_here(dataset, images, root):
 
 
 def commands_elsewhere(dataset, images, root):
-    for name in RUNS:
+    for name in RUNNABLE:
         yield ("nnUNetv2_install_pretrained_model_from_zip", root / f"{name}.zip")
         yield predict(name, dataset, images, root / "elsewhere", "-f 0 --disable_tta")
 
@@ -106,7 +115,7 @@ def read_labels(folder):
     return {case: sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{case}.nii.gz"))) for case in ("whole", "tiny")}
 
 
-@pytest.mark.parametrize("name", RUNS)
+@every_run
 def test_trains(trained, dataset, name):
     configuration, trainer, network = RUNS[name], trainer_name(name), network_of(name)
     for index in (0, 1):
@@ -135,7 +144,7 @@ def test_trains(trained, dataset, name):
     assert (fold.parent / "fold_0" / "validation" / "summary.json").is_file()
 
 
-@pytest.mark.parametrize("name", RUNS)
+@every_run
 def test_goes_on_where_it_was_stopped(trained, dataset, name):
     fold = trained.fold_folder(dataset, RUNS[name], 0, trainer_name(name))
     stopped, final = (trained.read_checkpoint(fold / f"{file}.pth") for file in ("stopped", "checkpoint_final"))
@@ -148,7 +157,7 @@ def test_goes_on_where_it_was_stopped(trained, dataset, name):
     assert [re.findall(r"Epoch (\d+) *$", log.read_text(), re.MULTILINE) for log in logs] == [["0"], ["1"]]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@every_run
 def test_two_folds_predict_also_what_is_smaller_than_the_patch(trained, name):
     labels = read_labels(trained.root / "folds" / name)
     assert labels["tiny"].shape == TINY
@@ -157,7 +166,7 @@ def test_two_folds_predict_also_what_is_smaller_than_the_patch(trained, name):
     assert all(set(np.unique(found)) <= {0, 1, 2} for found in labels.values())
 
 
-@pytest.mark.parametrize("name", RUNS)
+@every_run
 def test_exported_and_installed_elsewhere_it_predicts_the_same(installed, dataset, name):
     fold = f"{dataset}/{trainer_name(name)}__nnUNetPlans__{RUNS[name]}/fold_0"
     assert {file.name for file in (installed.root / "installed" / fold).iterdir()} >= {"checkpoint_final.pth"}
