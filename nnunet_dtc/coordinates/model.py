@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -21,9 +22,11 @@ from torch import nn
 from nnunet_dtc.checkpoints import open_checkpoint
 from nnunet_dtc.coordinates.stages import StageCoordinates, StageNumbers, axis_names, collect, measure
 from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.evaluation.readers import check_image_file
+from nnunet_dtc.files import check_utf8
 from nnunet_dtc.plugin.finder import find_trainer
 from nnunet_dtc.plugin.nnunet_files import check_dataset_json, check_plans, read_json
-from nnunet_dtc.plugin.planned_networks import build_network, describe_error
+from nnunet_dtc.plugin.planned_networks import build_network, check_fits, describe_error
 from nnunet_dtc.plugin.plans_safety import check_names
 from nnunet_dtc.wrappers import unwrap
 
@@ -204,6 +207,8 @@ def load_patch(
     expected = len(predictor.dataset_json.get("channel_names") or predictor.dataset_json["modality"])
     if len(files) > expected:
         raise CoordinatesError(f"the model needs {expected} channels, got {len(files)}: {', '.join(map(str, files))}")
+    for file in files if labels is None else (*files, labels):
+        check_utf8(file)
     if labels is not None and not Path(labels).is_file():
         raise CoordinatesError(f"there is no file {labels}")
     cascaded = configuration.previous_stage_name is not None
@@ -212,7 +217,10 @@ def load_patch(
             f"{model.configuration} is the second stage of a cascade: it needs the prediction of "
             f"{configuration.previous_stage_name} as labels"
         )
+    for file in files if labels is None else (*files, Path(labels)):
+        check_image_file(file)
     try:
+        _check_size(files, plans, configuration, expected)
         preprocessor = configuration.preprocessor_class(verbose=False)
         data, seg, properties = _quietly(
             preprocessor.run_case,
@@ -222,13 +230,11 @@ def load_patch(
             configuration,
             predictor.dataset_json,
         )
+    except NnunetDtcError:
+        raise
     except Exception as error:  # of nnU-Net, its readers and the plans that it follows
         named = ", ".join(map(str, files)) + (f" with the labels {labels} (are they of this image?)" if labels else "")
         raise CoordinatesError(f"nnU-Net cannot preprocess {named}: {describe_error(error)}") from error
-    if data.shape[0] != expected:
-        raise CoordinatesError(
-            f"the model needs {expected} channels, got {data.shape[0]} from {', '.join(map(str, files))}"
-        )
     ignored = predictor.label_manager.ignore_label
     foreground = (seg[0] > 0) & (seg[0] != (ignored if ignored is not None else -1))  # (*image)
     if cascaded:
@@ -266,6 +272,20 @@ def load_patch(
         slice=start[0] - int(before[0]) if flat and image_size[0] > 1 else None,
         image_size=tuple(int(count) for count in image_size[flat:]),
     )
+
+
+def _check_size(files: Sequence[Path], plans: Any, configuration: Any, expected: int) -> None:
+    """Refuse an image of other channels than the model's, or one that grows beyond the memory when it is resampled."""
+    data, properties = _quietly(plans.image_reader_writer_class().read_images, [str(file) for file in files])
+    named = ", ".join(map(str, files))
+    if data.shape[0] != expected:
+        raise CoordinatesError(f"the model needs {expected} channels, got {data.shape[0]} from {named}")
+    target = [float(step) for step in configuration.spacing]
+    order = plans.transpose_forward[-len(target) :]  # a 2D network's images keep their slices
+    voxels = float(math.prod(data.shape))
+    for axis, step in zip(order, target, strict=True):
+        voxels *= max(float(properties["spacing"][axis]) / step, 1 / data.shape[1 + axis])
+    check_fits(8 * voxels, f"{named}, resampled from {properties['spacing']} to {target},")
 
 
 def find_coordinates(model: Model, patch: Patch, device: torch.device | str = "cpu") -> Coordinates:
