@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nnunet_dtc.architectures import with_dtc
 from nnunet_dtc.backends import BACKENDS, use_backend
 from nnunet_dtc.dtc import is_dtc
-from nnunet_dtc.shifts import axis_activations, shift_scale
+from nnunet_dtc.shifts import Deformation
 
 CLASSES = 14  # BTCV's 13 organs and the background
 
@@ -97,12 +97,12 @@ def parts_forward(block: nn.Module, x: Tensor) -> Tensor:
 
 def parts_upsample(value: Tensor, coords: Tensor, stride: tuple[int, ...], receptive_field: float) -> Tensor:
     """The deformable branch from torch's parts."""
-    axes, grid = value.ndim - 2, []
+    axes, grid, deformation = value.ndim - 2, [], Deformation(receptive_field)
     for axis, (size, step) in enumerate(zip(value.shape[2:], stride, strict=True)):
-        moved, gate = axis_activations(coords, axes, axis, torch.float32, offset="tanh", weight="sigmoid")
+        offset, weight = deformation.activations(coords, axes, axis, torch.float32)
         centres = (2 * torch.arange(size * step, device=coords.device) + 1) / (size * step) - 1
         shape = [-1 if a == axis else 1 for a in range(axes)]
-        grid.append(2 * shift_scale(receptive_field, size) / size * moved * gate + centres.view(shape))
+        grid.append(2 * deformation.scale(size) / size * offset * weight + centres.view(shape))
     samples = F.grid_sample(
         value.float(), torch.stack(grid[::-1], -1), mode="bilinear", padding_mode="border", align_corners=False
     )

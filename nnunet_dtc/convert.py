@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from nnunet_dtc.dtc import dtc_class, is_dtc
-from nnunet_dtc.shifts import Offset, Weight, check_receptive_field, check_variant
+from nnunet_dtc.shifts import Deformation, Offset, Weight
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LINEAR_MODES = {"bilinear": 2, "trilinear": 3}
@@ -50,8 +50,7 @@ def convert_dtc(
         ValueError: a linear ``nn.Upsample`` was found without ``example_input`` (they are named), or an argument is
             out of range. The module is then unchanged.
     """
-    receptive_field = check_receptive_field(receptive_field)
-    check_variant(offset, weight)
+    deformation = Deformation(receptive_field, offset, weight)
     found = {id(site.module): site for site in _sites(module)}
 
     unknown = [site for site in found.values() if site.refusal is None and site.in_channels is None]
@@ -67,7 +66,7 @@ def convert_dtc(
     if refused:
         warnings.warn("convert_dtc left these upsamplings as they are: " + "; ".join(refused), stacklevel=2)
 
-    blocks = {key: _wrap(site, receptive_field, offset, weight) for key, site in found.items() if site.refusal is None}
+    blocks = {key: _wrap(site, deformation) for key, site in found.items() if site.refusal is None}
     if id(module) in blocks:
         return blocks[id(module)]
     for parent in [parent for _, parent in _outside_blocks(module)]:
@@ -181,15 +180,13 @@ def _see_channels(module: nn.Module, sites: list[_Site], example_input: Any) -> 
             site.refusal = f"it is used with different channels, {sorted(site.seen)}"
 
 
-def _wrap(site: _Site, receptive_field: float, offset: Offset, weight: Weight) -> nn.Module:
+def _wrap(site: _Site, deformation: Deformation) -> nn.Module:
     block = dtc_class(len(site.stride))(
         site.in_channels,
         site.out_channels,
         site.stride,
-        receptive_field,
-        site.module,
-        offset=offset,
-        weight=weight,
+        base=site.module,
+        **asdict(deformation),
         device=site.like.device,
         dtype=site.like.dtype,
     )

@@ -21,16 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_dtc.heads import CoordinateHead2d, CoordinateHead3d, ValueHead2d, ValueHead3d
-from nnunet_dtc.sampling import deformable_upsample
-from nnunet_dtc.shifts import (
-    Offset,
-    Weight,
-    check_count,
-    check_receptive_field,
-    check_stride,
-    check_variant,
-    coords_channels,
-)
+from nnunet_dtc.sampling import upsample_checked
+from nnunet_dtc.shifts import Deformation, Offset, Weight, check_count, check_stride
 
 COORDS_INIT_STD = 0.001
 
@@ -60,9 +52,7 @@ class _DTC(nn.Module):
         self.in_channels = check_count("in_channels", in_channels)
         self.out_channels = check_count("out_channels", out_channels)
         self.stride = check_stride(stride, self.axes)
-        self.receptive_field = check_receptive_field(receptive_field)
-        check_variant(offset, weight)
-        self.offset_kind, self.weight_kind = offset, weight  # `.weight` means a tensor in torch
+        self.deformation = Deformation(receptive_field, offset, weight)
         if isinstance(base, _DTC):
             raise ValueError("base must be an upsampling without DTC, got a DTC block: it would be wrapped twice")
 
@@ -72,7 +62,7 @@ class _DTC(nn.Module):
         self.base = base
         self.value = self.value_head(in_channels, out_channels, 1, **factory)
         self.coords = self.coordinate_head(
-            in_channels, coords_channels(self.axes, weight), self.stride, self.stride, **factory
+            in_channels, self.deformation.channels(self.axes), self.stride, self.stride, **factory
         )
         self.reset_coords()
 
@@ -80,6 +70,11 @@ class _DTC(nn.Module):
         """Draw the coordinate head anew, as a new block has it. A host's own initialisation must not overwrite it."""
         nn.init.normal_(self.coords.weight, std=COORDS_INIT_STD)
         nn.init.zeros_(self.coords.bias)
+
+    @property
+    def receptive_field(self) -> float:
+        """RF of section 3.2 in voxels of the input map."""
+        return self.deformation.receptive_field
 
     @property
     def needs_skip(self) -> bool:
@@ -108,15 +103,7 @@ class _DTC(nn.Module):
                 f"base must upsample {tuple(x.shape)} by stride {self.stride} to {self.out_channels} channels, "
                 f"{(x.shape[0], self.out_channels, *out)}, got {tuple(base.shape)} from {type(self.base).__name__}"
             )
-        return deformable_upsample(
-            self.value(x),
-            self.coords(x),
-            self.stride,
-            self.receptive_field,
-            base=base,
-            offset=self.offset_kind,
-            weight=self.weight_kind,
-        )
+        return upsample_checked(base, self.value(x), self.coords(x), self.stride, self.deformation)
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
         """What the block adds to its base, in elements of feature maps of one case (nnU-Net's measure of memory).
@@ -132,8 +119,10 @@ class _DTC(nn.Module):
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}", f"{self.out_channels}", f"stride={self.stride}"]
         parts.append(f"receptive_field={self.receptive_field:g}")
-        parts += [f"offset={self.offset_kind!r}"] * (self.offset_kind != "tanh")
-        parts += [f"weight={self.weight_kind!r}"] * (self.weight_kind != "sigmoid")
+        if self.deformation.offset != "tanh":
+            parts.append(f"offset={self.deformation.offset!r}")
+        if self.deformation.weight != "sigmoid":
+            parts.append(f"weight={self.deformation.weight!r}")
         return ", ".join(parts)
 
 

@@ -11,14 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from nnunet_dtc.backends import upsample
-from nnunet_dtc.shifts import (
-    Offset,
-    Weight,
-    check_receptive_field,
-    check_stride,
-    check_variant,
-    coords_channels,
-)
+from nnunet_dtc.shifts import Deformation, Offset, Weight, check_stride
 
 
 def deformable_upsample(
@@ -72,23 +65,31 @@ def deformable_upsample(
     """
     if value.ndim not in (4, 5):
         raise ValueError(f"value must be (N, C, H, W) or (N, C, D, H, W), got {tuple(value.shape)=}")
-    stride, receptive_field = check_stride(stride, value.ndim - 2), check_receptive_field(receptive_field)
-    check_variant(offset, weight)
-    _check_tensors(value, coords, base, stride, weight)
-    return upsample(base, value, coords, stride, receptive_field, offset, weight)
+    stride = check_stride(stride, value.ndim - 2)
+    return upsample_checked(base, value, coords, stride, Deformation(receptive_field, offset, weight))
 
 
-def _check_tensors(value: Tensor, coords: Tensor, base: Tensor | None, stride: tuple[int, ...], weight: Weight) -> None:
+def upsample_checked(
+    base: Tensor | None, value: Tensor, coords: Tensor, stride: tuple[int, ...], deformation: Deformation
+) -> Tensor:
+    """:func:`deformable_upsample` for a stride and a deformation that were checked before; it checks the tensors."""
+    _check_tensors(value, coords, base, stride, deformation)
+    return upsample(base, value, coords, stride, deformation)
+
+
+def _check_tensors(
+    value: Tensor, coords: Tensor, base: Tensor | None, stride: tuple[int, ...], deformation: Deformation
+) -> None:
     if not value.is_floating_point() or not coords.is_floating_point():
         raise TypeError(f"value and coords must be floating tensors, got {value.dtype=} and {coords.dtype=}")
     axes = value.ndim - 2
     if any(size < 1 for size in value.shape[2:]):
         raise ValueError(f"value must have at least one voxel on every axis, got {tuple(value.shape)=}")
     out = tuple(size * step for size, step in zip(value.shape[2:], stride, strict=True))
-    expected = (value.shape[0], coords_channels(axes, weight), *out)
+    expected = (value.shape[0], deformation.channels(axes), *out)
     if tuple(coords.shape) != expected:
         raise ValueError(
-            f"coords must be (N, {'g' if weight == 'none' else '2 * g'}, *(size * stride)) = {expected} "
+            f"coords must be (N, {'g' if deformation.weight == 'none' else '2 * g'}, *(size * stride)) = {expected} "
             f"for value of {tuple(value.shape)} and {stride=}, got {tuple(coords.shape)}"
         )
     if value.device != coords.device:

@@ -1,4 +1,4 @@
-"""Where DTC samples: the shifts and positions of Sun et al., arXiv:2601.17939, equation 1, in voxels, and their rules.
+"""Where DTC samples: the shifts and positions of Sun et al., arXiv:2601.17939, equation 1, in voxels.
 
 Section 3.1 (equation 1), section 3.2 (receptive field) and table 4 (the variants). Decisions that the paper leaves
 open (ours):
@@ -15,6 +15,7 @@ open (ours):
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -25,6 +26,74 @@ Weight = Literal["sigmoid", "linear", "none"]
 
 OFFSETS: tuple[str, ...] = ("tanh", "linear")
 WEIGHTS: tuple[str, ...] = ("sigmoid", "linear", "none")
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """How raw coordinates become shifts, lambda * Offset * Weight of equation 1.
+
+    Attributes:
+        receptive_field: RF of section 3.2 in voxels of the input map, from 0 to ``float("inf")``.
+        offset: "tanh" as in equation 1, or "linear" for table 4's rows without tanh.
+        weight: "sigmoid" as in equation 1, "linear" for table 4's rows without sigmoid, "none" for its rows without
+            weight.
+
+    Raises:
+        ValueError: an attribute is not one of these.
+    """
+
+    receptive_field: float = 2.0
+    offset: Offset = "tanh"
+    weight: Weight = "sigmoid"
+
+    def __post_init__(self) -> None:
+        rule = f"receptive_field must be a number >= 0 or infinity, got {self.receptive_field!r}"
+        try:
+            receptive_field = float(self.receptive_field)
+        except (TypeError, ValueError):
+            raise ValueError(rule) from None
+        if not receptive_field >= 0:  # NaN is not >= 0 either
+            raise ValueError(rule)
+        object.__setattr__(self, "receptive_field", receptive_field)
+        if self.offset not in OFFSETS:
+            raise ValueError(f"offset must be one of {OFFSETS}, got offset={self.offset!r}")
+        if self.weight not in WEIGHTS:
+            raise ValueError(f"weight must be one of {WEIGHTS}, got weight={self.weight!r}")
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether no shift is longer than :meth:`scale`: with tanh, and with a sigmoid or no weight at all."""
+        return self.offset == "tanh" and self.weight != "linear"
+
+    def channels(self, axes: int) -> int:
+        """Channels of the coordinates: 2 per axis (section 3.1: 4 in 2D, 6 in 3D), 1 per axis without weight."""
+        return axes if self.weight == "none" else 2 * axes
+
+    def scale(self, size: int) -> float:
+        """``lambda`` of equation 1 in voxels of an axis of ``size`` voxels: RF / 4, for an infinite RF size / 2.
+
+        It is the longest shift where shifts are bounded.
+        """
+        return size / 2 if math.isinf(self.receptive_field) else self.receptive_field / 4
+
+    def activations(self, coords: Tensor, axes: int, axis: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Offset and Weight of equation 1 along one axis, after their activations.
+
+        Args:
+            coords (Tensor[N, channels(axes), ..]): raw, offsets first.
+            axes: the number of axes.
+            axis: which of them, in tensor order.
+            dtype: in which they are computed.
+
+        Returns:
+            Two tensors (N, ..); None instead of the second without weight.
+        """
+        offset = coords[:, axis].to(dtype)
+        offset = torch.tanh(offset) if self.offset == "tanh" else offset
+        if self.weight == "none":
+            return offset, None
+        weight = coords[:, axes + axis].to(dtype)
+        return offset, torch.sigmoid(weight) if self.weight == "sigmoid" else weight
 
 
 def sampling_shifts(
@@ -40,7 +109,7 @@ def sampling_shifts(
     The shifts are those before the positions are clamped to the map.
 
     Args:
-        coords (Tensor[N, 2 * g, ..]): as there, for any number of positions in any shape.
+        coords (Tensor[N, 2 * g, ..]): raw coordinates as there, for any number of positions in any shape.
         sizes: (S_1, .., S_g), voxels of the input map per axis.
         receptive_field, offset, weight: as there.
 
@@ -52,48 +121,18 @@ def sampling_shifts(
         TypeError: ``coords`` is not a floating tensor.
         ValueError: the channels do not fit the sizes, or an argument is out of range.
     """
-    receptive_field, axes = check_receptive_field(receptive_field), len(sizes)
-    check_variant(offset, weight)
+    deformation, axes = Deformation(receptive_field, offset, weight), len(sizes)
     if not coords.is_floating_point():
         raise TypeError(f"coords must be a floating tensor, got {coords.dtype=}")
-    channels = coords_channels(axes, weight)
+    channels = deformation.channels(axes)
     if coords.ndim < 2 or coords.shape[1] != channels:
         raise ValueError(f"coords must be (N, {channels}, ..) for {axes} axes and {weight=}, got {tuple(coords.shape)}")
     dtype = torch.promote_types(coords.dtype, torch.float32)
-    shifts = [
-        shift_scale(receptive_field, size)
-        * _unit_shift(*axis_activations(coords, axes, axis, dtype, offset=offset, weight=weight))
-        for axis, size in enumerate(sizes)
-    ]
+    shifts = []
+    for axis, size in enumerate(sizes):
+        offsets, weights = deformation.activations(coords, axes, axis, dtype)
+        shifts.append(deformation.scale(size) * (offsets if weights is None else offsets * weights))
     return torch.stack(shifts, dim=1)  # (N, g, ..)
-
-
-def axis_activations(
-    coords: Tensor, axes: int, axis: int, dtype: torch.dtype, *, offset: Offset, weight: Weight
-) -> tuple[Tensor, Tensor | None]:
-    """Offset and Weight of equation 1 for one axis of ``axes``, after their activations; None without weight.
-
-    ``coords`` is (N, channels, ..) as in :func:`sampling_shifts`, the results are (N, ..) in ``dtype``.
-    """
-    moved = coords[:, axis].to(dtype)
-    moved = torch.tanh(moved) if offset == "tanh" else moved
-    if weight == "none":
-        return moved, None
-    gate = coords[:, axes + axis].to(dtype)
-    return moved, torch.sigmoid(gate) if weight == "sigmoid" else gate
-
-
-def shift_scale(receptive_field: float, size: int) -> float:
-    """``lambda`` of equation 1 in voxels of an axis of ``size``: RF / 4, for infinity size / 2.
-
-    It is the bound of a shift where there is one, with tanh and with a weight that is none or has its sigmoid.
-    """
-    return size / 2 if math.isinf(receptive_field) else receptive_field / 4
-
-
-def is_bounded(offset: Offset, weight: Weight) -> bool:
-    """Whether no shift is longer than :func:`shift_scale`: with tanh, and a weight that is none or has its sigmoid."""
-    return offset == "tanh" and weight != "linear"
 
 
 def regular_positions(size: int, step: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
@@ -124,11 +163,6 @@ def shifted_positions(regular: Tensor, shift: Tensor, size: int) -> Tensor:
     return (regular + torch.where(shift.isnan(), 0, shift)).clamp(-1, size)
 
 
-def coords_channels(axes: int, weight: Weight) -> int:
-    """Channels of the coordinate head: 2 per axis (section 3.1: 4 in 2D, 6 in 3D), 1 per axis without weight."""
-    return axes if weight == "none" else 2 * axes
-
-
 def check_stride(stride: int | Sequence[int], axes: int) -> tuple[int, ...]:
     """The stride as a tuple, one per axis; ValueError where it is not, or a stride is not an integer >= 1."""
     steps = tuple(stride) if hasattr(stride, "__iter__") else (stride,) * axes
@@ -147,26 +181,3 @@ def check_count(name: str, count: int) -> int:
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"{name} must be a positive integer, got {name}={count!r}")
     return count
-
-
-def check_receptive_field(receptive_field: float) -> float:
-    """The receptive field as a float; ValueError where it is negative or not a number."""
-    try:
-        number = float(receptive_field)
-    except (TypeError, ValueError):
-        raise ValueError(f"receptive_field must be a number >= 0 or infinity, got {receptive_field!r}") from None
-    if not number >= 0:  # also where it is not a number
-        raise ValueError(f"receptive_field must be a number >= 0 or infinity, got {receptive_field!r}")
-    return number
-
-
-def check_variant(offset: str, weight: str) -> None:
-    """ValueError where the variant is none of table 4's."""
-    if offset not in OFFSETS:
-        raise ValueError(f"offset must be one of {OFFSETS}, got {offset=}")
-    if weight not in WEIGHTS:
-        raise ValueError(f"weight must be one of {WEIGHTS}, got {weight=}")
-
-
-def _unit_shift(moved: Tensor, gate: Tensor | None) -> Tensor:
-    return moved if gate is None else moved * gate

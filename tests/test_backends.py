@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nnunet_dtc import DTC3d, backends, deformable_upsample
 from nnunet_dtc.backends import BACKENDS, backend_for, use_backend
 from nnunet_dtc.dtc import dtc_class
+from nnunet_dtc.shifts import Deformation
 
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 USABLE = [name for name, backend in BACKENDS.items() if backend.why_not() is None]
@@ -378,7 +379,7 @@ def test_the_same_bits_every_time(name, monkeypatch):
 @pytest.mark.parametrize(("size", "stride"), [((4, 7), (2, 3)), ((1, 2, 9), (3, 1, 2))])
 def test_no_sample_in_reach_is_beyond_the_window(size, stride, receptive_field):
     cuda = pytest.importorskip("nnunet_dtc.backends.cuda", exc_type=ImportError)
-    geometry = cuda.Geometry(torch.zeros(1, 1, *size), stride, receptive_field)
+    geometry = cuda.Geometry(torch.zeros(1, 1, *size), stride, Deformation(receptive_field))
     for extent, step, (lead, reach) in zip(size, stride, geometry.windows[-len(size) :], strict=True):
         bound = extent / 2 if math.isinf(receptive_field) else receptive_field / 4
         seen = set()  # how far samples that touch a voxel lie from its first one
@@ -437,13 +438,13 @@ def test_triton_gathers_where_deterministic_algorithms_are_wanted(monkeypatch):
     monkeypatch.setattr(cuda, "MOST_GATHERED", 30)
     monkeypatch.setattr(cuda, "MOST_GATHERED_SLOWLY", 100)
     leaves, upstream = inputs((4, 5), (2, 2), name="triton")
-    geometry = cuda.Geometry(leaves[1], (2, 2), 2)
+    geometry = cuda.Geometry(leaves[1], (2, 2), Deformation(2))
     assert geometry.windows == [(0, 1), (2, 6), (2, 6)]  # 36 samples
-    assert not cuda._gathers(geometry, 2)
+    assert not cuda.gathers_gradient(geometry, Deformation(2))
     scattered = computed("triton", leaves, upstream, (2, 2), 2)
     torch.use_deterministic_algorithms(True)
     try:
-        assert cuda._gathers(geometry, 2)
+        assert cuda.gathers_gradient(geometry, Deformation(2))
         gathered = computed("triton", leaves, upstream, (2, 2), 2)
         again = computed("triton", leaves, upstream, (2, 2), 2)
         with pytest.raises(RuntimeError, match="no deterministic gradient"):
@@ -589,9 +590,9 @@ def test_numba_without_a_folder_for_its_cache():
 @pytest.mark.parametrize("receptive_field", [0, 1, 2, 10, 31, math.inf])
 @pytest.mark.parametrize(("size", "stride"), [((64, 5, 4), (1, 2, 2)), ((3, 41), (3, 2)), ((200, 3, 3), (1, 1, 1))])
 def test_numba_blocks_that_are_computed_together_never_meet(size, stride, receptive_field):
-    from nnunet_dtc.backends.cpu import _Geometry
+    from nnunet_dtc.backends.cpu import Geometry
 
-    geometry = _Geometry(torch.empty(2, 1, *size), stride, receptive_field)
+    geometry = Geometry(torch.empty(2, 1, *size), stride, Deformation(receptive_field))
     rows = [torch.zeros(geometry.rows[:2], dtype=torch.int) for _ in range(2)]
     for together in geometry.blocks(2):
         touched = [torch.zeros(geometry.extents[:2], dtype=torch.int) for _ in range(2)]
@@ -643,7 +644,7 @@ def test_traced_networks_need_torch_alone(tmp_path):
 
 @pytest.mark.skipif(INTERPRETS, reason="not Triton's")
 def test_subclasses_of_tensors():
-    from monai.data import MetaTensor
+    MetaTensor = pytest.importorskip("monai.data").MetaTensor
 
     value, coords = torch.randn(1, 2, 3, 4), torch.randn(1, 4, 6, 8)
     result = deformable_upsample(MetaTensor(value), MetaTensor(coords), 2)

@@ -31,7 +31,7 @@ from nnunet_dtc.coordinates.stages import BINS, _thin
 from nnunet_dtc.dtc import is_dtc
 from nnunet_dtc.figures.coordinates import coordinates_figure
 from nnunet_dtc.figures.views import informative_slices
-from nnunet_dtc.shifts import sampling_shifts, shift_scale
+from nnunet_dtc.shifts import Deformation, sampling_shifts
 
 VARIANTS = [("tanh", "sigmoid"), ("tanh", "none"), ("tanh", "linear"), ("linear", "sigmoid"), ("linear", "none")]
 UNEVEN = {"kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]], "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 1]]}
@@ -43,7 +43,7 @@ def draw(sizes, stride, *, receptive_field=4.0, offset="tanh", weight="sigmoid",
     channels = len(sizes) * (1 if weight == "none" else 2)
     shape = (batch, channels, *(size * step for size, step in zip(sizes, stride, strict=True)))
     coords = scale * torch.randn(shape, generator=generator)
-    return StageCoordinates("up", tuple(sizes), tuple(stride), receptive_field, offset, weight, coords)
+    return StageCoordinates("up", tuple(sizes), tuple(stride), Deformation(receptive_field, offset, weight), coords)
 
 
 def build_network(receptive_field=2.0, seed=0, strides=UNEVEN, **more):
@@ -113,7 +113,7 @@ def test_shifts_refuse_what_does_not_fit():
     with pytest.raises(TypeError, match=r"coords\.dtype=torch\.int64"):
         sampling_shifts(torch.zeros(1, 4, 4, 4, dtype=torch.long), (2, 2))
     assert sampling_shifts(torch.zeros(1, 4, 3, dtype=torch.float16), (2, 2)).dtype == torch.float32
-    assert shift_scale(math.inf, 7) == 3.5
+    assert Deformation(math.inf).scale(7) == 3.5
 
 
 # ---- collecting --------------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def test_numbers_by_hand():
 
 
 def named(coords, sizes=(4, 6), receptive_field=4.0, offset="tanh", weight="sigmoid"):
-    stage = StageCoordinates("decoder.up", sizes, (2, 2), receptive_field, offset, weight, coords)
+    stage = StageCoordinates("decoder.up", sizes, (2, 2), Deformation(receptive_field, offset, weight), coords)
     [number] = measure([stage], (16, 12), (1.0, 2.0), ("y", "x"))
     return number, "\n".join(describe([number]))
 

@@ -134,7 +134,7 @@ def test_build_network_architecture_on_the_instance_and_on_the_class(make):
         assert "plans_manager" in inspect.signature(build).parameters  # how nnU-Net tells the new signature
         network = build(*arguments, enable_deep_supervision=False)
         found = [module for module in network.modules() if is_dtc(module)]
-        assert [(block.receptive_field, block.weight_kind, block.offset_kind) for block in found] == [
+        assert [(block.receptive_field, block.deformation.weight, block.deformation.offset) for block in found] == [
             (4, "none", "tanh")
         ] * 3
         assert network.decoder.deep_supervision is False

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nnunet_dtc.backends import reference
 from nnunet_dtc.backends.operators import define
-from nnunet_dtc.shifts import is_bounded
+from nnunet_dtc.shifts import Deformation
 
 __all__ = ["BACKENDS", "VARIABLE", "Backend", "backend_for", "upsample", "use_backend"]
 
@@ -137,7 +137,7 @@ def backend_for(device: str, *, bounded: bool = True) -> Backend:
 
     Args:
         device: the type of the device.
-        bounded: whether the shifts have a bound, see :func:`nnunet_dtc.shifts.is_bounded`.
+        bounded: whether the shifts have a bound, see :attr:`nnunet_dtc.shifts.Deformation.is_bounded`.
 
     Raises:
         ValueError: a name was forced that no backend has.
@@ -210,15 +210,15 @@ def upsample(
     value: Tensor,
     coords: Tensor,
     stride: tuple[int, ...],
-    receptive_field: float,
-    offset: str,
-    weight: str,
+    deformation: Deformation,
 ) -> Tensor:
     """``base`` plus the samples of ``value`` at ``coords``, by the backend for their device.
 
     Arguments as in :func:`nnunet_dtc.deformable_upsample`, checked before.
     """
     if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():  # for others to read: torch's own functions alone
-        return reference.forward(base, value, coords, stride, receptive_field, offset, weight)
-    backend = backend_for(value.device.type, bounded=is_bounded(offset, weight))
-    return backend.operator(base, value, coords, stride, receptive_field, offset, weight)
+        return reference.forward(base, value, coords, stride, deformation)
+    backend = backend_for(value.device.type, bounded=deformation.is_bounded)
+    return backend.operator(
+        base, value, coords, stride, deformation.receptive_field, deformation.offset, deformation.weight
+    )

@@ -17,7 +17,7 @@ from torch import Tensor
 from nnunet_dtc.backends import cpu_kernels
 from nnunet_dtc.backends.threads import in_threads
 from nnunet_dtc.backends.volume import Volume
-from nnunet_dtc.shifts import regular_positions
+from nnunet_dtc.shifts import Deformation, regular_positions
 
 MOST_BLOCKS = 64  # along the axis; more would be too thin to be worth a call
 
@@ -27,12 +27,10 @@ def forward(
     value: Tensor,
     coords: Tensor,
     stride: Sequence[int],
-    receptive_field: float,
-    offset: str,
-    weight: str,
+    deformation: Deformation,
 ) -> Tensor:
     """As :func:`nnunet_dtc.backends.reference.forward`, for shifts with a bound."""
-    geometry = _Geometry(value, stride, receptive_field)
+    geometry = Geometry(value, stride, deformation)
     dtype = value.dtype if base is None else base.dtype
     compute = _compute_dtype(value, coords, dtype)
     kept = _kept_dtype(dtype, compute)
@@ -40,7 +38,7 @@ def forward(
     in_threads(
         cpu_kernels.forward_rows, value.shape[0] * geometry.rows[0] * geometry.rows[1], out.numel(),
         _flat(out, kept), _flat(out if base is None else base, kept), base is not None,
-        *geometry.arguments(value, coords, compute, weight),
+        *geometry.arguments(value, coords, compute),
     )  # fmt: skip
     return out.to(dtype)
 
@@ -50,14 +48,12 @@ def backward(
     value: Tensor,
     coords: Tensor,
     stride: Sequence[int],
-    receptive_field: float,
-    offset: str,
-    weight: str,
+    deformation: Deformation,
     wants_value: bool,
     wants_coords: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """As :func:`nnunet_dtc.backends.reference.backward`, for shifts with a bound."""
-    geometry = _Geometry(value, stride, receptive_field)
+    geometry = Geometry(value, stride, deformation)
     compute = _compute_dtype(value, coords, grad.dtype)
     kept = _kept_dtype(coords.dtype, compute)
     # channels-last, (N, *S, C), as the value
@@ -65,7 +61,7 @@ def backward(
     by_coords = torch.empty(coords.shape if wants_coords else 0, dtype=kept)
     arguments = (
         _flat(by_value, compute), _flat(by_coords, kept), wants_value, wants_coords,
-        _flat(grad, _kept_dtype(grad.dtype, compute)), *geometry.arguments(value, coords, compute, weight),
+        _flat(grad, _kept_dtype(grad.dtype, compute)), *geometry.arguments(value, coords, compute),
     )  # fmt: skip
     for blocks in geometry.blocks(value.shape[0]):
         in_threads(cpu_kernels.backward_blocks, len(blocks), grad.numel(), blocks, *arguments)
@@ -75,14 +71,14 @@ def backward(
     )
 
 
-class _Geometry(Volume):
+class Geometry(Volume):
     """The volume, and what the kernels take of it."""
 
-    def __init__(self, value: Tensor, stride: Sequence[int], receptive_field: float) -> None:
-        super().__init__(value, stride, receptive_field)
+    def __init__(self, value: Tensor, stride: Sequence[int], deformation: Deformation) -> None:
+        super().__init__(value, stride, deformation)
         self.rows = tuple(size * step for size, step in zip(self.extents, self.stride, strict=True))
 
-    def arguments(self, value: Tensor, coords: Tensor, compute: torch.dtype, weight: str) -> tuple:
+    def arguments(self, value: Tensor, coords: Tensor, compute: torch.dtype) -> tuple:
         """What every kernel takes in the end, from ``value`` on."""
         starts = [regular_positions(size, step, compute) for size, step in zip(self.extents, self.stride, strict=True)]
         return (
@@ -91,7 +87,7 @@ class _Geometry(Volume):
             torch.cat(starts).numpy(),
             torch.tensor(self.bounds, dtype=compute).numpy(),
             torch.tensor([size - 1 for size in self.extents], dtype=compute).numpy(),
-            weight != "none",
+            self.weighted,
             (self.channels, *self.extents),
             self.stride,
             self.axes,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nnunet_dtc.backends import reference, triton_kernels
 from nnunet_dtc.backends.volume import Volume
+from nnunet_dtc.shifts import Deformation
 
 MOST_GATHERED = 256  # samples in reach of a voxel: 108 for stride (1, 2, 2) at RF 2, 216 for (2, 2, 2)
 MOST_GATHERED_SLOWLY = 2**15  # where the same bits are asked for: 4096 at RF 10 for stride (2, 2, 2)
@@ -30,17 +31,15 @@ def forward(
     value: Tensor,
     coords: Tensor,
     stride: Sequence[int],
-    receptive_field: float,
-    offset: str,
-    weight: str,
+    deformation: Deformation,
 ) -> Tensor:
     """As :func:`nnunet_dtc.backends.reference.forward`, for shifts with a bound."""
     if torch.float64 in (value.dtype, coords.dtype, None if base is None else base.dtype):  # exact rather than fast
-        return reference.forward(base, value, coords, stride, receptive_field, offset, weight)
+        return reference.forward(base, value, coords, stride, deformation)
     if value.shape[0] > MOST_CASES:
         parts = zip(_parts(base, value), _parts(value, value), _parts(coords, value), strict=True)
-        return torch.cat([forward(*part, stride, receptive_field, offset, weight) for part in parts])
-    geometry = Geometry(value, stride, receptive_field)
+        return torch.cat([forward(*part, stride, deformation) for part in parts])
+    geometry = Geometry(value, stride, deformation)
     shape, dtype = (*value.shape[:2], *coords.shape[2:]), value.dtype if base is None else base.dtype
     out = torch.empty(shape, dtype=dtype, device=value.device)
     if out.numel() == 0:
@@ -49,7 +48,7 @@ def forward(
         triton_kernels.forward_kernel[geometry.sample_grid](
             out, out if base is None else base.contiguous(), geometry.channels_last(value), coords.contiguous(),
             *geometry.sizes, *geometry.bounds, *geometry.stride,
-            AXES=geometry.axes, WEIGHTED=weight != "none", HAS_BASE=base is not None,
+            AXES=geometry.axes, WEIGHTED=geometry.weighted, HAS_BASE=base is not None,
             BM=SAMPLES, BC=geometry.channel_block,
         )  # fmt: skip
     return out
@@ -60,22 +59,20 @@ def backward(
     value: Tensor,
     coords: Tensor,
     stride: Sequence[int],
-    receptive_field: float,
-    offset: str,
-    weight: str,
+    deformation: Deformation,
     wants_value: bool,
     wants_coords: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """As :func:`nnunet_dtc.backends.reference.backward`, for shifts with a bound."""
-    more = (stride, receptive_field, offset, weight, wants_value, wants_coords)
+    more = (stride, deformation, wants_value, wants_coords)
     if torch.float64 in (value.dtype, coords.dtype, grad.dtype):
         return reference.backward(grad, value, coords, *more)
     if value.shape[0] > MOST_CASES:
         parts = zip(_parts(grad, value), _parts(value, value), _parts(coords, value), strict=True)
         by_value, by_coords = zip(*(backward(*part, *more) for part in parts), strict=True)
         return torch.cat(by_value) if wants_value else None, torch.cat(by_coords) if wants_coords else None
-    geometry = Geometry(value, stride, receptive_field)
-    gathers = wants_value and _gathers(geometry, receptive_field)
+    geometry = Geometry(value, stride, deformation)
+    gathers = wants_value and gathers_gradient(geometry, deformation)
     grad, coords, on = grad.contiguous(), coords.contiguous(), {"device": value.device}
     low = (value.shape[0], *value.shape[2:], geometry.pitch)  # (N, *S, P)
     written = torch.empty if grad.numel() > 0 else torch.zeros  # without elements no kernel runs
@@ -93,7 +90,7 @@ def backward(
             triton_kernels.coords_kernel[geometry.sample_grid](
                 by_coords, positions, grad, geometry.channels_last(value), coords,
                 *geometry.sizes, *geometry.bounds, *geometry.stride,
-                WEIGHTED=weight != "none", COORDS=wants_coords, POSITIONS=wants_value, BM=SAMPLES, **kinds,
+                WEIGHTED=geometry.weighted, COORDS=wants_coords, POSITIONS=wants_value, BM=SAMPLES, **kinds,
             )  # fmt: skip
             if gathers:
                 leads, reaches = zip(*geometry.windows, strict=True)
@@ -114,8 +111,8 @@ def backward(
 class Geometry(Volume):
     """The volume, and the kernels' grids and blocks."""
 
-    def __init__(self, value: Tensor, stride: Sequence[int], receptive_field: float) -> None:
-        super().__init__(value, stride, receptive_field)
+    def __init__(self, value: Tensor, stride: Sequence[int], deformation: Deformation) -> None:
+        super().__init__(value, stride, deformation)
         self.channel_block = min(CHANNELS, max(16, triton.next_power_of_2(self.channels)))
         self.pitch = triton.cdiv(self.channels, self.channel_block) * self.channel_block
         self.sizes = (self.channels, self.pitch, *self.extents)
@@ -151,8 +148,12 @@ class Geometry(Volume):
         return windows
 
 
-def _gathers(geometry: Geometry, receptive_field: float) -> bool:
-    """Whether the gradient of the value is gathered."""
+def gathers_gradient(geometry: Geometry, deformation: Deformation) -> bool:
+    """Whether the gradient of the value is gathered; otherwise it is added atomically.
+
+    Raises:
+        RuntimeError: deterministic algorithms were asked for, and the window is too large to be gathered.
+    """
     in_reach = math.prod(reach for _, reach in geometry.windows)
     if in_reach <= MOST_GATHERED:
         return True
@@ -161,8 +162,8 @@ def _gathers(geometry: Geometry, receptive_field: float) -> bool:
     if in_reach <= MOST_GATHERED_SLOWLY:
         return True
     message = (
-        f"DTC with receptive field {receptive_field:g} has no deterministic gradient on CUDA for maps as large as "
-        f"{geometry.extents[-geometry.axes :]}, but torch.use_deterministic_algorithms(True) is set"
+        f"DTC with receptive field {deformation.receptive_field:g} has no deterministic gradient on CUDA for maps as "
+        f"large as {geometry.extents[-geometry.axes :]}, but torch.use_deterministic_algorithms(True) is set"
     )
     if not torch.is_deterministic_algorithms_warn_only_enabled():
         raise RuntimeError(message)
@@ -177,7 +178,7 @@ def why_not() -> str | None:
         return f"the GPU has compute capability {capability[0]}.{capability[1]}, and Triton needs 7.0 or later"
     try:
         value, coords = torch.zeros(1, 1, 1, 2, device="cuda"), torch.zeros(1, 4, 1, 4, device="cuda")
-        variant = ((1, 2), 2.0, "tanh", "sigmoid")
+        variant = ((1, 2), Deformation())
         backward(forward(None, value, coords, *variant), value, coords, *variant, True, True)
     except Exception as error:  # no C compiler, no headers of Python, a driver that is too old, ...
         return f"Triton cannot compile for this GPU: {(str(error).strip() or repr(error)).splitlines()[0]}"

@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef, custom_op
 from torch.utils.flop_counter import register_flop_formula
+
+from nnunet_dtc.shifts import Deformation
 
 NAMESPACE = "nnunet_dtc"
 
@@ -31,9 +34,15 @@ def define(name: str, forward: Callable[..., Tensor], backward: Callable[..., tu
     """Register ``forward`` and ``backward`` (as those of the reference) as the operator of the backend ``name``.
 
     Returns:
-        The operator, callable with forward's arguments.
+        The operator ``(base, value, coords, stride, receptive_field, offset, weight) -> Tensor``.
     """
+    operator = _forward_operator(name, forward)
+    _differentiate(operator, _backward_operator(name, backward))
+    _count_products(name)
+    return operator
 
+
+def _forward_operator(name: str, forward: Callable[..., Tensor]) -> CustomOpDef:
     def run(
         base: Tensor | None,
         value: Tensor,
@@ -43,9 +52,23 @@ def define(name: str, forward: Callable[..., Tensor], backward: Callable[..., tu
         offset: str,
         weight: str,
     ) -> Tensor:
-        return forward(_plain(base), _plain(value), _plain(coords), stride, receptive_field, offset, weight)
+        deformation = Deformation(receptive_field, offset, weight)
+        return forward(_plain(base), _plain(value), _plain(coords), stride, deformation)
 
-    def run_backward(
+    operator = custom_op(f"{NAMESPACE}::upsample_{name}", run, mutates_args=(), schema=SCHEMA)
+
+    @operator.register_fake
+    def _(base, value, coords, stride, receptive_field, offset, weight):
+        dtype = value.dtype if base is None else base.dtype
+        return value.new_empty((*value.shape[:2], *coords.shape[2:]), dtype=dtype)
+
+    return operator
+
+
+def _backward_operator(name: str, backward: Callable[..., tuple[Tensor | None, Tensor | None]]) -> CustomOpDef:
+    """The gradients with respect to value and coords; tensors without elements for those that are not wanted."""
+
+    def run(
         grad: Tensor,
         value: Tensor,
         coords: Tensor,
@@ -56,30 +79,27 @@ def define(name: str, forward: Callable[..., Tensor], backward: Callable[..., tu
         wants_value: bool,
         wants_coords: bool,
     ) -> tuple[Tensor, Tensor]:
-        variant = (stride, receptive_field, offset, weight)
-        by_value, by_coords = backward(_plain(grad), _plain(value), _plain(coords), *variant, wants_value, wants_coords)
+        deformation = Deformation(receptive_field, offset, weight)
+        tensors = (_plain(grad), _plain(value), _plain(coords))
+        by_value, by_coords = backward(*tensors, stride, deformation, wants_value, wants_coords)
         return (
             value.new_empty(0) if by_value is None else _laid_out_like(value, by_value),
             coords.new_empty(0) if by_coords is None else by_coords,
         )
 
-    operator = torch.library.custom_op(f"{NAMESPACE}::upsample_{name}", run, mutates_args=(), schema=SCHEMA)
-    operator_backward = torch.library.custom_op(
-        f"{NAMESPACE}::upsample_{name}_backward", run_backward, mutates_args=(), schema=SCHEMA_BACKWARD
-    )
+    operator = custom_op(f"{NAMESPACE}::upsample_{name}_backward", run, mutates_args=(), schema=SCHEMA_BACKWARD)
 
     @operator.register_fake
-    def _(base, value, coords, stride, receptive_field, offset, weight):
-        dtype = value.dtype if base is None else base.dtype
-        return value.new_empty((*value.shape[:2], *coords.shape[2:]), dtype=dtype)
-
-    @operator_backward.register_fake
     def _(grad, value, coords, stride, receptive_field, offset, weight, wants_value, wants_coords):
         return (
             torch.empty_like(value) if wants_value else value.new_empty(0),
             coords.new_empty(coords.shape if wants_coords else 0),
         )
 
+    return operator
+
+
+def _differentiate(operator: CustomOpDef, operator_backward: CustomOpDef) -> None:
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         _, value, coords, *ctx.variant = inputs
         ctx.save_for_backward(value, coords)
@@ -102,19 +122,18 @@ def define(name: str, forward: Callable[..., Tensor], backward: Callable[..., tu
     operator.register_autograd(gradients, setup_context=setup_context)
     operator_backward.register_autograd(no_second_derivatives)
 
-    packet = getattr(getattr(torch.ops, NAMESPACE), f"upsample_{name}")
-    packet_backward = getattr(getattr(torch.ops, NAMESPACE), f"upsample_{name}_backward")
 
-    # linear interpolation: a product for each neighbour of every sample of every channel
-    @register_flop_formula(packet)
+def _count_products(name: str) -> None:
+    """Tell torch's FlopCounterMode: linear interpolation is a product for each neighbour of a sample and channel."""
+    operators = getattr(torch.ops, NAMESPACE)
+
+    @register_flop_formula(getattr(operators, f"upsample_{name}"))
     def _(base, value, coords, *_: Any, out_shape: Sequence[int], **__: Any) -> int:
         return 2 * 2 ** (len(out_shape) - 2) * math.prod(out_shape)
 
-    @register_flop_formula(packet_backward)
+    @register_flop_formula(getattr(operators, f"upsample_{name}_backward"))
     def _(grad, value, coords, *_: Any, out_shape: Any = None, **__: Any) -> int:  # both gradients are as many products
         return 2 * 2 * 2 ** (len(grad) - 2) * math.prod(grad)
-
-    return operator
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_dtc.shifts import Offset, Weight, axis_activations, regular_positions, shift_scale, shifted_positions
+from nnunet_dtc.shifts import Deformation, regular_positions, shifted_positions
 
 _BORDER, _LINEAR = 1, 0  # as grid_sample's own operators call them
 
@@ -29,13 +29,11 @@ def forward(
     value: Tensor,
     coords: Tensor,
     stride: Sequence[int],
-    receptive_field: float,
-    offset: Offset,
-    weight: Weight,
+    deformation: Deformation,
 ) -> Tensor:
     """``base`` plus the samples, from torch's own differentiable functions; arguments as in ``deformable_upsample``."""
     dtype, sizes = _dtype(value, coords), value.shape[2:]
-    positions = [axis.position for axis in _axes(value, coords, stride, receptive_field, offset, weight)]
+    positions = [axis.position for axis in _axes(value, coords, stride, deformation)]
     split = _channel_groups(value)
     samples = F.grid_sample(
         _split_channels(value.to(dtype), split),
@@ -51,9 +49,7 @@ def backward(
     value: Tensor,
     coords: Tensor,
     stride: Sequence[int],
-    receptive_field: float,
-    offset: Offset,
-    weight: Weight,
+    deformation: Deformation,
     wants_value: bool,
     wants_coords: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -63,18 +59,18 @@ def backward(
     hair = 4 * torch.finfo(dtype).eps
     positions, through = [], []  # where the slope is taken, and the derivatives of the position
     for size, (moved, gate, scale, shift, position) in zip(
-        sizes, _axes(value, coords, stride, receptive_field, offset, weight), strict=True
+        sizes, _axes(value, coords, stride, deformation), strict=True
     ):
         inside = (position >= 0) & (position < size - 1)
         below = position.floor()
         fraction = (position - below).clamp(hair * size, 1 - hair * size)
         positions.append(torch.where(inside, below + fraction, position))
         if wants_coords:
-            by_moved = scale * (1 - moved * moved) if offset == "tanh" else torch.full_like(moved, scale)
+            by_moved = scale * (1 - moved * moved) if deformation.offset == "tanh" else torch.full_like(moved, scale)
             by_moved = by_moved if gate is None else by_moved * gate
             by_gate = None
             if gate is not None:
-                by_gate = scale * moved * (gate * (1 - gate) if weight == "sigmoid" else 1)
+                by_gate = scale * moved * (gate * (1 - gate) if deformation.weight == "sigmoid" else 1)
             through.append((inside & ~shift.isnan(), by_moved, by_gate))
     split = _channel_groups(value)
     function = {2: torch.ops.aten.grid_sampler_2d_backward, 3: torch.ops.aten.grid_sampler_3d_backward}[axes]
@@ -113,13 +109,11 @@ class _Axis(NamedTuple):
     position: Tensor
 
 
-def _axes(
-    value: Tensor, coords: Tensor, stride: Sequence[int], receptive_field: float, offset: Offset, weight: Weight
-) -> Iterator[_Axis]:
+def _axes(value: Tensor, coords: Tensor, stride: Sequence[int], deformation: Deformation) -> Iterator[_Axis]:
     dtype, sizes = _dtype(value, coords), value.shape[2:]
     for axis, (size, step) in enumerate(zip(sizes, stride, strict=True)):
-        moved, gate = axis_activations(coords, len(sizes), axis, dtype, offset=offset, weight=weight)
-        scale = shift_scale(receptive_field, size)
+        moved, gate = deformation.activations(coords, len(sizes), axis, dtype)
+        scale = deformation.scale(size)
         regular = regular_positions(size, step, dtype, coords.device)
         regular = regular.view([-1 if other == axis else 1 for other in range(len(sizes))])
         shift = scale * (moved if gate is None else moved * gate)

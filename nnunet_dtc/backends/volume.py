@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from nnunet_dtc.shifts import shift_scale
+from nnunet_dtc.shifts import Deformation
 
 
 class Volume:
@@ -12,14 +12,15 @@ class Volume:
 
     Attributes:
         axes: 2 or 3, of the value itself.
+        weighted: whether the coordinates have a weight.
         channels: of the value.
         extents, stride, bounds: for three axes: voxels, output voxels per voxel, and the longest shift in voxels.
     """
 
-    def __init__(self, value: Tensor, stride: Sequence[int], receptive_field: float) -> None:
+    def __init__(self, value: Tensor, stride: Sequence[int], deformation: Deformation) -> None:
         _, self.channels, *sizes = value.shape
-        self.axes = len(sizes)
+        self.axes, self.weighted = len(sizes), deformation.weight != "none"
         missing = 3 - self.axes
         self.extents = (1,) * missing + tuple(sizes)
         self.stride = (1,) * missing + tuple(stride)
-        self.bounds = [0.0] * missing + [float(shift_scale(receptive_field, size)) for size in sizes]
+        self.bounds = [0.0] * missing + [float(deformation.scale(size)) for size in sizes]

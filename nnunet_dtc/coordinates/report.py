@@ -90,14 +90,15 @@ def as_json(found: Coordinates) -> dict[str, Any]:
         },
         "stages": [
             {
-                **{key: value for key, value in _plain(asdict(stage)).items() if key != "axes"},
-                "bounded": raw.bounded,
+                **{key: value for key, value in _plain(asdict(stage)).items() if key not in ("axes", "deformation")},
+                **_plain(asdict(stage.deformation)),
+                "bounded": stage.deformation.is_bounded,
                 "axes": [
                     _plain(asdict(axis) | {f"{key}_mm": getattr(axis, f"{key}_mm") for key in _LENGTHS})
                     for axis in stage.axes
                 ],
             }
-            for stage, raw in zip(found.numbers, found.stages, strict=True)
+            for stage in found.numbers
         ],
         "sentences": sentences(found),
     }

@@ -20,7 +20,7 @@ Torch and numpy only.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from nnunet_dtc.dtc import is_dtc
 from nnunet_dtc.sampling import deformable_upsample
-from nnunet_dtc.shifts import Offset, Weight, axis_activations, sampling_shifts, shift_scale
+from nnunet_dtc.shifts import Deformation, regular_positions, sampling_shifts, shifted_positions
 
 SATURATED_OFFSET = 0.98
 SHUT_WEIGHT = 0.02
@@ -46,7 +46,7 @@ class StageCoordinates:
         block: the block's name in the network, such as ``decoder.transpconvs.0``.
         sizes: (S_1, .., S_g), voxels of the block's input map per axis.
         stride: voxels of the output per voxel of the input, per axis.
-        receptive_field, offset, weight: of the block, see :func:`nnunet_dtc.deformable_upsample`.
+        deformation: of the block: its receptive field and variant.
         coords (Tensor[N, channels, *(S * stride)] or Tensor[1, channels, P]): raw offsets and weights, float32, on the
             CPU; of all positions, or of P of them.
     """
@@ -54,31 +54,28 @@ class StageCoordinates:
     block: str
     sizes: tuple[int, ...]
     stride: tuple[int, ...]
-    receptive_field: float
-    offset: Offset
-    weight: Weight
+    deformation: Deformation
     coords: Tensor
-
-    @property
-    def bounded(self) -> bool:
-        """Whether a shift has a bound, which is then its scale."""
-        return self.offset == "tanh" and self.weight in ("sigmoid", "none")
 
     def shifts(self) -> Tensor:
         """Tensor[N, g, ..]: the shifts along each axis in voxels of the input map, before clamping."""
-        return sampling_shifts(self.coords, self.sizes, self.receptive_field, offset=self.offset, weight=self.weight)
+        return sampling_shifts(self.coords, self.sizes, **asdict(self.deformation))
 
     def regular_positions(self) -> Tensor:
         """Tensor[g, *(S * stride)]: where the positions would be without shifts, in voxels of the input map."""
         axes = [
-            (torch.arange(size * step) + 0.5) / step - 0.5 for size, step in zip(self.sizes, self.stride, strict=True)
+            regular_positions(size, step, torch.float32) for size, step in zip(self.sizes, self.stride, strict=True)
         ]
         return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
     def positions(self) -> Tensor:
         """Tensor[N, g, *(S * stride)]: where the samples are taken, in voxels of the input map; of all positions."""
-        last = torch.tensor(self.sizes).view(-1, *[1] * len(self.sizes)) - 1  # (g, 1, ..)
-        return torch.minimum((self.regular_positions() + self.shifts()).clamp_min(0), last)
+        regular, shifts = self.regular_positions(), self.shifts()
+        along = [
+            shifted_positions(regular[axis], shifts[:, axis], size).clamp(0, size - 1)
+            for axis, size in enumerate(self.sizes)
+        ]
+        return torch.stack(along, dim=1)
 
     def reads(self) -> Tensor:
         """Tensor[N, *S]: how often each voxel of the input map is read, as a multiple of the regular grid's share.
@@ -88,9 +85,7 @@ class StageCoordinates:
         """
         value = torch.ones(self.coords.shape[0], 1, *self.sizes, requires_grad=True)
         with torch.enable_grad():
-            samples = deformable_upsample(
-                value, self.coords, self.stride, self.receptive_field, offset=self.offset, weight=self.weight
-            )
+            samples = deformable_upsample(value, self.coords, self.stride, **asdict(self.deformation))
             (weights,) = torch.autograd.grad(samples.sum(), value)
         return weights[:, 0] / math.prod(self.stride)
 
@@ -155,7 +150,7 @@ class StageNumbers:
     Attributes:
         stage: 1 is the first in the forward pass, the deepest; ``stages`` is the paper's "last upsampling layer".
         stages: how many there are.
-        block, sizes, stride, receptive_field, offset, weight: as in :class:`StageCoordinates`.
+        block, sizes, stride, deformation: as in :class:`StageCoordinates`.
         positions: how many were measured.
         axes: in tensor order.
     """
@@ -165,9 +160,7 @@ class StageNumbers:
     block: str
     sizes: tuple[int, ...]
     stride: tuple[int, ...]
-    receptive_field: float
-    offset: Offset
-    weight: Weight
+    deformation: Deformation
     positions: int
     axes: tuple[AxisNumbers, ...]
 
@@ -233,9 +226,7 @@ def collect(network: nn.Module, data: Tensor, limit: int | None = None) -> tuple
             block=name,
             sizes=tuple(size // step for size, step in zip(output, block.stride, strict=True)),
             stride=block.stride,
-            receptive_field=block.receptive_field,
-            offset=block.offset_kind,
-            weight=block.weight_kind,
+            deformation=block.deformation,
             coords=part.view(shape),
         )
         for (name, (block, output, _)), part, shape in zip(found.items(), parts, shapes, strict=True)
@@ -277,9 +268,7 @@ def measure(
                 block=stage.block,
                 sizes=stage.sizes,
                 stride=stage.stride,
-                receptive_field=stage.receptive_field,
-                offset=stage.offset,
-                weight=stage.weight,
+                deformation=stage.deformation,
                 positions=positions,
                 axes=axes,
             )
@@ -290,7 +279,7 @@ def measure(
 def describe(stages: Sequence[StageNumbers]) -> list[str]:
     """Plain sentences that name every axis that is dead, saturated, shut or open; one that says so where none is."""
     lines = []
-    if stages and all(stage.receptive_field == 0 for stage in stages):
+    if stages and all(stage.deformation.receptive_field == 0 for stage in stages):
         return ["The receptive field is 0: no sample is shifted, this is the control with the same parameters."]
     for stage in stages:
         for state, what in _SENTENCES.items():
@@ -310,11 +299,10 @@ def axis_names(transpose_forward: Sequence[int], axes: int) -> tuple[str, ...]:
 
 
 def _measure_axis(stage: StageCoordinates, axis: int, name: str, spacing_mm: float) -> AxisNumbers:
-    moved, gate = axis_activations(
-        stage.coords, len(stage.sizes), axis, torch.float32, offset=stage.offset, weight=stage.weight
-    )
-    scale = shift_scale(stage.receptive_field, stage.sizes[axis])
-    unit = (moved if gate is None else moved * gate).flatten()  # the shift as a share of its scale
+    deformation = stage.deformation
+    offset, weight = deformation.activations(stage.coords, len(stage.sizes), axis, torch.float32)
+    scale = deformation.scale(stage.sizes[axis])
+    unit = (offset if weight is None else offset * weight).flatten()  # the shift as a fraction of its scale
     size, nan = stage.sizes[axis], math.nan
     shares = dict.fromkeys(("saturated", "shut", "open"), nan)
     histogram = [0] * (BINS + 1)
@@ -323,16 +311,16 @@ def _measure_axis(stage: StageCoordinates, axis: int, name: str, spacing_mm: flo
     if not unit.numel() or not bool(unit.isfinite().all()):
         states.append("not finite" if unit.numel() else "empty")
     else:
-        if stage.offset == "tanh":
-            shares["saturated"] = _share(moved.abs() > SATURATED_OFFSET)
-        if stage.weight == "sigmoid":
-            shares |= {"shut": _share(gate < SHUT_WEIGHT), "open": _share(gate > OPEN_WEIGHT)}
+        if deformation.offset == "tanh":
+            shares["saturated"] = _share(offset.abs() > SATURATED_OFFSET)
+        if deformation.weight == "sigmoid":
+            shares |= {"shut": _share(weight < SHUT_WEIGHT), "open": _share(weight > OPEN_WEIGHT)}
         lengths = unit.abs().numpy()
         mean, p95, longest = (
             scale * float(value)
             for value in (lengths.mean(dtype=np.float64), np.percentile(lengths, 95), lengths.max())
         )
-        if stage.receptive_field > 0:
+        if deformation.receptive_field > 0:
             used = float(lengths.mean(dtype=np.float64))
             variation = float(unit.max() - unit.min())
             histogram = _histogram(lengths)
@@ -341,14 +329,14 @@ def _measure_axis(stage: StageCoordinates, axis: int, name: str, spacing_mm: flo
             states.insert(0, "dead")
         if size == 1:
             states = ["single"]
-        if stage.receptive_field == 0:
+        if deformation.receptive_field == 0:
             states = ["fixed"]
     return AxisNumbers(
         axis=name,
         size=size,
         spacing_mm=spacing_mm,
         scale_voxels=scale,
-        bound_voxels=scale if stage.bounded else nan,
+        bound_voxels=scale if deformation.is_bounded else nan,
         mean_voxels=mean,
         p95_voxels=p95,
         max_voxels=longest,

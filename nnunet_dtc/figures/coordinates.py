@@ -153,7 +153,7 @@ def coordinates_figure(
         if row == 0:
             for ax, text in zip(panels, TITLES, strict=True):
                 _above(ax, text, 26, FAINT, 10)
-        heading = _above(panels[0], f"S{number.title[1:]}, RF {number.receptive_field:g}", 7, INK, 11)
+        heading = _above(panels[0], f"S{number.title[1:]}, RF {number.deformation.receptive_field:g}", 7, INK, 11)
         states = ", ".join(f"{axis.axis} {' and '.join(axis.states)}" for axis in number.axes if axis.states)
         panels[0].annotate(
             f"   {states}", (1, 0), xycoords=heading, color=WARNING, fontsize=11, va="bottom", annotation_clip=False
@@ -329,9 +329,9 @@ def _draw_histogram(ax: Axes, stage: StageCoordinates, number: StageNumbers, uni
         legend = ax.legend(title=f"mean {unit}", fontsize=8.5, title_fontsize=8, frameon=False, labelcolor=INK)
         legend.get_title().set_color(FAINT)
     else:
-        word = "no shift" if number.receptive_field == 0 else "not finite"
+        word = "no shift" if number.deformation.receptive_field == 0 else "not finite"
         ax.text(0.5, 0.5, word, color=FAINT, ha="center", va="center", transform=ax.transAxes)
-    if not stage.bounded:
+    if not stage.deformation.is_bounded:
         ax.annotate(
             "of lambda: no bound",
             (1, 1),
