@@ -280,7 +280,18 @@ def unknown_labels(source: Path) -> list[str]:
     write_volume(label_file(source, 2), labels.astype(np.int16))
     labels[0, 0, :3] = 2.5, 13, 5
     write_volume(label_file(source, 3), labels.astype(np.float32))
-    return [r"label0001.*0\.\.13, found 14, 200$", r"label0002.*found -1$", r"label0003.*found 2\.5$"]
+    for number, value in ((9, np.nan), (21, np.inf)):  # which SimpleITK reads as 0
+        labels[0, 0, :3] = value, 13, 5
+        write_volume(label_file(source, number), labels.astype(np.float32))
+    write_volume(label_file(source, 22), labels.astype(np.complex64))
+    return [
+        r"label0001.*0\.\.13, found 14, 200$",
+        r"label0002.*found -1$",
+        r"label0003.*found 2\.5$",
+        r"label0009.*found nan$",
+        r"label0021.*found inf$",
+        r"label0022.*complex",
+    ]
 
 
 def no_organ(source: Path) -> list[str]:

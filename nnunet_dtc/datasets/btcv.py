@@ -26,7 +26,7 @@ from nnunet_dtc.datasets.nnunet_raw import check_target, new_raw_dataset, write_
 from nnunet_dtc.datasets.sources import SourceError, SourceFile, open_source, single
 from nnunet_dtc.datasets.splits import check_splits, five_folds, write_splits
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.files import WriteError, check_complete, unknown_values
+from nnunet_dtc.files import ImageFileError, WriteError, check_complete, shown_values, stored_values, unknown_values
 
 __all__ = ["CASES", "NAME", "TEST_CASES", "PreparedBTCV", "write_btcv"]
 
@@ -184,6 +184,7 @@ def _read(file: SourceFile, is_label: bool, beside: Path, problems: list[str]) -
             str(path).encode()  # SimpleITK would end the process
             check_complete(path)
             volume = sitk.ReadImage(str(path))
+            stored = stored_values(path) if is_label else None  # SimpleITK reads NaN as 0
     except UnicodeEncodeError:
         problems.append(f"{file.shown}: cannot be read (its path is not UTF-8)")
         return None
@@ -195,14 +196,20 @@ def _read(file: SourceFile, is_label: bool, beside: Path, problems: list[str]) -
     if volume.GetDimension() != 3 or volume.GetNumberOfComponentsPerPixel() != 1:
         problems.append(f"{file.shown}: must be a volume with three axes, has the size {volume.GetSize()}")
         return None
-    if is_label:
-        labels = sitk.GetArrayViewFromImage(volume)
-        if wrong := unknown_values(labels, LABELS.values()):
-            found = ", ".join(f"{value:g}" for value in wrong[:10]) + (" ..." if len(wrong) > 10 else "")
-            problems.append(f"{file.shown}: labels must be integers in 0..{max(LABELS.values())}, found {found}")
-        elif not labels.any():
-            problems.append(f"{file.shown}: must hold organs, all of its voxels are background")
+    if is_label and (wrong := _wrong_labels(sitk.GetArrayViewFromImage(volume) if stored is None else stored)):
+        problems.append(f"{file.shown}: {wrong}")
     return _Volume(volume.GetSize(), volume.GetSpacing(), volume.GetOrigin(), volume.GetDirection())
+
+
+def _wrong_labels(labels: np.ndarray) -> str | None:
+    """What is wrong with the values of a label volume, of any shape and dtype."""
+    try:
+        unknown = unknown_values(labels, LABELS.values())
+    except ImageFileError as error:
+        return str(error)
+    if unknown:
+        return f"labels must be integers in 0..{max(LABELS.values())}, found {shown_values(unknown, 10)}"
+    return None if labels.any() else "must hold organs, all of its voxels are background"
 
 
 def _compare(

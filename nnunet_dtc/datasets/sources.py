@@ -132,11 +132,11 @@ def single(what: str, files: list[SourceFile], problems: list[str]) -> SourceFil
     """The only file of `files`; else None, and a problem is added that names `what` as missing or all of them."""
     if len(files) == 1:
         return files[0]
-    problems.append(
-        f"{what} is missing"
-        if not files
-        else f"{what} is there {len(files)} times: {', '.join(f.shown for f in files)}"
-    )
+    if files:
+        some = ", ".join(file.shown for file in files[:10]) + ", ..." * (len(files) > 10)
+        problems.append(f"{what} is there {len(files)} times: {some}")
+    else:
+        problems.append(f"{what} is missing")
     return None
 
 
