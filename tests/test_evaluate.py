@@ -391,8 +391,8 @@ class TestRefused:
         name = b"case_\xff.nii.gz"
         for folder in folders:
             (folder / "case_b.nii.gz").rename(Path(os.fsdecode(os.fsencode(folder) + b"/" + name)))
-        message = refused(folders, "its name is not UTF-8")
-        assert "case_\\udcff.nii.gz" in message
+        message = refused(folders, "its path is not UTF-8")
+        assert "case_\\xff.nii.gz" in message
         message.encode()
 
     def test_ignore_label_in_a_prediction(self, folders):

@@ -1,7 +1,8 @@
 """A comparison as one HTML page that needs nothing else: figures, tables and pictures are in it, there is no script.
 
 The template is `page.html.jinja` beside this file; here its contents are made. All names (of cases, organs, models)
-are a user's and are escaped, by Jinja in the page and by matplotlib in the figures. The same comparison gives the same
+are a user's: characters that cannot be printed are shown as escapes (`readable`), and what HTML or SVG would interpret
+is escaped by Jinja in the page and by matplotlib in the figures. The same comparison gives the same
 bytes (with the same versions of matplotlib and Pillow).
 """
 
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 
 from nnunet_dtc._version import __version__
 from nnunet_dtc.comparison.page_pictures import PictureError, draw_picture, is_ct
+from nnunet_dtc.comparison.readable import readable
 from nnunet_dtc.comparison.result import CasePicture, ComparedModel, Comparison
 from nnunet_dtc.comparison.sentences import what_was_predicted
 from nnunet_dtc.comparison.statistics import FEWEST_PAIRS, average_repeats, case_differences, case_means, fold_means
@@ -30,6 +32,7 @@ from nnunet_dtc.evaluation.readers import reader_of_folder
 from nnunet_dtc.figures.curves import training_curves
 from nnunet_dtc.figures.differences import MOST_NAMED_CASES, organ_differences, paired_cases
 from nnunet_dtc.figures.style import VARIABLES, inline_svg, jpeg_uri, series
+from nnunet_dtc.texts import visible
 
 __all__ = ["render_page"]
 
@@ -65,9 +68,10 @@ def render_page(comparison: Comparison) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
     )
     environment.filters["breakable"] = _breakable
-    content = _Content(comparison).everything()
+    content = _Content(readable(comparison)).everything()
     return environment.get_template("page.html.jinja").render(content)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from nnunet_dtc.comparison.models import ComparisonError
+from nnunet_dtc.comparison.readable import readable
 from nnunet_dtc.comparison.result import Comparison
 from nnunet_dtc.comparison.tables import as_json, markdown
 from nnunet_dtc.files import check_outputs, check_writable, write_all, writing
@@ -48,6 +49,7 @@ def write_comparison(comparison: Comparison, output: Path, page: Callable[[Compa
     Args:
         page: makes the HTML, see `nnunet_dtc.comparison.page.render_page`.
     """
+    comparison = readable(comparison)
     tables = (_with_full_names(comparison, table) for table in (comparison.scores, comparison.differences))
     contents = (
         markdown(comparison),

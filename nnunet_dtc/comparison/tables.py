@@ -16,9 +16,11 @@ import numpy as np
 import pandas as pd
 
 from nnunet_dtc._version import __version__
+from nnunet_dtc.comparison.readable import readable
 from nnunet_dtc.comparison.result import Comparison
 from nnunet_dtc.comparison.statistics import average_repeats, case_differences, case_means, fold_means
 from nnunet_dtc.evaluation import units
+from nnunet_dtc.texts import markdown_text
 
 __all__ = [
     "Table",
@@ -181,15 +183,17 @@ def mean_of_cases(comparison: Comparison) -> pd.DataFrame:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The whole comparison as a Markdown document."""
+    """The whole comparison as a Markdown document; names in it are text, whatever they are."""
+    comparison = readable(comparison)
     others = [model.name for model in comparison.models[1:]]
-    parts = [f"# {comparison.dataset}: {' and '.join(others)} against {comparison.models[0].name}", ""]
-    parts += [f"- {sentence}" for sentence in comparison.sentences]
+    title = f"{comparison.dataset}: {' and '.join(others)} against {comparison.models[0].name}"
+    parts = [f"# {markdown_text(title)}", ""]
+    parts += [f"- {markdown_text(sentence)}" for sentence in comparison.sentences]
     tables = [overview_table(comparison), cost_table(comparison)]
     parts += [_markdown(table) for table in tables]
     if len(comparison.noise):
         parts += [_markdown(noise_table(comparison)), ""]
-        parts += [f"- {sentence}" for sentence in comparison.noise["sentence"]]
+        parts += [f"- {markdown_text(sentence)}" for sentence in comparison.noise["sentence"]]
     for metric in comparison.metrics:
         parts.append(_markdown(organ_table(comparison, metric)))
         parts += [_markdown(difference_table(comparison, metric, model)) for model in others]
@@ -208,6 +212,8 @@ def rich_tables(comparison: Comparison) -> list[Any]:
     `rich.table.Table`s."""
     from rich.markup import escape
     from rich.table import Table as RichTable
+
+    comparison = readable(comparison)
 
     shown = [_narrow(overview_table(comparison))]
     if len(comparison.labels.names) > 1:
@@ -286,10 +292,10 @@ def _plain(value: Any) -> Any:
 
 def _markdown(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(map(markdown_text, cells)) + " |"
 
     rule = "|---|" + "---:|" * (len(table.head) - 1)
-    return "\n".join(["", f"## {table.title}", "", line(table.head), rule, *map(line, table.rows)])
+    return "\n".join(["", f"## {markdown_text(table.title)}", "", line(table.head), rule, *map(line, table.rows)])
 
 
 def _narrow(overview: Table) -> Table:

@@ -21,7 +21,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_dtc.evaluation.images import EvaluationError, Grid
-from nnunet_dtc.files import ImageFileError, check_complete, last_line, stored_values, unknown_values
+from nnunet_dtc.files import ImageFileError, check_complete, last_line, printable, stored_values, unknown_values
 from nnunet_dtc.plugin.nnunet_files import read_json
 
 __all__ = ["Image", "Reader", "check_image_file", "find_reader", "reader_of_folder"]
@@ -113,11 +113,9 @@ class Reader:
     def _read(self, file: Path, method: str) -> Image:
         file = Path(file)
         if not file.is_file():
-            raise EvaluationError(f"cannot read {_shown(file)}: there is no such file")
-        try:
-            str(file).encode()
-        except UnicodeEncodeError:
-            raise EvaluationError(f"cannot read {_shown(file)}: its name is not UTF-8") from None
+            raise EvaluationError(f"cannot read {printable(file)}: there is no such file")
+        if printable(file) != str(file):  # SimpleITK would end the process
+            raise EvaluationError(f"cannot read {printable(file)}: its path is not UTF-8")
         return _by_simple_itk(file) if self.io_class is None else _by_nnunet(file, self.io_class, method)
 
 
@@ -181,7 +179,7 @@ def check_image_file(file: Path) -> None:
     try:
         check_complete(Path(file))
     except ImageFileError as error:
-        raise EvaluationError(f"cannot read {_shown(file)}: {error}") from error
+        raise EvaluationError(f"cannot read {printable(file)}: {error}") from error
 
 
 def _named(name: Any, where: str) -> Reader:
@@ -300,8 +298,3 @@ def _quiet() -> Any:
     ):
         warnings.simplefilter("ignore")
         yield printed
-
-
-def _shown(file: Path) -> str:
-    """Its path, also where that is not UTF-8."""
-    return str(file).encode("utf-8", "backslashreplace").decode("utf-8")

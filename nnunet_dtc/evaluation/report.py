@@ -24,6 +24,7 @@ from nnunet_dtc.evaluation.images import Displacement, displacement_note
 from nnunet_dtc.evaluation.labels import LabelSet, Organ
 from nnunet_dtc.evaluation.scoring import OrganScores, metric_names
 from nnunet_dtc.files import output_files, write_all
+from nnunet_dtc.texts import visible
 
 __all__ = ["OUTPUTS", "Evaluation", "read_json", "write_report"]
 
@@ -163,7 +164,8 @@ def write_report(evaluation: Evaluation, out: Path, overwrite: bool = False) -> 
     writer = csv.DictWriter(table, rows[0].keys(), lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({key: "" if value != value else value for key, value in row.items()})
+        names = {key: visible(row[key]) for key in ("case", "organ")}
+        writer.writerow({key: "" if value != value else value for key, value in (row | names).items()})
     content = json.dumps(evaluation.as_json(), indent=2, allow_nan=False) + "\n"
     write_all({as_json: content, as_csv: table.getvalue()})
     return as_json, as_csv
@@ -222,7 +224,7 @@ def rich_table(evaluation: Evaluation) -> Any:
         values = cells(
             lambda metric, organ=organ: evaluation.organ_mean(organ, metric), evaluation.infinite_hd95(organ)
         )
-        table.add_row(escape(organ), *values)
+        table.add_row(escape(visible(organ)), *values)
     table.add_section()
     table.add_row("mean", *cells(evaluation.mean, evaluation.infinite_hd95()), style="bold")
     return table

@@ -20,6 +20,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nnunet_dtc.texts import xml_text
+
 __all__ = [
     "GRID",
     "INK",
@@ -108,7 +110,7 @@ def inline_svg(figure: Figure, key: str, label: str) -> str:
     buffer = io.BytesIO()
     with style():
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    root = ElementTree.fromstring(buffer.getvalue())
+    root = ElementTree.fromstring(xml_text(buffer.getvalue().decode("utf-8")))
     for child in [child for child in root if child.tag == f"{{{_SVG}}}metadata"]:
         root.remove(child)
     for element in root.iter():
