@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing.context import SpawnContext
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from nnunet_dtc.evaluation.images import EvaluationError
@@ -17,6 +18,24 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of it are done, and how many there are."""
 
 
+class _RecordingContext(SpawnContext):
+    """Knows the processes that were made through it, also those that the pool was interrupted in starting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[BaseProcess] = []
+
+    def Process(self, *arguments: Any, **options: Any) -> BaseProcess:
+        process = SpawnContext.Process(*arguments, **options)
+        self.made.append(process)
+        return process
+
+    def kill_all(self) -> None:
+        for process in self.made:
+            if process.pid is not None:
+                process.kill()
+
+
 class Workers:
     """A pool of processes as a context manager. When the block ends by an exception, they are killed at once, in the
     middle of their work; they write nothing.
@@ -26,7 +45,8 @@ class Workers:
     """
 
     def __init__(self, count: int) -> None:
-        self.pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=end_with_parent) if count > 1 else None
+        self.context = _RecordingContext()
+        self.pool = ProcessPoolExecutor(count, self.context, initializer=end_with_parent) if count > 1 else None
 
     def __enter__(self) -> Workers:
         return self
@@ -35,11 +55,7 @@ class Workers:
         if self.pool is None:
             return
         if error is not None:
-            # ProcessPoolExecutor.kill_workers is new in Python 3.14
-            processes = list((getattr(self.pool, "_processes", None) or {}).values())
-            self.pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.kill()
+            self.context.kill_all()
         self.pool.shutdown(cancel_futures=True)
 
     def map(
