@@ -1,6 +1,7 @@
 """Where the samples go: the numbers, their record in a training, and the command for a trained model."""
 
 import csv
+import gzip
 import itertools
 import json
 import math
@@ -29,6 +30,7 @@ from nnunet_dtc.coordinates.model import load_model, load_patch
 from nnunet_dtc.coordinates.record import COLUMNS, POSITIONS, write_epoch
 from nnunet_dtc.coordinates.stages import BINS, _thin
 from nnunet_dtc.dtc import is_dtc
+from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.figures.coordinates import coordinates_figure
 from nnunet_dtc.figures.views import informative_slices
 from nnunet_dtc.shifts import Deformation, sampling_shifts
@@ -885,10 +887,47 @@ def test_what_the_command_refuses(here):
     pickle.loads(pickle.dumps(Bomb()))
     (here / "work" / "run").rmdir()  # it does go off
     (here / "bad_0000.nii.gz").write_bytes(b"no image")
-    assert "nnU-Net cannot preprocess" in refused(model, "-i", here / "bad_0000.nii.gz")
+    assert f"cannot read {here / 'bad_0000.nii.gz'}" in refused(model, "-i", here / "bad_0000.nii.gz")
     sitk.WriteImage(sitk.GetImageFromArray(np.ones((4, 9, 7), np.uint8)), str(here / "other.nii.gz"))
     message = refused(model, "-i", image, "--labels", here / "other.nii.gz")
-    assert f"with the labels {here / 'other.nii.gz'} (are they of this image?)" in message
+    assert f"{here / 'other.nii.gz'} is not on the grid of {image} (are they labels of this image?)" in message
     if not torch.cuda.is_available():
         result = CliRunner().invoke(app, ["coordinates", str(model), "-i", str(image), "--device", "cuda"])
         assert "torch finds no CUDA GPU" in result.output
+
+
+@pytest.mark.parametrize("which", ["image", "second channel", "labels"])
+def test_a_file_that_is_cut_off_is_refused(here, which):
+    """SimpleITK reads it as if the rest were background, and so does nnU-Net."""
+    dataset = DATASET | {"channel_names": {"0": "T1", "1": "T2"}}
+    model = write_model(here / "results", dataset=dataset)
+    files = {
+        "image": write_volume(here / "case_0000.nii.gz", PATCH),
+        "second channel": write_volume(here / "case_0001.nii.gz", PATCH, seed=1),
+        "labels": write_volume(here / "labels.nii.gz", PATCH, labels=np.ones(PATCH, np.uint8)),
+    }
+    damaged = files[which]
+    content = gzip.decompress(damaged.read_bytes())
+    damaged.write_bytes(gzip.compress(content[: len(content) // 2]))
+    assert sitk.GetArrayFromImage(sitk.ReadImage(str(damaged))).shape == PATCH
+    code, said = run(model, "-i", files["image"], "--labels", files["labels"])
+    assert code == 1
+    assert f"cannot read {damaged}: it is cut off" in said
+    assert not any((here / "work").iterdir())
+
+
+def test_labels_of_another_place_are_taken_by_voxels_and_of_another_spacing_refused(here):
+    model = load_model(write_model(here / "results"))
+    image = write_volume(here / "case_0000.nii.gz", (8, 40, 50))
+    labels = np.zeros((8, 40, 50), np.uint8)
+    labels[5:, 22:38, 24:48] = 1
+    for name, origin, spacing in (("same", (0, 0, 0), (0.8, 0.8, 3)), ("moved", (50, -7, 3), (0.8, 0.8, 3))):
+        stored = sitk.GetImageFromArray(labels)
+        stored.SetSpacing(spacing)
+        stored.SetOrigin(origin)
+        sitk.WriteImage(stored, str(here / f"{name}.nii.gz"))
+    same, moved = (load_patch(model, [image], here / f"{name}.nii.gz") for name in ("same", "moved"))
+    assert same.start == moved.start != load_patch(model, [image]).start
+    write_volume(here / "other.nii.gz", labels.shape, (3.0, 0.8, 0.9), labels=labels)
+    with pytest.raises(NnunetDtcError, match=r"other.nii.gz is not on the grid of .*spacing \(0.9, 0.8, 3\)"):
+        load_patch(model, [image], here / "other.nii.gz")

@@ -22,7 +22,7 @@ from torch import nn
 from nnunet_dtc.checkpoints import open_checkpoint
 from nnunet_dtc.coordinates.stages import StageCoordinates, StageNumbers, axis_names, collect, measure
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.evaluation.readers import check_image_file
+from nnunet_dtc.evaluation.readers import check_image_file, check_labels_fit, find_reader
 from nnunet_dtc.files import check_utf8
 from nnunet_dtc.plugin.finder import find_trainer
 from nnunet_dtc.plugin.nnunet_files import check_dataset_json, check_plans, read_json
@@ -200,6 +200,8 @@ def load_patch(
     Raises:
         CoordinatesError: a file is missing or cannot be read, the image has other channels than the model needs, or
             the centre is outside.
+        EvaluationError: a file is cut off or damaged, or the labels have another size or spacing than the image. Their
+            origin and direction may be others, as in nnU-Net.
     """
     predictor = model.predictor
     plans, configuration = predictor.plans_manager, predictor.configuration_manager
@@ -219,6 +221,9 @@ def load_patch(
         )
     for file in files if labels is None else (*files, Path(labels)):
         check_image_file(file)
+    if labels is not None:
+        reader = find_reader(predictor.dataset_json["file_ending"], None, predictor.dataset_json, plans.plans)
+        check_labels_fit(Path(labels), files[0], reader)
     try:
         _check_size(files, plans, configuration, expected)
         preprocessor = configuration.preprocessor_class(verbose=False)

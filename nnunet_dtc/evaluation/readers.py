@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_dtc.evaluation.images import EvaluationError, Grid
+from nnunet_dtc.evaluation.images import EvaluationError, Grid, voxel_difference
 from nnunet_dtc.files import ImageFileError, check_complete, last_line, printable, stored_values, unknown_values
 from nnunet_dtc.plugin.nnunet_files import read_json
 
-__all__ = ["Image", "Reader", "check_image_file", "find_reader", "reader_of_folder"]
+__all__ = ["Image", "Reader", "check_image_file", "check_labels_fit", "find_reader", "reader_of_folder"]
 
 SIMPLE_ITK = "SimpleITKIO"
 _OF_SIMPLE_ITK_ALONE = (".nii.gz", ".nrrd", ".mha", ".mhd", ".gipl")
@@ -180,6 +180,16 @@ def check_image_file(file: Path) -> None:
         check_complete(Path(file))
     except ImageFileError as error:
         raise EvaluationError(f"cannot read {printable(file)}: {error}") from error
+
+
+def check_labels_fit(labels: Path, image: Path, reader: Reader) -> None:
+    """Check that labels have the size and spacing of their image, as far as nnU-Net goes, too.
+
+    Raises:
+        EvaluationError: they do not, or one of the files cannot be read.
+    """
+    if difference := voxel_difference(reader.labels(labels).grid, reader.image(image).grid):
+        raise EvaluationError(f"{labels} is not on the grid of {image} (are they labels of this image?): {difference}")
 
 
 def _named(name: Any, where: str) -> Reader:
