@@ -5,15 +5,16 @@ Their sizes are the published ones, unless the plans say otherwise (``nnunet_dtc
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 from torch import nn
 
 from nnunet_dtc.architectures import monai_networks, nnmamba, segmamba
-from nnunet_dtc.architectures.padding import PaddedNetwork, padded_size
+from nnunet_dtc.architectures.padding import PaddedNetwork, check_padded, padded_size
+from nnunet_dtc.architectures.patch_size import Normalization, PatchSizeError
 from nnunet_dtc.architectures.settings import check_settings, read_settings
 from nnunet_dtc.dtc import dtc_class, is_dtc
+from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.shifts import Offset, Weight
 
 
@@ -27,7 +28,7 @@ class PaperNetwork:
         multiple: what sizes must be divisible by.
         settings: what the plans may set, with the published values.
         one_size: whether a network takes no other size than the one that it is built for.
-        deepest_voxels: how many voxels the deepest map must have (two, where instance normalisation stands there).
+        normalization: of the deepest map, which needs more than one value per channel.
     """
 
     build: Callable[..., nn.Module]
@@ -35,7 +36,7 @@ class PaperNetwork:
     multiple: int
     settings: Mapping[str, Any]
     one_size: bool = False
-    deepest_voxels: int = 1
+    normalization: Normalization = "other"
 
 
 def _unetr(input_channels: int, classes: int, size: Sequence[int], *, dtc_in_skips: bool, **sizes: Any) -> nn.Module:
@@ -61,20 +62,21 @@ NETWORKS: dict[str, PaperNetwork] = {
             "window_size": 7,
             "checkpointing": False,
         },
-        deepest_voxels=2,
+        normalization="instance",
     ),
     "NnMamba": PaperNetwork(
         build=lambda inputs, classes, size, **sizes: nnmamba.NnMamba(inputs, classes, len(size), **sizes),
         upsamplings=lambda network, **_: network.upsamplings(),
         multiple=nnmamba.REDUCTION,
         settings={"width": nnmamba.WIDTH, "blocks": nnmamba.BLOCKS},
+        normalization="batch",
     ),
     "SegMamba": PaperNetwork(
         build=lambda inputs, classes, size, **sizes: segmamba.SegMamba(inputs, classes, len(size), **sizes),
         upsamplings=lambda network, **_: network.upsamplings(),
         multiple=segmamba.REDUCTION,
         settings={"widths": segmamba.WIDTHS, "bottleneck": segmamba.BOTTLENECK, "depths": segmamba.DEPTHS},
-        deepest_voxels=2,
+        normalization="instance",
     ),
 }
 
@@ -118,20 +120,36 @@ def build_network(
     kind = _network(name)
     patch_size = tuple(int(voxels) for voxels in patch_size)
     if len(patch_size) not in (2, 3) or min(patch_size) < 1:
-        raise ValueError(f"patch_size must be 2 or 3 positive numbers, got patch_size={patch_size}")
+        raise PatchSizeError(f"patch_size must be 2 or 3 positive numbers, got patch_size={patch_size}")
+    check_patch(name, patch_size)
     size = padded_size(patch_size, kind.multiple)
-    if prod(voxels // kind.multiple for voxels in size) < kind.deepest_voxels:
-        raise ValueError(
-            f"{name} with patch_size={patch_size} has one voxel left in its deepest map, which cannot be normalised; "
-            f"a patch of more than {kind.multiple} voxels along one axis will do"
-        )
     settings = {**kind.settings, **check_settings(name, settings or {}, kind.settings)}
     network = PaddedNetwork(
-        kind.build(input_channels, classes, size, **settings), kind.multiple, patch_size, kind.one_size
+        kind.build(input_channels, classes, size, **settings),
+        kind.multiple,
+        patch_size,
+        kind.one_size,
+        name=name,
+        normalization=kind.normalization,
     )
     if dtc is not None:
         with_dtc_beside(network.network, kind.upsamplings(network.network, **settings), **dtc)
     return network
+
+
+def check_patch(name: str, patch_size: Sequence[int], batch_size: int | None = None) -> None:
+    """Refuse patches that one of NETWORKS cannot be built for, or trained with.
+
+    Args:
+        name: one of NETWORKS.
+        patch_size: voxels per axis.
+        batch_size: cases of a batch in training; None where nothing is trained.
+
+    Raises:
+        PatchSizeError: its deepest map would have one value per channel, which cannot be normalised.
+    """
+    kind = _network(name)
+    check_padded(name, patch_size, kind.multiple, kind.normalization, batch_size)
 
 
 def with_dtc_beside(
@@ -156,7 +174,7 @@ def with_dtc_beside(
     for name in upsamplings:
         base = network.get_submodule(name)
         if is_dtc(base):
-            raise ValueError(f"{name} has a DTC block already")
+            raise NnunetDtcError(f"{name} has a DTC block already")
     for name in upsamplings:
         base = network.get_submodule(name)
         block = dtc_class(len(base.stride))(
@@ -168,5 +186,5 @@ def with_dtc_beside(
 
 def _network(name: str) -> PaperNetwork:
     if name not in NETWORKS:
-        raise ValueError(f"the paper's networks are {', '.join(NETWORKS)}, got {name!r}")
+        raise NnunetDtcError(f"the paper's networks are {', '.join(NETWORKS)}, got {name!r}")
     return NETWORKS[name]

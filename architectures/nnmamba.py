@@ -19,7 +19,8 @@ with 2 classes; the authors' table says 15.55 M, we do not know what that counts
 - The skip connections' scale is a squeeze and excitation: mean over the map, C to C / 16 to C, sigmoid.
 - The last convolution gives the logits themselves. A normalisation and ReLU behind it, as behind all others, would
   forbid negative ones.
-- Batch normalisation as published: a batch should have two cases at least, which nnU-Net's plans see to.
+- Batch normalisation as published: a batch should have two cases at least, which nnU-Net's plans see to. Where one case
+  leaves one voxel in the deepest map, the trainer refuses to start.
 """
 
 import itertools
@@ -29,6 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_dtc.architectures.mamba import Mamba
+from nnunet_dtc.architectures.patch_size import check_divisible
+from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.upsamplers import upsampler_class
 
 WIDTH = 32
@@ -143,7 +146,7 @@ class NnMamba(nn.Module):
         blocks: residual blocks per stage, two at least.
 
     Raises:
-        ValueError: width or blocks out of range.
+        NnunetDtcError: width or blocks out of range; in ``forward``, a size that is not divisible by 16.
     """
 
     def __init__(
@@ -151,7 +154,7 @@ class NnMamba(nn.Module):
     ) -> None:
         super().__init__()
         if width < 1 or blocks < 2:
-            raise ValueError(
+            raise NnunetDtcError(
                 f"nnMamba needs width >= 1 and at least two blocks per stage, got width={width}, blocks={blocks}"
             )
         widths = [width, 2 * width, 4 * width, 8 * width]
@@ -167,6 +170,7 @@ class NnMamba(nn.Module):
         self.logits = _double_conv(width, classes, axes)[:4]  # without the last normalisation and ReLU
 
     def forward(self, x: Tensor) -> Tensor:
+        check_divisible(x.shape[2:], [REDUCTION] * (x.ndim - 2), "nnMamba")
         x = self.stem(x)
         skips = []
         for scale, stage in zip(self.scales, self.stages, strict=True):

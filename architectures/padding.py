@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_dtc.architectures.patch_size import Normalization, PatchSizeError, check_deepest_map
+
 
 def padded_size(size: Sequence[int], multiple: int) -> tuple[int, ...]:
     """The next sizes divisible by ``multiple``, axis by axis."""
@@ -29,6 +31,29 @@ def padding_note(patch_size: Sequence[int], multiple: int) -> str | None:
     )
 
 
+def check_padded(
+    name: str,
+    size: Sequence[int],
+    multiple: int,
+    normalization: Normalization,
+    batch_size: int | None = None,
+) -> None:
+    """Refuse a size that leaves one value per channel in the deepest map of a network of padded patches.
+
+    Args:
+        name: of the network, for the message.
+        size: voxels per axis, before they are padded.
+        multiple: what the network takes, and what the deepest map is smaller by.
+        normalization, batch_size: see :func:`nnunet_dtc.architectures.patch_size.check_deepest_map`.
+
+    Raises:
+        PatchSizeError: there is one value per channel.
+    """
+    deepest = [voxels // multiple for voxels in padded_size(size, multiple)]
+    remedy = f"a patch of more than {multiple} voxels along one axis"
+    check_deepest_map(name, size, deepest, normalization, batch_size, remedy)
+
+
 def pad_to(x: Tensor, size: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:
     """Put zeros around (N, C, S_1, ..) up to (N, C, *size).
 
@@ -41,7 +66,7 @@ def pad_to(x: Tensor, size: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:
     """
     given = tuple(x.shape[2:])
     if len(given) != len(size) or any(voxels > limit for voxels, limit in zip(given, size, strict=True)):
-        raise ValueError(f"an input of at most {tuple(size)} voxels can be padded to that size, got {given}")
+        raise PatchSizeError(f"an input of at most {tuple(size)} voxels can be padded to that size, got {given}")
     missing = [limit - voxels for voxels, limit in zip(given, size, strict=True)]
     if not any(missing):
         return x, (Ellipsis,)
@@ -64,20 +89,36 @@ class PaddedNetwork(nn.Module):
         patch_size: what it will be used for; for a network of one size the one that it was built for.
         one_size: whether the network takes no other size than ``padded_size(patch_size, multiple)``. Smaller inputs
             are padded to it, larger ones are refused.
+        name: of the network, for messages.
+        normalization: of its deepest map, see :func:`check_padded`.
 
     Raises:
-        ValueError: in ``forward``, a larger input than a network of one size takes.
+        PatchSizeError: in ``forward``, an input that is larger than a network of one size takes, or that leaves one
+            value per channel to be normalised.
     """
 
-    def __init__(self, network: nn.Module, multiple: int, patch_size: Sequence[int], one_size: bool = False) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        multiple: int,
+        patch_size: Sequence[int],
+        one_size: bool = False,
+        *,
+        name: str = "this network",
+        normalization: Normalization = "other",
+    ) -> None:
         super().__init__()
         self.network = network
         self.multiple = multiple
         self.patch_size = tuple(int(voxels) for voxels in patch_size)
         self.one_size = one_size
+        self.name = name
+        self.normalization: Normalization = normalization
         self.decoder = SimpleNamespace(deep_supervision=False)  # nnU-Net writes to it; nobody reads it
 
     def forward(self, x: Tensor) -> Tensor:
+        batch_size = x.shape[0] if self.training and self.normalization == "batch" else None
+        check_padded(self.name, x.shape[2:], self.multiple, self.normalization, batch_size)
         size = padded_size(self.patch_size if self.one_size else x.shape[2:], self.multiple)
         padded, place = pad_to(x, size)
         return self.network(padded)[place]

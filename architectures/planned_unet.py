@@ -12,9 +12,15 @@ import torch
 from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
 from torch import Tensor, nn
 
+from nnunet_dtc.architectures.patch_size import check_divisible, stride_products
 from nnunet_dtc.dtc import dtc_class
+from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.shifts import Offset, Weight
 from nnunet_dtc.upsamplers import upsampler_class
+
+
+class UnsupportedNetworkError(NnunetDtcError, TypeError):
+    """A network whose decoder is not nnU-Net's ``UNetDecoder``."""
 
 
 class PlannedDecoder(UNetDecoder):
@@ -30,6 +36,7 @@ class PlannedDecoder(UNetDecoder):
         self.deep_supervision = planned.deep_supervision
         self.encoder = planned.encoder
         self.num_classes = planned.num_classes
+        self.steps = stride_products(planned.encoder.strides, len(planned.transpconvs[0].stride))
         self.stages = planned.stages
         self.transpconvs = nn.ModuleList(upsamplings)
         self.seg_layers = planned.seg_layers
@@ -68,6 +75,8 @@ class PlannedDecoder(UNetDecoder):
 def with_upsampling(network: nn.Module, upsampling: Callable[[nn.Module], nn.Module]) -> nn.Module:
     """Replace every transposed convolution of a planned network's decoder by ``upsampling`` of it, in place.
 
+    The network then refuses an input that its strides do not divide, with a PatchSizeError.
+
     Args:
         network: PlainConvUNet, ResidualEncoderUNet or another network of dynamic-network-architectures whose
             ``decoder`` is a ``UNetDecoder``, already initialised.
@@ -75,17 +84,23 @@ def with_upsampling(network: nn.Module, upsampling: Callable[[nn.Module], nn.Mod
             place, with a ``compute_conv_feature_map_size`` of what it adds.
 
     Raises:
-        TypeError: the network has another decoder.
+        UnsupportedNetworkError: the network has another decoder.
     """
     decoder = getattr(network, "decoder", None)
     if type(decoder) is not UNetDecoder:
-        raise TypeError(
+        raise UnsupportedNetworkError(
             "Other upsamplings go into plans whose network has nnU-Net's UNetDecoder (PlainConvUNet, "
             f"ResidualEncoderUNet), got {type(network).__name__} with "
             f"{type(decoder).__name__ if decoder is not None else 'no decoder'}"
         )
     network.decoder = PlannedDecoder(decoder, [upsampling(planned) for planned in decoder.transpconvs])
+    network.register_forward_pre_hook(_check_input)
     return network
+
+
+def _check_input(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """As a hook in front of the network: its encoder, where the first sizes would not match, is nnU-Net's own."""
+    check_divisible(inputs[0].shape[2:], network.decoder.steps)
 
 
 def with_upsampler(network: nn.Module, upsampler: str) -> nn.Module:

@@ -31,6 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_dtc.architectures.mamba import ORDERS, Mamba
+from nnunet_dtc.architectures.patch_size import check_divisible
+from nnunet_dtc.errors import NnunetDtcError
 
 WIDTHS = (48, 96, 192, 384)
 BOTTLENECK = 768
@@ -139,7 +141,8 @@ class SegMamba(nn.Module):
         depths: how often each stage has ToM.
 
     Raises:
-        ValueError: not four widths and four depths, or one that is not positive.
+        NnunetDtcError: not four widths and four depths, or one that is not positive; in ``forward``, a size that is not
+            divisible by 16.
     """
 
     def __init__(
@@ -155,7 +158,7 @@ class SegMamba(nn.Module):
         super().__init__()
         widths, depths = tuple(widths), tuple(depths)
         if len(widths) != 4 or len(depths) != 4 or min(*widths, *depths, bottleneck) < 1:
-            raise ValueError(
+            raise NnunetDtcError(
                 "SegMamba has four stages, with positive widths and depths, "
                 f"got widths={widths}, depths={depths}, bottleneck={bottleneck}"
             )
@@ -184,6 +187,7 @@ class SegMamba(nn.Module):
         self.logits = conv(widths[0], classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_divisible(x.shape[2:], [REDUCTION] * (x.ndim - 2), "SegMamba")
         skips, z = [self.skips[0](x)], x
         for stage, skip in zip(self.stages, self.skips[1:], strict=True):
             z = stage(z)

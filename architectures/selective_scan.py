@@ -41,6 +41,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from nnunet_dtc.errors import NnunetDtcError
+
 BACKEND_VARIABLE = "NNUNET_DTC_SELECTIVE_SCAN"
 BACKENDS = ("auto", "torch", "mamba_ssm")
 KERNEL_DEVICE, KERNEL_DTYPE = "cuda", torch.float32  # of mamba-ssm's kernel (it takes halves, too: we scan wider)
@@ -103,7 +105,7 @@ def scan_backend(device: str, dtype: torch.dtype = torch.float32, backend: str |
     name = os.environ.get(BACKEND_VARIABLE, "auto") if backend is None else backend
     if name not in BACKENDS:
         source = f"{BACKEND_VARIABLE}=" if backend is None else "backend="
-        raise ValueError(f"the backend of the selective scan is one of {', '.join(BACKENDS)}, got {source}{name!r}")
+        raise NnunetDtcError(f"the backend of the selective scan is one of {', '.join(BACKENDS)}, got {source}{name!r}")
     if name == "auto":
         takes = device == KERNEL_DEVICE and dtype == KERNEL_DTYPE and why_no_kernel() is None
         return "mamba_ssm" if takes else "torch"

@@ -15,6 +15,8 @@ so the same plans serve them, too.
 from collections.abc import Mapping
 from typing import Any
 
+from nnunet_dtc.errors import NnunetDtcError
+
 PLANS_KEY = "nnunet_dtc"
 WITH_SETTINGS = ("UNet", "UNETR", "SwinUNETRV2", "NnMamba", "SegMamba")
 
@@ -28,24 +30,30 @@ def read_settings(configuration: Mapping[str, Any], name: str, published: Mappin
         published: what may be set, with the published values.
 
     Raises:
-        ValueError: a network or a setting that is not there, or a setting of another kind than the published one.
+        NnunetDtcError: a network or a setting that is not there, or a setting of another kind than the published one.
     """
     own = configuration.get("architecture", {}).get(PLANS_KEY, {})
     if not isinstance(own, Mapping) or not all(isinstance(settings, Mapping) for settings in own.values()):
-        raise ValueError(f"architecture.{PLANS_KEY} of the plans has settings for each network by name, got {own!r}")
+        raise NnunetDtcError(
+            f"architecture.{PLANS_KEY} of the plans has settings for each network by name, got {own!r}"
+        )
     unknown = sorted(set(own) - set(WITH_SETTINGS))
     if unknown:
-        raise ValueError(
+        raise NnunetDtcError(
             f"architecture.{PLANS_KEY} of the plans takes {', '.join(WITH_SETTINGS)}, got {', '.join(unknown)}"
         )
     return check_settings(name, own.get(name, {}), published)
 
 
 def check_settings(name: str, settings: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, lists as tuples. ValueError for one that is not there, or of another kind than the published."""
+    """The settings, lists as tuples.
+
+    Raises:
+        NnunetDtcError: one is not there, or is of another kind than the published one.
+    """
     unknown = sorted(set(settings) - set(published))
     if unknown:
-        raise ValueError(
+        raise NnunetDtcError(
             f"{name} has the settings {', '.join(published)}, got {', '.join(unknown)} (in plans they stand in "
             f"architecture.{PLANS_KEY}.{name} of a configuration)"
         )
@@ -54,7 +62,7 @@ def check_settings(name: str, settings: Mapping[str, Any], published: Mapping[st
         if isinstance(value, list):
             value = tuple(value)
         if not _is_like(value, published[key]):
-            raise ValueError(
+            raise NnunetDtcError(
                 f"{name}'s {key} must be like its published {published[key]}, got {value!r} (in plans it is "
                 f"architecture.{PLANS_KEY}.{name}.{key} of a configuration)"
             )

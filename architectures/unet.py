@@ -9,16 +9,17 @@ U-Net (65.85 MiB of float32).
 Sizes that are not divisible by 16 are padded with zeros, and the logits are cut again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_dtc.architectures.padding import pad_to, padded_size
+from nnunet_dtc.architectures.padding import check_padded, pad_to, padded_size
 from nnunet_dtc.architectures.settings import read_settings
 from nnunet_dtc.dtc import DTC2d
+from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.shifts import Offset, Weight
 from nnunet_dtc.upsamplers import upsampler_class
 
@@ -57,7 +58,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(width, bool) or not isinstance(width, int) or width < 2 or width % 2:
-            raise ValueError(f"width must be a positive even number, got {width=}")
+            raise NnunetDtcError(f"width must be a positive even number, got {width=}")
         widths = [width * 2**stage for stage in range(STAGES)]
         share = 1 if upsampler is None else 2
         encoder = [_double_convolution(input_channels, width, width)]
@@ -80,6 +81,8 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(width, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            check_patch(x.shape[2:], x.shape[0])
         x, place = pad_to(x, padded_size(x.shape[2:], REDUCTION))
         skips = []
         for stage, convolutions in enumerate(self.encoder):
@@ -100,6 +103,19 @@ def _double_convolution(inputs: int, middle: int, outputs: int) -> nn.Sequential
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
+
+
+def check_patch(patch_size: Sequence[int], batch_size: int) -> None:
+    """Refuse a batch that leaves batch normalisation with one value per channel in the deepest map.
+
+    Args:
+        patch_size: voxels per axis.
+        batch_size: cases of a batch in training.
+
+    Raises:
+        PatchSizeError: there is one value per channel.
+    """
+    check_padded("the paper's U-Net", patch_size, REDUCTION, "batch", batch_size)
 
 
 def planned_width(configuration: Mapping[str, Any]) -> int:

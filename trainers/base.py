@@ -15,8 +15,10 @@ from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import
     nnUNetTrainerAdam1en3,
     nnUNetTrainerAdam3en4,
 )
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_dtc._version import __version__
+from nnunet_dtc.architectures.patch_size import check_planned
 from nnunet_dtc.trainers.names import DEFAULT_EPOCHS, TrainerName
 
 # what a suffix takes from nnU-Net as it is
@@ -49,6 +51,20 @@ class NamedTrainer(nnUNetTrainer):
             self.num_epochs = self.spec.epochs
             self.save_every = min(self.save_every, max(1, self.num_epochs // 20))
         self.print_to_log_file(f"nnunet-dtc {__version__}: {type(self).__name__} is {self.spec!r}")
+
+    def initialize(self) -> None:
+        """nnU-Net's, after a patch or a batch that the network cannot be trained with is refused."""
+        self.check_patch(self.configuration_manager)
+        super().initialize()
+
+    @classmethod
+    def check_patch(cls, configuration: ConfigurationManager) -> None:
+        """Refuse plans whose patches the network cannot be trained with.
+
+        Raises:
+            PatchSizeError: its strides do not divide the patch, or a normalisation has one value per channel.
+        """
+        check_planned(configuration.patch_size, configuration.network_arch_init_kwargs, configuration.batch_size)
 
 
 class WithoutDeepSupervision(NamedTrainer):

@@ -8,6 +8,7 @@ from torch import nn
 
 from nnunet_dtc.architectures import NETWORKS, build_network, planned_settings
 from nnunet_dtc.architectures.mamba import SelectiveSSM
+from nnunet_dtc.architectures.networks import check_patch
 from nnunet_dtc.architectures.padding import padding_note
 from nnunet_dtc.architectures.selective_scan import scan_note
 from nnunet_dtc.trainers.base import WithoutDeepSupervision
@@ -37,6 +38,11 @@ class PaperNetworkTrainer(WithoutDeepSupervision):
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.spec.optimizer == DEFAULT_OPTIMIZER:
             self.initial_lr, self.weight_decay = ADAMW[self.spec.network]
+
+    @classmethod
+    def check_patch(cls, configuration: ConfigurationManager) -> None:
+        """As :meth:`NamedTrainer.check_patch`; patches are padded, so that the strides divide them."""
+        check_patch(cls.spec.network, configuration.patch_size, configuration.batch_size)
 
     @classmethod
     def build_network_architecture(

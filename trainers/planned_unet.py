@@ -10,6 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_dtc.architectures import with_dtc, with_upsampler
+from nnunet_dtc.architectures.patch_size import check_planned
 from nnunet_dtc.trainers.base import NamedTrainer
 from nnunet_dtc.trainers.coordinates import CoordinatesRecord
 from nnunet_dtc.trainers.names import TrainerName
@@ -27,7 +28,13 @@ class PlannedUNetTrainer(NamedTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """The planned network. nnU-Net calls this on the instance to train and on the class to predict."""
+        """The planned network. nnU-Net calls this on the instance to train and on the class to predict.
+
+        Raises:
+            PatchSizeError: the strides do not divide the planned patch, or its deepest map cannot be normalised.
+            UnsupportedNetworkError: the plans name a network without nnU-Net's ``UNetDecoder``.
+        """
+        check_planned(configuration_manager.patch_size, configuration_manager.network_arch_init_kwargs)
         network = super().build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
         )

@@ -4,7 +4,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_dtc.architectures.padding import padding_note
-from nnunet_dtc.architectures.unet import REDUCTION, UNet, planned_width
+from nnunet_dtc.architectures.unet import REDUCTION, UNet, check_patch, planned_width
+from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.trainers.base import WithoutDeepSupervision
 
 
@@ -23,6 +24,11 @@ class UNetTrainer(WithoutDeepSupervision):
             self.print_to_log_file(note)
 
     @classmethod
+    def check_patch(cls, configuration: ConfigurationManager) -> None:
+        """As :meth:`NamedTrainer.check_patch`; patches are padded, so that the strides divide them."""
+        check_patch(configuration.patch_size, configuration.batch_size)
+
+    @classmethod
     def build_network_architecture(
         cls,
         plans_manager: PlansManager,
@@ -33,11 +39,14 @@ class UNetTrainer(WithoutDeepSupervision):
     ) -> nn.Module:
         """The U-Net. nnU-Net calls this on the instance to train and on the class to predict.
 
-        ValueError where the configuration is not 2D.
+        Raises:
+            NnunetDtcError: the configuration is not 2D.
         """
         axes = len(configuration_manager.patch_size)
         if axes != 2:
-            raise ValueError(f"{cls.__name__} is the paper's 2D U-Net, use it with -c 2d; got a patch with {axes} axes")
+            raise NnunetDtcError(
+                f"{cls.__name__} is the paper's 2D U-Net, use it with -c 2d; got a patch with {axes} axes"
+            )
         spec = cls.spec
         return UNet(
             num_input_channels,
