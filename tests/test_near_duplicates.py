@@ -318,6 +318,16 @@ def test_duplicates_left_out(source, tmp_path):
     assert all(row["part"] == "left out" for row in read_table(fewer.folder) if row["case"] in gone)
 
 
+def test_too_few_cases_without_duplicates(tmp_path):
+    for number in (1, 2, 3):
+        save(busi_file(tmp_path / "source", "benign", number), picture(0))
+        save(busi_file(tmp_path / "source", "benign", number, "_mask"), mask(192, 244))
+    counts = {"benign": 3, "malignant": 0}
+    with pytest.raises(NnunetDtcError, match="need at least 2 cases, 1 remain without near duplicates"):
+        write_busi(tmp_path / "source", tmp_path / "raw", duplicates="drop", counts=counts, training=2, test=1)
+    assert not (tmp_path / "raw").exists()
+
+
 def test_isic(tmp_path):
     counts = {"Training": 9, "Validation": 3, "Test": 4}
     number = 0

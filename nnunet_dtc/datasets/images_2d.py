@@ -165,6 +165,10 @@ def write_2d(
     kept, contradicting = _without_duplicates(cases, found)
     names = kept if duplicates == "drop" else [case.name for case in cases]
     counts = _proportional((training, test), len(names)) if duplicates == "drop" else (training, test)
+    if 0 in counts:
+        raise NnunetDtcError(
+            f"a training and a test part need at least 2 cases, {len(names)} remain without near duplicates"
+        )
     parts = draw(names, counts, seed) if split == "paper" else draw_groups(names, groups, counts, seed)
     parts[2] = sorted({case.name for case in cases}.difference(parts[0], parts[1]))
     place = {case: part for part, drawn in zip(("training", "test"), parts, strict=False) for case in drawn}
