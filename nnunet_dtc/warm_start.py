@@ -27,6 +27,7 @@ from nnunet_dtc.environment import environment
 from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.plugin.finder import TrainerNotFoundError, find_trainer
 from nnunet_dtc.plugin.nnunet_files import check_plans, read_json
+from nnunet_dtc.work_folders import work_folder
 
 COORDS_SEED = 0  # the same checkpoint gives the same file
 WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -304,8 +305,8 @@ def _write(target: Path, write: Callable[[Path], None]) -> None:
         OSError: it cannot be written; with the target's name, not that of the folder in between.
     """
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".warm_start_") as folder:
-            unfinished = Path(folder) / target.name
+        with work_folder(target.parent, "warm_start") as folder:
+            unfinished = folder / target.name
             write(unfinished)
             unfinished.replace(target)
     except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer, on a full disk

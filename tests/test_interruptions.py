@@ -236,6 +236,51 @@ def write_labels(folder, cases):
         sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / f"case_{seed}.nii.gz"))
 
 
+STAND_IN = """#!{python}
+import subprocess, sys, time
+from pathlib import Path
+
+stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+worker = stubborn + "print('there', flush=True); time.sleep(1000)"
+process = subprocess.Popen([sys.executable, "-c", worker], stdout=subprocess.PIPE)
+process.stdout.readline()
+Path({ready!r}).touch()
+time.sleep(1000)
+"""
+
+WITH_STAND_IN = """
+import sys
+from nnunet_dtc.cli import main
+from nnunet_dtc.comparison import predictions
+
+program = sys.argv.pop(1)
+predictions._program = lambda command: program
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_compare_while_nnunet_predicts(tmp_path, monkeypatch, number):
+    """A program that has a worker stands in for nnU-Net's command."""
+    from model_folders import DATASET, Folders, draw, write_image
+
+    folders = Folders(tmp_path / "nnunet", monkeypatch)
+    for kind, name in (("labelsTs", "test_1.nii.gz"), ("imagesTs", "test_1_0000.nii.gz")):
+        write_image(folders.raw / DATASET / kind / name, draw(1))
+    models = [folders.train(trainer) for trainer in ("nnUNetTrainer", "nnUNetTrainerDTC")]
+    ready, program, out = tmp_path / "ready", tmp_path / "stand_in", tmp_path / "out"
+    program.write_text(STAND_IN.format(python=sys.executable, ready=str(ready)))
+    program.chmod(0o755)
+    arguments = ("compare", *models, "--test", "--device", "cpu", "-np", 1, "-o", out)
+    with python(WITH_STAND_IN, program, *arguments) as command:
+        wait_until(lambda: ready.exists() or command.process.poll() is not None, "nnU-Net was not called")
+        assert command.family() >= 3, command.process.stdout.read()  # the guard, the command, its worker
+        printed = command.end(number)
+        assert command.process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    assert "Traceback" not in printed
+    assert not (out / "comparison.json").exists()
+
+
 def test_evaluate(tmp_path):
     """The workers are stopped before they can end (SIGSTOP), so that the command is sure to be in the middle."""
     for folder in ("predictions", "labels"):

@@ -4,6 +4,7 @@ Two ways, one file (``ext_trainer/nnunet_dtc_trainers.py``): a copy of it in the
 its folder on the environment variable ``nnUNet_extTrainer`` (nnU-Net 2.8 and later), for read-only installs.
 """
 
+import contextlib
 import importlib.util
 import os
 import shlex
@@ -70,12 +71,14 @@ def register() -> Path:
         temporary.chmod(0o644)
         temporary.replace(target)  # at once: a training that starts now sees the old file or the new one
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise RegistrationError(
             f"cannot write into nnU-Net's trainer folder {target.parent} ({error.strerror or error}). Use the "
             "environment variable instead: nnunet-dtc env"
         ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
     return target
 
 
