@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import gzip
 import html
 import io
 import json
@@ -413,6 +414,33 @@ def test_a_volume_is_shown_in_lps_whatever_its_storage(ct, ct_page):
     liver = next(n for n, organ in enumerate(ct.labels.organs, start=1) if organ.name == "liver")
     if (labels == liver).any():
         assert np.argwhere(labels == liver)[:, 1].mean() < columns / 2
+
+
+def test_labels_are_drawn_voxel_by_voxel_whatever_their_headers_say(ct, tmp_path):
+    """As they are scored: a label whose direction is not the image's is not turned by its own header."""
+    picture = ct.pictures[0]
+    moved = sitk.ReadImage(str(picture.reference))
+    moved.SetDirection((1, 0, 0, 0, 1, 0, 0, 0, 1))  # the image's is RAS
+    moved.SetOrigin((11, 12, 13))
+    sitk.WriteImage(moved, str(tmp_path / "moved.nii.gz"))
+    drawn = []
+    for reference in (picture.reference, tmp_path / "moved.nii.gz"):
+        figure, where = draw_picture(dataclasses.replace(picture, reference=reference), ct.labels, True)
+        drawn.append((where, [np.asarray(image.get_array()) for ax in figure.axes for image in ax.images]))
+    assert drawn[0][0] == drawn[1][0]
+    for a, b in zip(drawn[0][1], drawn[1][1], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("which", ["image", "prediction"])
+def test_a_file_that_is_cut_off_is_not_drawn(ct, tmp_path, which):
+    picture = ct.pictures[0]
+    file = picture.images[0] if which == "image" else picture.predictions[A]
+    damaged = tmp_path / "damaged.nii.gz"
+    damaged.write_bytes(gzip.compress(gzip.decompress(file.read_bytes())[:-200]))
+    files = {"images": (damaged,)} if which == "image" else {"predictions": {**picture.predictions, A: damaged}}
+    with pytest.raises(PictureError, match=r"cannot read .*damaged.nii.gz: it is cut off"):
+        draw_picture(dataclasses.replace(picture, **files), ct.labels, True)
 
 
 def test_thick_slices_are_cut_along_and_flat_images_not_turned(ct, tmp_path):

@@ -3,10 +3,13 @@
 import csv
 import json
 import math
+from pathlib import Path
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 from model_folders import (
     CONFIGURATION,
     DATASET,
@@ -20,6 +23,7 @@ from model_folders import (
     spoil,
     write_image,
 )
+from plans import small_plans
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -29,10 +33,13 @@ from nnunet_dtc.comparison.logs import count_parameters, epoch_rows
 from nnunet_dtc.comparison.page import render_page
 from nnunet_dtc.comparison.pictures import choose_cases, raw_images
 from nnunet_dtc.comparison.plan import Options, plan_comparison
+from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.evaluation import EvaluationError
 from nnunet_dtc.evaluation.metrics import surface_distances
 
 CASES = [case for cases in FOLDS.values() for case in cases]
 ORGANS = {"liver": 1, "spleen": 2}
+TWO = (("nnUNetTrainer", 0.2), ("nnUNetTrainerDTC", 0.1))
 
 
 def run(*arguments):
@@ -401,3 +408,77 @@ def test_parameters_are_those_of_the_network():
             network = trainer.build_network_architecture(*arguments)
             expected = sum(parameter.numel() for parameter in network.parameters())
             assert count_parameters(network.state_dict()) == expected
+
+
+# ---- what nnU-Net accepted is compared ---------------------------------------------------------------------------
+
+
+def move(file, origin, direction=(1.0, 0, 0, 0, 1, 0, 0, 0, 1)):
+    """Write the file again with another origin and direction."""
+    image = sitk.ReadImage(str(file))
+    image.SetOrigin(origin)
+    image.SetDirection(direction)
+    sitk.WriteImage(image, str(file))
+
+
+def test_labels_in_another_place_are_compared_by_voxels_and_noted(folders):
+    """nnU-Net has trained on them with a warning; it counted their voxels, as its summary.json says."""
+    models = [folders.train(name, share, seed) for seed, (name, share) in enumerate(TWO)]
+    expected = compared(*models)
+    assert not any("same size and spacing" in sentence for sentence in expected.sentences)
+    move(folders.gt / "case_b.nii.gz", (3.0, 0, 4.0))
+    move(folders.gt / "case_e.nii.gz", (0, 0, 0), (-1.0, 0, 0, 0, 1, 0, 0, 0, 1))
+    found = compared(*models)
+    pd.testing.assert_frame_equal(found.scores, expected.scores)
+    (note,) = (sentence for sentence in found.sentences if "same size and spacing" in sentence)
+    assert note.startswith("In 2 of 7 cases the prediction and the label have the same size and spacing")
+    assert f"up to {2 * 0.9 * 10:g} mm apart (case_e)" in note  # 11 voxels along x, there and back
+    assert "In 1 of them (case_e) axes are flipped" in note
+    with pytest.raises(
+        EvaluationError, match=r"case_b.nii.gz is not on the grid of .*origin \(0, 0, 0\) and \(3, 0, 4\)"
+    ):
+        compared(*models, strict_geometry=True)
+
+
+def test_the_command_writes_the_note_and_can_be_strict(folders):
+    models = [folders.train(name, share, seed) for seed, (name, share) in enumerate(TWO)]
+    move(folders.gt / "case_b.nii.gz", (3.0, 0, 4.0))
+    done = run(*models, "-o", "out", "--strict-geometry")
+    assert done.exit_code == 1
+    assert "is not on the grid of" in done.output
+    assert not Path("out").exists()
+    done = run(*models, "-o", "out")
+    assert done.exit_code == 0, done.output
+    for name in ("comparison.md", "comparison.json", "index.html"):
+        assert "up to 5 mm apart (case_b)" in (Path("out") / name).read_text()
+
+
+def test_labels_of_another_spacing_are_refused(folders):
+    models = [folders.train(name, share, seed) for seed, (name, share) in enumerate(TWO)]
+    write_image(folders.gt / "case_b.nii.gz", folders.label("case_b"), (3.0, 0.8, 0.91))
+    with pytest.raises(EvaluationError, match=r"case_b.nii.gz: spacing \(0.9, 0.8, 3\) and \(0.91, 0.8, 3\)"):
+        compared(*models)
+
+
+def test_the_reader_of_the_plans_reads_labels_predictions_and_pictures(folders):
+    """Axes that are not orthogonal: SimpleITK refuses such files, and nnU-Net reads them with NibabelIO."""
+    plans = small_plans() | {"image_reader_writer": "NibabelIO"}
+    models = [folders.train(name, share, seed, plans=plans) for seed, (name, share) in enumerate(TWO)]
+    expected = compared(*models)
+    affine = np.array([[0.9, 0.3, 0, 5], [0, np.sqrt(0.8**2 - 0.3**2), 0, 6], [0, 0, 3, 7], [0, 0, 0, 1]])
+    for file in folders.root.rglob("*.nii.gz"):
+        array = read_image(file)
+        nibabel.save(nibabel.Nifti1Image(array.transpose(2, 1, 0), affine), file)
+    with pytest.raises(RuntimeError, match="orthonormal"):
+        read_image(folders.gt / "case_a.nii.gz")
+    found = compared(*models)
+    pd.testing.assert_frame_equal(found.scores, expected.scores)
+    page = render_page(found)
+    assert page.count("data:image/jpeg") == len(found.pictures) > 0
+    assert "left out" not in page.split('id="pictures"')[1].split("</section>")[0]
+
+    for model in models:
+        content = json.loads((model / "plans.json").read_text())
+        (model / "plans.json").write_text(json.dumps(content | {"image_reader_writer": "os.system"}))
+    with pytest.raises(NnunetDtcError, match="must be one of nnU-Net's readers, NaturalImage2DIO, SimpleITKIO"):
+        compared(*models)
