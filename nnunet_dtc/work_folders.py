@@ -86,6 +86,8 @@ def _remove_dead(parent: Path) -> None:
     if fcntl is None:
         return
     for mark in parent.glob(f".*/{MARK}"):
+        if mark.is_symlink() or mark.parent.is_symlink():
+            continue  # not made here
         with contextlib.suppress(OSError):
             descriptor = os.open(mark, os.O_RDWR)
             try:
