@@ -1,3 +1,4 @@
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -22,3 +23,12 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         if find_spec("monai") is None and "nnunet-dtc[monai]" in str(error):
             pytest.skip(str(error))
         raise
+
+
+with contextlib.suppress(ImportError):  # property-based tests are skipped without it
+    from hypothesis import HealthCheck, settings
+
+    _common = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
+    settings.register_profile("short", max_examples=25, derandomize=True, **_common)
+    settings.register_profile("long", max_examples=2500, print_blob=True, **_common)  # --hypothesis-profile=long
+    settings.load_profile("short")

@@ -16,8 +16,9 @@ beside its definition; one without is named in :class:`Macs`, never silently cou
 """
 
 import contextlib
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,9 +98,20 @@ def _count(network: nn.Module, shape: Sequence[int], mode: contextlib.AbstractCo
     counter = FlopCounterMode(display=False, custom_mapping=_PRODUCTS)
     watch = _Watch(counter)
     # by the reference, whose formula all backends share: a backend that was forced may be for another device
-    with torch.no_grad(), use_backend("reference"), mode, watch, counter:
+    with torch.no_grad(), use_backend("reference"), _no_torch_log(), mode, watch, counter:
         network(torch.zeros(shape))
     return Macs(counter.get_total_flops() // OPERATIONS_A_MAC, tuple(sorted(watch.uncounted)))
+
+
+@contextlib.contextmanager
+def _no_torch_log() -> Iterator[None]:
+    """Keep torch from printing a traceback of its own for sizes that do not fit: the exception says it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 class _Watch(TorchDispatchMode):
