@@ -4,15 +4,18 @@ The commands are nnU-Net's own in the last test. In the others a small program s
 segmentations, or fails, and writes down how it was called.
 """
 
+import gzip
 import json
+import re
 import shutil
 import stat
 import sys
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
-from model_folders import CONFIGURATION, DATASET, FOLDS, Folders, dice, draw, read_image, spoil, write_image
+from model_folders import CONFIGURATION, DATASET, FOLDS, SHAPE, Folders, dice, draw, read_image, spoil, write_image
 from plans import small_plans
 from typer.testing import CliRunner
 
@@ -21,6 +24,7 @@ from nnunet_dtc.comparison import ComparisonError, predictions
 from nnunet_dtc.comparison.compare import compare
 from nnunet_dtc.comparison.models import read_training
 from nnunet_dtc.comparison.plan import Options, plan_comparison
+from nnunet_dtc.evaluation import EvaluationError
 
 HELD_OUT = ("test_1", "test_2", "test_3")
 ORGANS = {"liver": 1, "spleen": 2}
@@ -329,3 +333,45 @@ def test_nnunet_itself_averages_softmax(tmp_path, monkeypatch):
     assert predicted.shape == shape
     np.testing.assert_array_equal(predicted[clear], of_softmax[clear])
     assert not list(made.rglob("*.npz"))
+
+
+# ---- held-out images and labels are checked before the first prediction ----
+
+
+def refused(folders, tmp_path, **options):
+    with pytest.raises(EvaluationError) as error:
+        folders.compare(tmp_path / "out", **options)
+    assert not (tmp_path / "calls.txt").exists()  # none of nnU-Net's commands was called
+    return str(error.value)
+
+
+def test_a_cut_off_image_is_named_before_anything_is_predicted(folders, tmp_path):
+    """nnU-Net would predict on it as if the rest were background."""
+    image = folders.raw / DATASET / "imagesTs" / "test_2_0000.nii.gz"
+    content = gzip.decompress(image.read_bytes())
+    image.write_bytes(gzip.compress(content[:-100]))
+    message = refused(folders, tmp_path)
+    assert f"cannot read {image}: it is cut off" in message
+    assert "test_1" not in message
+
+
+def test_labels_that_could_not_be_scored_afterwards(folders, tmp_path):
+    labels = folders.raw / DATASET / "labelsTs"
+    write_image(labels / "test_1.nii.gz", folders.truth("test_1"), (3.0, 0.8, 0.95))
+    write_image(labels / "test_2.nii.gz", folders.truth("test_2") + np.uint8(2))
+    write_image(labels / "test_3.nii.gz", folders.truth("test_3")[:-1])
+    message = refused(folders, tmp_path)
+    assert re.search(r"test_1.nii.gz is not on the grid of .*: spacing \(0.95, 0.8, 3\) and \(0.9, 0.8, 3\)", message)
+    assert f"unknown label values 3, 4 (known: 0, 1, 2) in {labels / 'test_2.nii.gz'}" in message
+    assert re.search(rf"test_3.nii.gz is not on the grid of .*: sizes .* and {re.escape(str(SHAPE[::-1]))}", message)
+
+
+def test_labels_in_another_place_are_scored_or_refused(folders, tmp_path):
+    file = folders.raw / DATASET / "labelsTs" / "test_1.nii.gz"
+    image = sitk.ReadImage(str(file))
+    image.SetOrigin((3.0, 4.0, 0.0))
+    sitk.WriteImage(image, str(file))
+    assert "origin (3, 4, 0) and (0, 0, 0)" in refused(folders, tmp_path, strict_geometry=True)
+    found, _ = folders.compare(tmp_path / "out")
+    assert any("In 1 of 3 cases" in line and "up to 5 mm apart (test_1)" in line for line in found.sentences)
+    assert len(json.loads((tmp_path / "calls.txt").read_text().splitlines()[0])) > 3
