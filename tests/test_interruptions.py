@@ -9,6 +9,7 @@ import pty
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+
+from nnunet_dtc.cli.signals import ending_in_order
 
 if not Path("/proc/self/task").is_dir():
     pytest.skip("the descendants of a process are read from Linux's /proc", allow_module_level=True)
@@ -286,7 +289,7 @@ def test_evaluate(tmp_path):
     for folder in ("predictions", "labels"):
         write_labels(tmp_path / folder, 4)
     arguments = ("evaluate", tmp_path / "predictions", tmp_path / "labels", "--labels", "1", "-np", 2)
-    with nnunet_dtc(*arguments, TMPDIR=tmp_path) as command:
+    with nnunet_dtc(*arguments) as command:
 
         def workers():
             return [
@@ -304,7 +307,6 @@ def test_evaluate(tmp_path):
     assert "Interrupted by SIGTERM." in printed
     assert "Traceback" not in printed
     assert not list((tmp_path / "predictions").glob("*metrics*"))
-    assert not list(tmp_path.glob("torchinductor_*"))  # torch makes it when it is imported
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -448,3 +450,40 @@ def test_the_clearing_goes_on_when_the_terminal_is_gone(tmp_path):
     process.send_signal(signal.SIGHUP)
     assert process.wait(PATIENCE_S) == 128 + signal.SIGHUP
     assert (tmp_path / "cleared").exists()
+
+
+# ---- what torch's compiler leaves ----------------------------------------------------------------------------------
+
+
+def test_the_empty_folder_that_importing_torch_makes_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "torchinductor_before").mkdir()
+    with ending_in_order():
+        (tmp_path / "torchinductor_empty").mkdir()
+        (tmp_path / "torchinductor_used" / "aotautograd").mkdir(parents=True)
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["torchinductor_before", "torchinductor_used"]
+
+
+@pytest.mark.parametrize("users", [None, "mine"])
+def test_what_is_compiled_to_be_measured_is_removed(tmp_path, monkeypatch, users):
+    import torch
+    from test_complexity import planned
+
+    from nnunet_dtc import complexity
+
+    seen = []
+
+    def fail(*arguments):
+        seen.append(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]))
+        (seen[0] / "fxgraph").mkdir(parents=True)
+        raise complexity.ComplexityError("out of memory")
+
+    monkeypatch.setattr("nnunet_dtc.complexity.survey.measure_peak_memory", fail)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    if users:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / users))
+    trainers = complexity.find_trainers(["nnUNetTrainer"])
+    with pytest.raises(complexity.ComplexityError, match="out of memory"):
+        complexity.survey_trainers(planned("2d"), trainers, torch.device("cpu"))
+    assert seen[0].exists() == bool(users)
+    assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") == (str(tmp_path / users) if users else None)
