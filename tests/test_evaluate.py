@@ -524,6 +524,9 @@ def test_parse_tolerance(tmp_path):
     for text in ("", "x", "-1", "1cm", "nan", "inf", "1,liver", "1,liver=2,liver=3", "1,=2", "1,liver=x"):
         with pytest.raises(ValueError, match="a tolerance is a distance"):
             ev.parse_tolerance(text)
+    named = tmp_path / "a\x07.json"
+    named.write_text('{"default": 2}')
+    assert ev.parse_tolerance(str(named)).name == "a\\x07"
     file.write_text("[]")
     for name in (file, tmp_path / "none.json"):
         with pytest.raises(ValueError, match=name.name):

@@ -21,12 +21,13 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from nnunet_dtc._version import __version__
-from nnunet_dtc.comparison.page_pictures import PictureError, draw_picture, is_ct
+from nnunet_dtc.comparison.page_pictures import draw_picture, is_ct
 from nnunet_dtc.comparison.readable import readable
 from nnunet_dtc.comparison.result import CasePicture, ComparedModel, Comparison
 from nnunet_dtc.comparison.sentences import what_was_predicted
 from nnunet_dtc.comparison.statistics import FEWEST_PAIRS, average_repeats, case_differences, case_means, fold_means
-from nnunet_dtc.evaluation import EvaluationError, units
+from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.evaluation import units
 from nnunet_dtc.evaluation.folders import ending_of
 from nnunet_dtc.evaluation.readers import reader_of_folder
 from nnunet_dtc.figures.curves import training_curves
@@ -383,7 +384,7 @@ class _Content:
         try:
             reader = reader_of_folder(model_folder, ending_of(picture.reference), picture.reference)
             figure, where = draw_picture(picture, self.comparison.labels, ct, reader)
-        except (PictureError, EvaluationError) as error:
+        except NnunetDtcError as error:  # a PictureError, or files of the model that are not there any more
             return content | {"problem": f"The picture is left out: {error}."}
         columns = 2 + len(picture.predictions)
         alt = f"Case {picture.case}{f', {where}' * bool(where)}: image, truth and predictions. Mean Dice: {told}."

@@ -7,7 +7,6 @@ sqrt(2), ... voxels then: 0.5 voxel counts what coincides.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.plugin.nnunet_files import read_json
+from nnunet_dtc.texts import visible
 
 __all__ = ["DEFAULT_TOLERANCES", "Distance", "Tolerance", "check_tolerances", "parse_tolerance"]
 
@@ -71,14 +72,11 @@ def parse_tolerance(text: str) -> Tolerance:
     """
     if text.endswith(".json"):
         path = Path(text)
-        try:
-            content: Any = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise NnunetDtcError(f"cannot read the tolerances in {path}: {error}") from error
+        content: Any = read_json(path)
         if not isinstance(content, dict) or not content:
             raise NnunetDtcError(f'{path} must hold an object such as {{"default": 2, "liver": 5}}, got {content!r}')
         organs = {organ: _distance(str(value)) for organ, value in content.items()}
-        return Tolerance(path.stem, organs.pop("default", None), organs)
+        return Tolerance(visible(path.stem), organs.pop("default", None), organs)
 
     first, *rest = (part.strip() for part in text.split(","))
     default = None

@@ -8,22 +8,22 @@ __all__ = ["difference_unit", "factor", "higher_is_better", "signed", "title", "
 
 
 def higher_is_better(metric: str) -> bool:
-    """Not so for distances."""
+    """Whether a higher score is the better one: for all metrics but distances."""
     return metric != "hd95_mm"
 
 
 def factor(metric: str) -> float:
-    """From a score to what is shown."""
+    """The factor by which a score is multiplied to be shown."""
     return 100.0 if higher_is_better(metric) else 1.0
 
 
 def unit(metric: str) -> str:
-    """Of what is shown."""
+    """The unit in which a score is shown."""
     return "%" if higher_is_better(metric) else "mm"
 
 
 def difference_unit(metric: str) -> str:
-    """Of a difference as it is shown: that of two percentages is in percentage points."""
+    """The unit in which a difference is shown: that of two percentages is in percentage points."""
     return "points" if higher_is_better(metric) else unit(metric)
 
 
