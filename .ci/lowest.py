@@ -74,7 +74,8 @@ def main(arguments: list[str]) -> None:
     install(python)
     run(UV, "pip", "list", "--quiet", "--python", ENVIRONMENT / "bin" / "python")
     os.environ.pop("PYTHONPATH", None)
-    run(ENVIRONMENT / "bin" / "python", "-m", "pytest", "-q", *(arguments or TESTS))
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # torch 2.6 can wait for ever for its pool of compilers
+    run(ENVIRONMENT / "bin" / "python", "-m", "pytest", "-q", "--disable-warnings", *(arguments or TESTS))
 
 
 if __name__ == "__main__":

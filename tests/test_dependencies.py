@@ -1,6 +1,7 @@
 """What the package imports is what pyproject.toml declares, and imports are as late as they are promised to be."""
 
 import ast
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -76,6 +77,21 @@ def test_every_declaration_has_a_lowest_version():
         for requirement in requirements(extra):
             if requirement.name not in ("nnunet-dtc", "mamba-ssm"):  # mamba-ssm is built by users, and not tried here
                 assert ">=" in str(requirement.specifier), str(requirement)
+
+
+def test_no_base_dependency_asks_for_a_newer_torch_or_numpy():
+    """The newest release of each, which pip takes, must be content with the lowest torch and numpy; MONAI's is not."""
+    lowest = {"torch": "2.6.0", "numpy": "1.26.0"}
+    for name, version in lowest.items():
+        (ours,) = [requirement for requirement in requirements() if requirement.name == name]
+        assert f">={version.removesuffix('.0')}" in str(ours.specifier)
+    for requirement in requirements():
+        if requirement.name in (*lowest, "scipy", "pandas", "matplotlib"):  # built for numpy; nnU-Net has these
+            continue
+        for text in importlib.metadata.requires(requirement.name) or []:
+            theirs = Requirement(text)
+            if theirs.name in lowest and (theirs.marker is None or theirs.marker.evaluate({"extra": ""})):
+                assert theirs.specifier.contains(lowest[theirs.name]), f"{requirement.name}: {text}"
 
 
 def run(code, *, without=(), **environment):
