@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 from nnunet_dtc.cli import app
 from nnunet_dtc.comparison import ComparisonError, models
 from nnunet_dtc.comparison.compare import compare
+from nnunet_dtc.comparison.logs import read_peak_memory
 from nnunet_dtc.comparison.plan import Options, plan_comparison
+from nnunet_dtc.errors import NnunetDtcError
 
 
 @pytest.fixture
@@ -116,6 +118,118 @@ def test_unfinished_validation(folders):
     with pytest.raises(ComparisonError, match=r"validation of fold 1 of .* is not finished") as error:
         plan(a, b)
     assert f"nnUNetv2_train {DATASET} 3d_fullres 1 -tr nnUNetTrainerDTC -p nnUNetPlans --val" in str(error.value)
+    assert "or compare the finished folds by -f 0" in str(error.value)
+    (b / "fold_1" / "validation" / "case_f.nii.gz").unlink()  # killed before all cases were predicted
+    with pytest.raises(ComparisonError, match=r"validation of fold 1 of .* is not finished, there is no summary.json"):
+        plan(a, b)
+    assert plan(a, b, folds=(0,)).folds == (0,)
+
+
+def test_a_fold_beyond_the_splits_has_a_random_split(folders):
+    """nnU-Net draws 80:20 for it, so that its cases are validated in other folds, too."""
+    folds = {**FOLDS, 2: ("case_b", "case_g")}
+    a, b = (folders.train(name, folds=folds) for name in ("nnUNetTrainer", "nnUNetTrainerDTC"))
+    folders.write_splits(FOLDS)
+    with pytest.raises(ComparisonError, match=r"fold 2 of .* is beyond the 2 folds of splits_final.json") as error:
+        plan(a, b)
+    assert "nnU-Net draws a random split for it" in str(error.value)
+    assert str(error.value).endswith("leave it out by -f 0 1")
+    assert plan(a, b, folds=(0, 1)).folds == (0, 1)
+    assert plan(a, b, folds=(2,)).folds == (2,)  # the same random split on both sides
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("dataset_name", "/../../../escaped", "dataset_name must be a plain name"),
+        ("dataset_name", "..", "dataset_name must be a plain name"),
+        ("dataset_name", "", "dataset_name must be a plain name"),
+        ("dataset_name", "Dataset001_\x1b[2J", r'got "Dataset001_\u001b[2J"'),
+        ("plans_name", "a/b", "plans_name must be a plain name"),
+        ("plans_name", "--help", "plans_name must be a plain name"),
+        ("configurations", [], "configurations must be an object, got []"),
+        ("configurations", {"2d": {}}, "there is no configuration 3d_fullres; the plans have: 2d"),
+        ("configurations", {CONFIGURATION: None}, f"configurations.{CONFIGURATION} must be an object, got null"),
+        (
+            "configurations",
+            {CONFIGURATION: {"inherits_from": CONFIGURATION}},
+            "must not lead back to the configuration itself, got 3d_fullres -> 3d_fullres",
+        ),
+        (
+            "configurations",
+            {CONFIGURATION: {"patch_size": "x", "batch_size": 2}},
+            f'configurations.{CONFIGURATION}.patch_size must be a list of 2 or 3 positive integers, got "x"',
+        ),
+        (
+            "configurations",
+            {CONFIGURATION: {"patch_size": [8, 8], "batch_size": 2}},
+            f"configurations.{CONFIGURATION} has no UNet_class_name",
+        ),
+    ],
+)
+def test_plans_that_nnunet_does_not_write(folders, monkeypatch, key, value, message):
+    monkeypatch.chdir(folders.root)
+    a, b = folders.train("nnUNetTrainer"), folders.train("nnUNetTrainerDTC")
+    for folder in (a, b):
+        (folder / "plans.json").write_text(json.dumps(small_plans() | {key: value}))
+    before = sorted(folders.root.parent.rglob("*"))
+    done = run(a, b)
+    assert done.exit_code == 1
+    assert f"Error: {a / 'plans.json'}: " in done.output
+    assert message in done.output
+    assert sorted(folders.root.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"background": 0, "liver": 3e9}, "labels.liver must be an integer from 0 to 65535"),
+        ({"background": 0, "liver": 3_000_000_000}, "labels.liver must be an integer from 0 to 65535"),
+        ({"background": 0, "liver": True}, "labels.liver must be an integer from 0 to 65535 (nnU-Net writes labels of"),
+        ({"background": 0, "liver": 1.5}, "16 bits), got 1.5"),
+        ({"background": 0, "liver": -1}, "16 bits), got -1"),
+        ({"background": 0, "liver": "1"}, "labels.liver must be an integer from 0 to 65535"),
+        ({"background": 0, "whole": [1, [2]]}, "labels.whole[1] must be an integer"),
+        ({"background": 0, "whole": []}, "labels.whole must be a list of label values, got []"),
+        ({"background": 0, "": 1}, 'a name in labels must be a name of printable characters, not empty, got ""'),
+        ({"background": 0, "li\x07ver": 1}, r'not empty, got "li\u0007ver"'),
+        ({"background": 0, "\ud800": 1}, r'not empty, got "\ud800"'),
+        ({"background": 0, "liver": 1, "ignore": 1}, "liver has the value 1 of the ignore label"),
+        ({"background": 0}, "there must be at least one label besides the background"),
+        ({"0": "background", "1": "liver"}, 'in the order of nnU-Net v1, number to name ("0": "background")'),
+    ],
+)
+def test_labels_that_cannot_be(folders, labels, message):
+    a, b = folders.train("nnUNetTrainer"), folders.train("nnUNetTrainerDTC")
+    for folder in (a, b):
+        (folder / "dataset.json").write_text(json.dumps(folders.dataset | {"labels": labels}))
+    with pytest.raises(NnunetDtcError) as error:
+        plan(a, b)
+    assert message in str(error.value)
+    assert str(a / "dataset.json") in str(error.value)
+
+
+def test_names_of_cases_that_cannot_be_shown(folders):
+    a, b = folders.train("nnUNetTrainer"), folders.train("nnUNetTrainerDTC")
+    for folder in (a, b):
+        validation = folder / "fold_0" / "validation"
+        (validation / "case_a.nii.gz").rename(validation / "case\x1b[2J_a.nii.gz")
+    with pytest.raises(NnunetDtcError, match=r"names of cases must be printable and not empty") as error:
+        plan(a, b)
+    assert r"case\u001b[2J_a" in str(error.value)
+    (folders.raw / DATASET / "labelsTs" / "\x07.nii.gz").touch()
+    with pytest.raises(NnunetDtcError, match="names of cases must be printable"):
+        plan(a, b, kind="test")
+
+
+@pytest.mark.parametrize("memory", ["1e999", "NaN", "-1", '"x"', "[1]", "1" + "0" * 400])
+def test_peak_memory_that_is_none(folders, memory):
+    training = models.read_training(folders.train("nnUNetTrainer"))
+    file = folders.root / "costs.json"
+    of = f'"dataset": "{DATASET}", "plans": "nnUNetPlans", "configuration": "{CONFIGURATION}"'
+    file.write_text(f'{{{of}, "trainers": {{"nnUNetTrainer": {{"peak_memory_mib": {memory}}}}}}}')
+    with pytest.raises(NnunetDtcError, match=r"costs.json"):
+        read_peak_memory(file, training)
 
 
 def test_no_validation_at_all(folders):
