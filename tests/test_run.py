@@ -1,4 +1,4 @@
-"""The bootstrap of the README's two commands: its own logic, without an installation."""
+"""The bootstrap of the README's two commands, and of CI's lowest versions: their own logic, without an installation."""
 
 import importlib.util
 import subprocess
@@ -10,12 +10,21 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def run():
-    spec = importlib.util.spec_from_file_location("run", ROOT / "run.py")
+def script(file):
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def run():
+    return script(ROOT / "run.py")
+
+
+@pytest.fixture
+def lowest():
+    return script(ROOT / ".ci" / "lowest.py")
 
 
 @pytest.mark.parametrize(("arguments", "status"), [([], 2), (["nonsense"], 2), (["--help"], 0)])
@@ -25,8 +34,9 @@ def test_usage(arguments, status):
     assert "python3 run.py demo" in done.stdout
 
 
-def test_it_imports_only_the_standard_library():
-    lines = (ROOT / "run.py").read_text().splitlines()
+@pytest.mark.parametrize("file", ["run.py", ".ci/lowest.py"])
+def test_it_imports_only_the_standard_library(file):
+    lines = (ROOT / file).read_text().splitlines()
     imported = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
     assert imported <= {*sys.stdlib_module_names, "__future__"}
 
@@ -60,3 +70,34 @@ def test_a_failed_installation_is_not_taken_for_done(run, tmp_path, monkeypatch)
     with pytest.raises(SystemExit, match="installation failed"):
         run.install("[test]")
     assert not list((tmp_path / ".venv").iterdir())
+
+
+def test_the_lowest_versions_are_tried_with_the_oldest_python(lowest, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))  # no pyenv
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(lowest.sys, "version_info", type("Version", (), {"minor": 13}))
+    assert lowest.oldest_python() == sys.executable
+    assert "there is no older Python than the running" in capsys.readouterr().out
+    for minor, said in ((10, "nothing: a shim without its Python"), (11, "(3, 11)"), (12, "(3, 12)")):
+        python = tmp_path / f"python3.{minor}"
+        python.write_text(f"#!/bin/sh\necho '{said}'\n")
+        python.chmod(0o755)
+    assert lowest.oldest_python() == str(tmp_path / "python3.11")
+
+
+def test_tests_that_fail_with_the_lowest_versions_fail(lowest, tmp_path, monkeypatch):
+    """Whatever fails, the environment or the tests, is the status; a half-made environment is not taken for done."""
+    monkeypatch.setattr(lowest, "ENVIRONMENT", tmp_path / "environment")
+    lowest.ENVIRONMENT.mkdir()
+    false = tmp_path / "uv"
+    false.write_text("#!/bin/sh\nexit 7\n")
+    false.chmod(0o755)
+    monkeypatch.setattr(lowest, "UV", false)
+    with pytest.raises(SystemExit) as end:
+        lowest.main([])
+    assert end.value.code == 7
+    assert not list(lowest.ENVIRONMENT.iterdir())
+
+
+def test_the_tests_with_the_lowest_versions_are_there(lowest):
+    assert all((ROOT / test).is_file() for test in lowest.TESTS)
