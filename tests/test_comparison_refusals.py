@@ -157,6 +157,11 @@ def test_a_fold_beyond_the_splits_has_a_random_split(folders):
         ),
         (
             "configurations",
+            {CONFIGURATION: {"inherits_from": None}},
+            f"configurations.{CONFIGURATION}.inherits_from must be a configuration (3d_fullres), got null",
+        ),
+        (
+            "configurations",
             {CONFIGURATION: {"patch_size": "x", "batch_size": 2}},
             f'configurations.{CONFIGURATION}.patch_size must be a list of 2 or 3 positive integers, got "x"',
         ),

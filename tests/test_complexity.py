@@ -459,6 +459,10 @@ def test_medians_and_ratios():
         (("-c", "3d_huge", "-tr", VANILLA), "there is no configuration 3d_huge; the plans have: 2d, 2d_res"),
         (("-p", "Others", "-tr", VANILLA), "Others.json: run nnUNetv2_plan_and_preprocess -d 998, or take one of"),
         (("-p", "Others", "-tr", VANILLA), "or take one of nnUNetPlans (-p)"),
+        (("-tr", "os"), "there is no trainer os: "),
+        (("-tr", "../x"), "a trainer's name is the name of a class, got '../x'"),
+        (("-tr", VANILLA, "--device", "cpu", "--batch-size", "1000000000"), "a batch of 1000000000 with patches of"),
+        (("-tr", VANILLA, "--device", "cpu", "--patch-size", "99999998,16,24"), "GiB of memory, this machine has"),
         (("-tr", "nnUNetTrainerNobodys"), "there is no trainer nnUNetTrainerNobodys: "),
         (("-tr", VANILLA, "nnUNetTrainerDTC_RF2"), "instead of nnUNetTrainerDTC_RF2 use nnUNetTrainerDTC"),
         (("-tr", "nnUNetTrainerDTC_mylab"), "_mylab is no suffix of nnunet-dtc"),
@@ -503,6 +507,16 @@ def test_refused_configurations():
         complexity.PlannedTraining.of(plans, DATASET, "a")
     with pytest.raises(NnunetDtcError, match=r"the plans: configurations.2d has no batch_size"):
         complexity.PlannedTraining.of(plans, DATASET, "2d")
+    plans = small_plans()
+    plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["n_stages"] = 99
+    training = complexity.PlannedTraining.of(plans, DATASET, "2d")
+    with pytest.raises(NnunetDtcError, match=r"cannot build its network from the plans: AssertionError .*99"):
+        complexity.survey_trainers(training, complexity.find_trainers([VANILLA]), None)
+    plans = small_plans()
+    plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["features_per_stage"] = [100_000, 1_000_000, 1_000_000]
+    training = complexity.PlannedTraining.of(plans, DATASET, "2d")
+    with pytest.raises(NnunetDtcError, match=r"needs at least .* GiB of memory, this machine has"):
+        complexity.survey_trainers(training, complexity.find_trainers([VANILLA]), None)
     with pytest.raises(complexity.ComplexityError, match="at least one case, got 0"):
         planned(batch_size=0)
     without = {key: value for key, value in DATASET.items() if key != "channel_names"}

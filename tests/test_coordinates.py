@@ -888,6 +888,9 @@ def test_what_the_command_refuses(here):
     (here / "work" / "run").rmdir()  # it does go off
     (here / "bad_0000.nii.gz").write_bytes(b"no image")
     assert f"cannot read {here / 'bad_0000.nii.gz'}" in refused(model, "-i", here / "bad_0000.nii.gz")
+    assert "the model needs 1 channels, got 2: " in refused(model, "-i", image, "-i", image)
+    (here / "cut_0000.nii.gz").write_bytes(image.read_bytes()[:-900])
+    assert "cut_0000.nii.gz" in refused(model, "-i", here / "cut_0000.nii.gz")
     sitk.WriteImage(sitk.GetImageFromArray(np.ones((4, 9, 7), np.uint8)), str(here / "other.nii.gz"))
     message = refused(model, "-i", image, "--labels", here / "other.nii.gz")
     assert f"{here / 'other.nii.gz'} is not on the grid of {image} (are they labels of this image?)" in message

@@ -55,6 +55,7 @@ def complexity(
             check_writable(output_files(output, OUTPUTS, overwrite)[0].parent)
         found = cx.find_trainers(trainers)
         if chosen is not None:
+            training.check_memory()
             say(
                 f"Measuring {', '.join(found)} on {chosen.type} with random data: first the peak memory, each in a "
                 f"process of its own, then {WARM_UP} training steps or more to warm up and {repeats} timed ones of "

@@ -1,6 +1,7 @@
 """What is measured: the trainers' networks for one configuration of one data set's plans."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -193,7 +194,7 @@ def read_plans(
         if not plans_file.is_file():
             others = sorted(file.stem for file in folder.glob("*.json") if _is_plans(file))
             raise ComplexityError(
-                f"there are no plans {plans_file}: run nnUNetv2_plan_and_preprocess -d {dataset}"
+                f"there are no plans {plans_file}: run nnUNetv2_plan_and_preprocess -d {shlex.quote(dataset)}"
                 + (f", or take one of {', '.join(others)} (-p)" if others else "")
             )
     plans = read_json(plans_file)

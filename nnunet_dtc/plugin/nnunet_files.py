@@ -117,7 +117,7 @@ def resolved_configuration(
     configurations = plans["configurations"]
     chain: list[str] = []
     name: Any = configuration
-    while name is not None:
+    while True:
         where = _join(path, f"configurations.{chain[-1]}.inherits_from") if chain else ""
         if not isinstance(name, str) or name not in configurations:
             there = ", ".join(map(_key, configurations)) or "none"
@@ -129,7 +129,9 @@ def resolved_configuration(
             raise MalformedFileError(f"{origin}: {where} must not lead back to the configuration itself, got {circle}")
         chain.append(name)
         _apply(_an_object, configurations[name], _join(path, f"configurations.{name}"), origin)
-        name = configurations[name].get("inherits_from")
+        if "inherits_from" not in configurations[name]:
+            break
+        name = configurations[name]["inherits_from"]
     resolved: dict[str, Any] = {}
     for name in reversed(chain):
         resolved |= configurations[name]
