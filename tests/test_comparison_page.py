@@ -369,7 +369,7 @@ def test_pictures_are_jpegs_of_their_case(ct_page, photo_page):
         for attributes in Parsed(page).attributes("img"):
             image = Image.open(io.BytesIO(base64.b64decode(attributes["src"].split(",", 1)[1])))
             assert image.format == "JPEG"
-            assert image.width == (1500 if columns == 4 else 2000)
+            assert abs(image.width - (1500 if columns == 4 else 2000)) <= 1  # Matplotlib 3.7 rounds down
             pixels = np.asarray(image.convert("L"), float)
             assert pixels.std() > 20
             assert f"min-width:{165 * columns}px" in attributes["style"]
