@@ -3,8 +3,8 @@
 
 The Python is the oldest from 3.10 on that this machine has. Where that is a later one, each package has the lowest
 version that has a wheel for it. uv, which finds these versions, is in the environment of ``run.py test``. A finished
-environment is used again until pyproject.toml changes; a new one takes about a minute and 6 GB (CUDA's libraries, which
-torch brings), once downloaded. What stands behind the command is handed to pytest instead of the tests below.
+environment is used again until pyproject.toml changes; a new one takes one or two minutes and 6 GB (CUDA's libraries,
+which torch brings). What stands behind the command is handed to pytest instead of the tests below.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ TESTS = (
     "tests/test_metrics.py",
     "tests/test_evaluate.py",
     "tests/test_comparison_page.py",
-    "tests/test_phantom.py",
 )
 TOO_SLOW = (  # one function is compiled, in test_dtc; these compile four modules, and import all of nnU-Net's trainers
     "--deselect=tests/test_dtc.py::test_compiles_to_one_graph",
