@@ -8,9 +8,12 @@ for SwinUNETR is feature size 24; both papers use 48). MONAI is imported when a 
 from collections.abc import Sequence
 from importlib import metadata
 from types import ModuleType
+from typing import Any
 
 from packaging.version import Version
 from torch import nn
+
+from nnunet_dtc.architectures.paper_network import PaperNetwork
 
 MONAI_AT_LEAST = "1.6"
 UNETR_REDUCTION = 16  # the size of a token
@@ -117,3 +120,31 @@ def swin_unetr_v2(
 def swin_unetr_upsamplings() -> list[str]:
     """The names of the decoder's transposed convolutions, deepest first."""
     return [f"decoder{level}.transp_conv.conv" for level in (5, 4, 3, 2, 1)]
+
+
+def _build_unetr(
+    input_channels: int, classes: int, size: Sequence[int], *, dtc_in_skips: bool, **sizes: Any
+) -> nn.Module:
+    return unetr(input_channels, classes, size, **sizes)  # dtc_in_skips is of its upsamplings alone
+
+
+UNETR = PaperNetwork(
+    build=_build_unetr,
+    upsamplings=lambda network, dtc_in_skips, **_: unetr_upsamplings(network, dtc_in_skips),
+    multiple=UNETR_REDUCTION,
+    settings={"feature_size": 16, "hidden_size": 768, "mlp_size": 3072, "heads": 12, "dtc_in_skips": False},
+    one_size=True,
+)
+SWIN_UNETR_V2 = PaperNetwork(
+    build=lambda input_channels, classes, size, **sizes: swin_unetr_v2(input_channels, classes, len(size), **sizes),
+    upsamplings=lambda network, **_: swin_unetr_upsamplings(),
+    multiple=SWIN_UNETR_REDUCTION,
+    settings={
+        "feature_size": 48,
+        "depths": (2, 2, 2, 2),
+        "heads": (3, 6, 12, 24),
+        "window_size": 7,
+        "checkpointing": False,
+    },
+    normalization="instance",
+)

@@ -3,82 +3,26 @@
 Their sizes are the published ones, unless the plans say otherwise (``nnunet_dtc.architectures.settings``).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 
-from nnunet_dtc.architectures import monai_networks, nnmamba, segmamba
 from nnunet_dtc.architectures.padding import PaddedNetwork, check_padded, padded_size
-from nnunet_dtc.architectures.patch_size import Normalization, PatchSizeError
+from nnunet_dtc.architectures.paper_network import PaperNetwork
+from nnunet_dtc.architectures.patch_size import PatchSizeError
 from nnunet_dtc.architectures.settings import check_settings, read_settings
 from nnunet_dtc.dtc import dtc_class, is_dtc
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.shifts import Offset, Weight
-
-
-@dataclass(frozen=True)
-class PaperNetwork:
-    """How a network is built.
-
-    Attributes:
-        build: (input_channels, classes, padded patch size, **settings) to the network.
-        upsamplings: (network, **settings) to the names of its upsamplings that DTC goes beside.
-        multiple: what sizes must be divisible by.
-        settings: what the plans may set, with the published values.
-        one_size: whether a network takes no other size than the one that it is built for.
-        normalization: of the deepest map, which needs more than one value per channel.
-    """
-
-    build: Callable[..., nn.Module]
-    upsamplings: Callable[..., list[str]]
-    multiple: int
-    settings: Mapping[str, Any]
-    one_size: bool = False
-    normalization: Normalization = "other"
-
-
-def _unetr(input_channels: int, classes: int, size: Sequence[int], *, dtc_in_skips: bool, **sizes: Any) -> nn.Module:
-    return monai_networks.unetr(input_channels, classes, size, **sizes)
-
+from nnunet_dtc.registry import NETWORKS as ENTRIES
+from nnunet_dtc.registry import load
+from nnunet_dtc.shifts import Deformation
 
 NETWORKS: dict[str, PaperNetwork] = {
-    "UNETR": PaperNetwork(
-        build=_unetr,
-        upsamplings=lambda network, dtc_in_skips, **_: monai_networks.unetr_upsamplings(network, dtc_in_skips),
-        multiple=monai_networks.UNETR_REDUCTION,
-        settings={"feature_size": 16, "hidden_size": 768, "mlp_size": 3072, "heads": 12, "dtc_in_skips": False},
-        one_size=True,
-    ),
-    "SwinUNETRV2": PaperNetwork(
-        build=lambda inputs, classes, size, **sizes: monai_networks.swin_unetr_v2(inputs, classes, len(size), **sizes),
-        upsamplings=lambda network, **_: monai_networks.swin_unetr_upsamplings(),
-        multiple=monai_networks.SWIN_UNETR_REDUCTION,
-        settings={
-            "feature_size": 48,
-            "depths": (2, 2, 2, 2),
-            "heads": (3, 6, 12, 24),
-            "window_size": 7,
-            "checkpointing": False,
-        },
-        normalization="instance",
-    ),
-    "NnMamba": PaperNetwork(
-        build=lambda inputs, classes, size, **sizes: nnmamba.NnMamba(inputs, classes, len(size), **sizes),
-        upsamplings=lambda network, **_: network.upsamplings(),
-        multiple=nnmamba.REDUCTION,
-        settings={"width": nnmamba.WIDTH, "blocks": nnmamba.BLOCKS},
-        normalization="batch",
-    ),
-    "SegMamba": PaperNetwork(
-        build=lambda inputs, classes, size, **sizes: segmamba.SegMamba(inputs, classes, len(size), **sizes),
-        upsamplings=lambda network, **_: network.upsamplings(),
-        multiple=segmamba.REDUCTION,
-        settings={"widths": segmamba.WIDTHS, "bottleneck": segmamba.BOTTLENECK, "depths": segmamba.DEPTHS},
-        normalization="instance",
-    ),
+    name: load(entry.definition) for name, entry in ENTRIES.items() if entry.definition is not None
 }
+"""The paper's other networks by the name that stands in the names of trainers."""
 
 
 def planned_settings(configuration: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -133,7 +77,7 @@ def build_network(
         normalization=kind.normalization,
     )
     if dtc is not None:
-        with_dtc_beside(network.network, kind.upsamplings(network.network, **settings), **dtc)
+        with_dtc_beside(network.network, kind.upsamplings(network.network, **settings), Deformation(**dtc))
     return network
 
 
@@ -155,10 +99,7 @@ def check_patch(name: str, patch_size: Sequence[int], batch_size: int | None = N
 def with_dtc_beside(
     network: nn.Module,
     upsamplings: Sequence[str],
-    receptive_field: float = 2.0,
-    *,
-    offset: Offset = "tanh",
-    weight: Weight = "sigmoid",
+    deformation: Deformation,
 ) -> nn.Module:
     """Put a DTC block around the upsamplings of these names, in place; each stays as its block's base.
 
@@ -166,10 +107,10 @@ def with_dtc_beside(
 
     Args:
         upsamplings: names of modules with ``in_channels``, ``out_channels`` and ``stride``.
-        receptive_field, offset, weight: see :class:`nnunet_dtc.DTC3d`.
+        deformation: the blocks' receptive field and variant.
 
     Raises:
-        ValueError: one of them has a DTC block already, or an argument is out of range.
+        ValueError: one of them has a DTC block already.
     """
     for name in upsamplings:
         base = network.get_submodule(name)
@@ -178,7 +119,7 @@ def with_dtc_beside(
     for name in upsamplings:
         base = network.get_submodule(name)
         block = dtc_class(len(base.stride))(
-            base.in_channels, base.out_channels, base.stride, receptive_field, base, offset=offset, weight=weight
+            base.in_channels, base.out_channels, base.stride, base=base, **asdict(deformation)
         )
         network.set_submodule(name, block)
     return network

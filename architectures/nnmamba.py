@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_dtc.architectures.mamba import Mamba
+from nnunet_dtc.architectures.paper_network import PaperNetwork
 from nnunet_dtc.architectures.patch_size import check_divisible
 from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.upsamplers import upsampler_class
@@ -184,3 +185,12 @@ class NnMamba(nn.Module):
     def upsamplings(self) -> list[str]:
         """The names of the decoder's upsamplings, deepest first."""
         return [f"decoder_upsamplings.{index}" for index in range(len(self.decoder_upsamplings))]
+
+
+NNMAMBA = PaperNetwork(
+    build=lambda input_channels, classes, size, **sizes: NnMamba(input_channels, classes, len(size), **sizes),
+    upsamplings=lambda network, **_: network.upsamplings(),
+    multiple=REDUCTION,
+    settings={"width": WIDTH, "blocks": BLOCKS},
+    normalization="batch",
+)

@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_dtc.architectures.mamba import ORDERS, Mamba
+from nnunet_dtc.architectures.paper_network import PaperNetwork
 from nnunet_dtc.architectures.patch_size import check_divisible
 from nnunet_dtc.errors import NnunetDtcError
 
@@ -200,3 +201,12 @@ class SegMamba(nn.Module):
     def upsamplings(self) -> list[str]:
         """The names of the decoder's upsamplings, deepest first."""
         return [f"decoder.{index}.upsampling" for index in range(len(self.decoder))]
+
+
+SEGMAMBA = PaperNetwork(
+    build=lambda input_channels, classes, size, **sizes: SegMamba(input_channels, classes, len(size), **sizes),
+    upsamplings=lambda network, **_: network.upsamplings(),
+    multiple=REDUCTION,
+    settings={"widths": WIDTHS, "bottleneck": BOTTLENECK, "depths": DEPTHS},
+    normalization="instance",
+)

@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.registry import NETWORKS
 
 PLANS_KEY = "nnunet_dtc"
-WITH_SETTINGS = ("UNet", "UNETR", "SwinUNETRV2", "NnMamba", "SegMamba")
 
 
 def read_settings(configuration: Mapping[str, Any], name: str, published: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def read_settings(configuration: Mapping[str, Any], name: str, published: Mappin
 
     Args:
         configuration: one configuration of nnU-Net's plans (``ConfigurationManager.configuration``).
-        name: one of WITH_SETTINGS.
+        name: one of ``nnunet_dtc.registry.NETWORKS``.
         published: what may be set, with the published values.
 
     Raises:
@@ -37,10 +37,10 @@ def read_settings(configuration: Mapping[str, Any], name: str, published: Mappin
         raise NnunetDtcError(
             f"architecture.{PLANS_KEY} of the plans has settings for each network by name, got {own!r}"
         )
-    unknown = sorted(set(own) - set(WITH_SETTINGS))
+    unknown = sorted(set(own) - set(NETWORKS))
     if unknown:
         raise NnunetDtcError(
-            f"architecture.{PLANS_KEY} of the plans takes {', '.join(WITH_SETTINGS)}, got {', '.join(unknown)}"
+            f"architecture.{PLANS_KEY} of the plans takes {', '.join(NETWORKS)}, got {', '.join(unknown)}"
         )
     return check_settings(name, own.get(name, {}), published)
 

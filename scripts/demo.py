@@ -146,7 +146,7 @@ def short_training(name: str, epochs: int) -> str:
         raise DemoError(str(error)) from error
     if spec is None:
         raise DemoError(f"{name} is no trainer of nnunet-dtc, for which the demo is; its names are {names.GRAMMAR}")
-    optimizer = names.OPTIMIZERS[0] if spec.optimizer == names.TrainerName.optimizer else spec.optimizer
+    optimizer = next(iter(names.OPTIMIZERS)) if spec.optimizer == names.TrainerName.optimizer else spec.optimizer
     return str(replace(spec, optimizer=optimizer, epochs=epochs, mirroring=False))
 
 

@@ -14,8 +14,9 @@ from nnunet_dtc.architectures import NETWORKS, build_network, monai_networks, pl
 from nnunet_dtc.architectures.networks import with_dtc_beside
 from nnunet_dtc.architectures.padding import padded_size
 from nnunet_dtc.architectures.segmamba import ChannelMLP, GatedSpatialConvolution
-from nnunet_dtc.architectures.settings import PLANS_KEY, WITH_SETTINGS
+from nnunet_dtc.architectures.settings import PLANS_KEY
 from nnunet_dtc.dtc import is_dtc
+from nnunet_dtc.shifts import Deformation
 from nnunet_dtc.upsamplers import Linear2d
 
 CHANNELS, CLASSES = 2, 3
@@ -256,7 +257,7 @@ def test_dtc_goes_in_once():
     network = small("SegMamba", (32, 32), {})
     before = list(network.state_dict())
     with pytest.raises(ValueError, match=r"decoder.0.upsampling has a DTC block already"):
-        with_dtc_beside(network.network, network.network.upsamplings())
+        with_dtc_beside(network.network, network.network.upsamplings(), Deformation())
     assert list(network.state_dict()) == before
 
 
@@ -318,10 +319,6 @@ def test_settings_come_from_the_plans(name):
 def test_settings_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
         planned_settings({"architecture": {PLANS_KEY: settings}}, "SegMamba")
-
-
-def test_every_network_has_its_place_in_the_plans():
-    assert set(WITH_SETTINGS) == {"UNet", *NETWORKS}
 
 
 def test_other_errors():

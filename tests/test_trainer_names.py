@@ -1,19 +1,19 @@
 import ast
 import math
 import pickle
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nnunetv2
 import pytest
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_dtc import trainers
+from nnunet_dtc import registry, trainers
 from nnunet_dtc.architectures import NETWORKS
-from nnunet_dtc.architectures.settings import WITH_SETTINGS
 from nnunet_dtc.plugin.ext_trainer.nnunet_dtc_trainers import defined_by
 from nnunet_dtc.trainers import names
 from nnunet_dtc.trainers.names import TrainerName, TrainerNameError, UnknownSuffixError, parse
-from nnunet_dtc.trainers.networks import NETWORK_TRAINERS
-from nnunet_dtc.trainers.paper_networks import ADAMW
 from nnunet_dtc.upsamplers import UPSAMPLERS
 
 GOOD = {
@@ -252,17 +252,35 @@ def test_the_listed_examples_are_good_names():
         assert part.split("<")[0] in example
 
 
-def test_the_table_of_upsamplers_is_the_packages():
-    assert list(names.UPSAMPLERS) == list(UPSAMPLERS)
+def test_every_upsampler_of_the_registry_is_there_in_2d_and_3d():
+    assert list(registry.UPSAMPLERS) == list(UPSAMPLERS)
+    for by_axes in UPSAMPLERS.values():
+        assert [by_axes[axes].axes for axes in (2, 3)] == [2, 3]
 
 
-def test_every_network_of_the_grammar_has_a_trainer():
-    assert set(NETWORK_TRAINERS) == {"", *names.NETWORKS}
+def test_every_network_of_the_registry_is_there():
+    assert {"UNet", *NETWORKS} == set(registry.NETWORKS)
+    for name in NETWORKS:
+        assert len(registry.NETWORKS[name].adamw) == 2
 
 
-def test_the_networks_are_the_packages():
-    assert set(names.NETWORKS) == set(WITH_SETTINGS) == {"UNet", *NETWORKS}
-    assert set(ADAMW) == set(NETWORKS)
+class SGD5en3(nnUNetTrainer):
+    """An optimizer that nnU-Net has no trainer for."""
+
+    initial_lr = 5e-3
+
+
+def test_an_optimizer_is_one_entry(monkeypatch):
+    """Of one that nnU-Net does not have, no name is refused in favour of a trainer that nobody has."""
+    monkeypatch.setitem(registry.OPTIMIZERS, "SGD5en3", registry.OptimizerEntry("here:SGD5en3", "SGD"))
+    monkeypatch.setitem(sys.modules, "here", SimpleNamespace(SGD5en3=SGD5en3))
+    for name in ("nnUNetTrainer_SGD5en3", "nnUNetTrainerDTC_RF10_SGD5en3_7epochs", "nnUNetTrainerNnMamba_SGD5en3"):
+        assert str(parse(name)) == name
+        made = getattr(trainers, name)
+        assert issubclass(made, SGD5en3)
+        assert made.__mro__.index(SGD5en3) < made.__mro__.index(nnUNetTrainer)
+    with pytest.raises(TrainerNameError, match=r"use nnUNetTrainerAdam1en3$"):
+        parse("nnUNetTrainer_Adam1en3")
 
 
 def nnunets_own_names():

@@ -7,6 +7,7 @@ the same class object. Importing the module alone imports no nnU-Net.
 import functools
 from typing import TYPE_CHECKING
 
+from nnunet_dtc.registry import OPTIMIZERS, load
 from nnunet_dtc.trainers import names
 
 if TYPE_CHECKING:
@@ -27,27 +28,34 @@ def trainer_class(name: str) -> type:
     if spec is None:
         raise AttributeError(f"{name} is no trainer of nnunet-dtc; its names are {names.GRAMMAR}")
 
-    from nnunet_dtc.trainers import planned_unet
-    from nnunet_dtc.trainers.base import NNUNETS_VARIANTS, NamedTrainer
-    from nnunet_dtc.trainers.coordinates import CoordinatesRecord
-    from nnunet_dtc.trainers.networks import NETWORK_TRAINERS
+    from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
+        nnUNetTrainerNoMirroring,
+    )
 
-    if name in vars(planned_unet):
-        return vars(planned_unet)[name]
+    from nnunet_dtc.trainers.base import NamedTrainer
+    from nnunet_dtc.trainers.coordinates import CoordinatesRecord
+    from nnunet_dtc.trainers.networks import network_trainer
+    from nnunet_dtc.trainers.planned_unet import nnUNetTrainerDTC
+
+    if spec == nnUNetTrainerDTC.spec:
+        return nnUNetTrainerDTC
     if spec.dtc and not spec.network and not spec.upsampler:
-        bases: list[type] = [planned_unet.nnUNetTrainerDTC]
+        bases: list[type] = [nnUNetTrainerDTC]
+    elif spec.dtc:
+        bases = [CoordinatesRecord, network_trainer(spec.network)]
+    elif spec.network or spec.upsampler:
+        bases = [network_trainer(spec.network)]
     else:
-        vanilla = not (spec.network or spec.upsampler or spec.dtc)
-        bases = [CoordinatesRecord] * spec.dtc + [NamedTrainer if vanilla else NETWORK_TRAINERS[spec.network]]
+        bases = [NamedTrainer]
     if spec.optimizer == names.PAPER2D:
         from nnunet_dtc.trainers.paper2d import Paper2DRecipe
 
         bases.append(Paper2DRecipe)
     else:
         if not spec.mirroring:
-            bases.append(NNUNETS_VARIANTS["NoMirroring"])
+            bases.append(nnUNetTrainerNoMirroring)
         if spec.optimizer != names.DEFAULT_OPTIMIZER:
-            bases.append(NNUNETS_VARIANTS[spec.optimizer])
+            bases.append(load(OPTIMIZERS[spec.optimizer].trainer))
     # under this module and name Python finds the class again
     return type(name, tuple(bases), {"spec": spec, "__module__": __name__, "__doc__": f"{name}: {spec!r}"})
 

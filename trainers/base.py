@@ -8,25 +8,11 @@ from typing import ClassVar
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
-    nnUNetTrainerNoMirroring,
-)
-from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import (
-    nnUNetTrainerAdam1en3,
-    nnUNetTrainerAdam3en4,
-)
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_dtc._version import __version__
 from nnunet_dtc.architectures.patch_size import check_planned
 from nnunet_dtc.trainers.names import DEFAULT_EPOCHS, TrainerName
-
-# what a suffix takes from nnU-Net as it is
-NNUNETS_VARIANTS: dict[str, type[nnUNetTrainer]] = {
-    "NoMirroring": nnUNetTrainerNoMirroring,
-    "Adam1en3": nnUNetTrainerAdam1en3,
-    "Adam3en4": nnUNetTrainerAdam3en4,
-}
 
 
 class NamedTrainer(nnUNetTrainer):

@@ -2,13 +2,17 @@
 
 nnU-Net finds a trainer by its class name, writes that name into folders and checkpoints, and finds it again at
 prediction. So everything that changes the network or the training stands in the name, one model has one name, and no
-name contains ``__``, where nnU-Net splits. Standard library only.
+name contains ``__``, where nnU-Net splits. What can stand in a name is in ``nnunet_dtc.registry``. Standard library
+only.
 """
 
 import math
 import re
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from nnunet_dtc.registry import NETWORKS, OPTIMIZERS, UPSAMPLERS
 
 PREFIX = "nnUNetTrainer"
 DEFAULT_RECEPTIVE_FIELD = 2.0
@@ -16,47 +20,8 @@ DEFAULT_EPOCHS = 1000  # nnU-Net's
 DEFAULT_OPTIMIZER = "default"  # the network's own: nnU-Net's SGD for the U-Nets, AdamW for the paper's others
 PAPER2D = "paper2d"
 PAPER2D_EPOCHS = 40  # of nnU-Net's 250 iterations: the paper's 10,000
-OPTIMIZERS = ("Adam1en3", "Adam3en4")  # as nnU-Net names its trainers with AdamW, learning rates 1e-3 and 3e-4
 
 
-@dataclass(frozen=True)
-class Network:
-    """A network that stands in a name; where none does, it is the U-Net that nnU-Net has planned.
-
-    Attributes:
-        meaning: what it is, for `nnunet-dtc trainers`.
-        example: a name with it.
-        upsamplers: whether its upsampling can be chosen.
-    """
-
-    meaning: str
-    example: str
-    upsamplers: bool = False
-
-
-# network and upsampler: what may stand in a name, in this order before DTC
-NETWORKS = {
-    "UNet": Network(
-        "the paper's 2D U-Net with 64 to 1024 channels, for -c 2d; its RF there: 10, with Linear 10 (ISIC), inf (BUSI)",
-        f"{PREFIX}UNetLinearDTC_RF10",
-        upsamplers=True,
-    ),
-    "UNETR": Network("UNETR (WACV 2022), MONAI's; its RF in the paper: 2", f"{PREFIX}UNETRDTC"),
-    "SwinUNETRV2": Network(
-        "SwinUNETR V2 (MICCAI 2023), MONAI's; its RF in the paper: 2 (ISIC), 4 (BUSI)", f"{PREFIX}SwinUNETRV2DTC_RF4"
-    ),
-    "NnMamba": Network("nnMamba (2024), linear upsampling; its RF in the paper: 1", f"{PREFIX}NnMambaDTC_RF1"),
-    "SegMamba": Network(
-        "SegMamba (MICCAI 2024); its RF in the paper: 4 (ISIC), 10 (BUSI)", f"{PREFIX}SegMambaDTC_RF10"
-    ),
-}
-UPSAMPLERS = {
-    "Linear": "1x1 convolution and linear interpolation instead of the transposed convolutions",
-    "DySample": "DySample (ICCV 2023) instead: samples at learned positions",
-    "CARAFE": "CARAFE (ICCV 2019) instead: windows with predicted weights",
-    "FADE": "FADE (ECCV 2022) instead: windows led by the encoder's features, and a gate",
-    "SAPA": "SAPA (NeurIPS 2022) instead: windows weighted by similarity with the encoder's features",
-}
 GRAMMAR = (
     f"{PREFIX}[{'|'.join(NETWORKS)}][{'|'.join(UPSAMPLERS)}][DTC][_RF<r>][_noweight|_nosigmoid][_notanh]"
     f"[_{PAPER2D}|{'|'.join(f'_{optimizer}' for optimizer in OPTIMIZERS)}][_<n>epochs][_NoMirroring][_rep<k>]"
@@ -64,8 +29,8 @@ GRAMMAR = (
 
 # part of the name, what it says, examples; a line each of what `nnunet-dtc trainers` prints
 PARTS = (
-    *((name, network.meaning, network.example) for name, network in NETWORKS.items()),
-    *((name, meaning, f"{PREFIX}{name}") for name, meaning in UPSAMPLERS.items()),
+    *((name, network.meaning, f"{PREFIX}{name}{network.example}") for name, network in NETWORKS.items()),
+    *((name, upsampler.meaning, f"{PREFIX}{name}") for name, upsampler in UPSAMPLERS.items()),
     ("DTC", "DTC beside every upsampling of the network, receptive field 2", f"{PREFIX}DTC"),
     ("_RF<r>", "another receptive field, any number >= 0 or inf: shifts of up to r/4 voxels", f"{PREFIX}DTC_RF2.5"),
     ("_noweight", "table 4: offsets without weights", f"{PREFIX}DTC_RF10_noweight"),
@@ -76,7 +41,7 @@ PARTS = (
         "the paper's 2D recipe: AdamW, 1e-4, 40 epochs (10,000 iterations), no augmentation; any trainer",
         f"{PREFIX}UNetDTC_{PAPER2D}",
     ),
-    ("_Adam1en3", "AdamW as nnU-Net's Adam1en3 and Adam3en4; any trainer", f"{PREFIX}DTC_Adam1en3"),
+    *((f"_{name}", f"{kind.meaning}; any trainer", f"{PREFIX}DTC_{name}") for name, kind in OPTIMIZERS.items()),
     ("_<n>epochs", "n epochs instead of 1000, saved often; any trainer", f"{PREFIX}_7epochs"),
     ("_NoMirroring", "no mirroring, as nnU-Net's NoMirroring trainers; any trainer", f"{PREFIX}DTC_NoMirroring"),
     ("_rep<k>", "the same training again, k = 2, 3, ...; any trainer", f"{PREFIX}DTC_RF10_rep2"),
@@ -132,8 +97,8 @@ class TrainerName:
         return f"TrainerName({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in said)})"
 
     def __str__(self) -> str:
-        if self in _NNUNETS_OWN:
-            return _NNUNETS_OWN[self]
+        if nnunets_own := self._nnunets_own():
+            return nnunets_own
         name = PREFIX + self.network + self.upsampler + "DTC" * self.dtc
         if self.receptive_field != DEFAULT_RECEPTIVE_FIELD:
             name += f"_RF{_plain_number(self.receptive_field)}"
@@ -146,12 +111,18 @@ class TrainerName:
         name += f"_rep{self.repetition}" * (self.repetition != 1)
         return name
 
+    @property
+    def deformation(self) -> dict[str, Any]:
+        """The keyword arguments ``receptive_field``, ``offset`` and ``weight`` of DTC blocks."""
+        return {"receptive_field": self.receptive_field, "offset": self.offset, "weight": self.weight}
 
-# a training that nnU-Net has under a name of its own: ours would be a second one
-_NNUNETS_OWN = {
-    TrainerName(mirroring=False): f"{PREFIX}NoMirroring",
-    **{TrainerName(optimizer=optimizer): f"{PREFIX}{optimizer}" for optimizer in OPTIMIZERS},
-}
+    def _nnunets_own(self) -> str | None:
+        """The name under which nnU-Net has this training itself: a name of ours would be a second one."""
+        if self == TrainerName(mirroring=False):
+            return f"{PREFIX}NoMirroring"
+        if self.optimizer in OPTIMIZERS and self == TrainerName(optimizer=self.optimizer):
+            return OPTIMIZERS[self.optimizer].nnunets_name
+        return None
 
 
 def parse(name: str) -> TrainerName | None:

@@ -1,15 +1,11 @@
-"""Which trainer a network in a name has. A new network is one line here and one in ``names.NETWORKS``."""
+"""Which trainer class builds a network that stands in a name."""
 
 from nnunet_dtc.trainers.base import NamedTrainer
 from nnunet_dtc.trainers.paper_networks import PaperNetworkTrainer
 from nnunet_dtc.trainers.planned_unet import PlannedUNetTrainer
 from nnunet_dtc.trainers.unet import UNetTrainer
 
-NETWORK_TRAINERS: dict[str, type[NamedTrainer]] = {
-    "": PlannedUNetTrainer,
-    "UNet": UNetTrainer,
-    "UNETR": PaperNetworkTrainer,
-    "SwinUNETRV2": PaperNetworkTrainer,
-    "NnMamba": PaperNetworkTrainer,
-    "SegMamba": PaperNetworkTrainer,
-}
+
+def network_trainer(network: str) -> type[NamedTrainer]:
+    """The trainer class of one of ``nnunet_dtc.registry.NETWORKS``, or of "", the U-Net that nnU-Net has planned."""
+    return {"": PlannedUNetTrainer, "UNet": UNetTrainer}.get(network, PaperNetworkTrainer)

@@ -11,20 +11,17 @@ from nnunet_dtc.architectures.mamba import SelectiveSSM
 from nnunet_dtc.architectures.networks import check_patch
 from nnunet_dtc.architectures.padding import padding_note
 from nnunet_dtc.architectures.selective_scan import scan_note
+from nnunet_dtc.registry import NETWORKS as ENTRIES
 from nnunet_dtc.trainers.base import WithoutDeepSupervision
 from nnunet_dtc.trainers.names import DEFAULT_OPTIMIZER
-
-# Learning rate and weight decay of AdamW. UNETR and SwinUNETRV2: MONAI's research-contributions, UNETR/BTCV and
-# SwinUNETR/BTCV. NnMamba: its authors' nnU-Net trainer (there with Adam). SegMamba: the DTC paper, section 4.1 (its
-# authors used nnU-Net's own SGD).
-ADAMW = {"UNETR": (1e-4, 1e-5), "SwinUNETRV2": (1e-4, 1e-5), "NnMamba": (2e-4, 3e-5), "SegMamba": (1e-4, 1e-5)}
 
 
 class PaperNetworkTrainer(WithoutDeepSupervision):
     """nnU-Net's trainer with one of the paper's other networks in place of the planned one.
 
-    AdamW by ADAMW with nnU-Net's schedule, unless the name has an optimizer. For patches of any size, in 2D and 3D;
-    other sizes of the network by ``architecture.nnunet_dtc`` of the plans (``nnunet_dtc.architectures.settings``).
+    AdamW with the learning rate of the network's entry in ``nnunet_dtc.registry`` and nnU-Net's schedule, unless the
+    name has an optimizer. For patches of any size, in 2D and 3D; other sizes of the network by
+    ``architecture.nnunet_dtc`` of the plans (``nnunet_dtc.architectures.settings``).
     """
 
     def __init__(
@@ -37,7 +34,7 @@ class PaperNetworkTrainer(WithoutDeepSupervision):
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.spec.optimizer == DEFAULT_OPTIMIZER:
-            self.initial_lr, self.weight_decay = ADAMW[self.spec.network]
+            self.initial_lr, self.weight_decay = ENTRIES[self.spec.network].adamw
 
     @classmethod
     def check_patch(cls, configuration: ConfigurationManager) -> None:
@@ -55,14 +52,13 @@ class PaperNetworkTrainer(WithoutDeepSupervision):
     ) -> nn.Module:
         """The network. nnU-Net calls this on the instance to train and on the class to predict."""
         spec = cls.spec
-        dtc = {"receptive_field": spec.receptive_field, "offset": spec.offset, "weight": spec.weight}
         return build_network(
             spec.network,
             num_input_channels,
             num_output_channels,
             configuration_manager.patch_size,
             planned_settings(configuration_manager.configuration, spec.network),
-            dtc=dtc if spec.dtc else None,
+            dtc=spec.deformation if spec.dtc else None,
         )
 
     def initialize(self) -> None:

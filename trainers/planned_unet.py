@@ -1,10 +1,8 @@
-"""nnU-Net's planned U-Net with other upsamplings, and its common trainers written out.
+"""nnU-Net's planned U-Net with other upsamplings, and the trainer whose name has nothing but DTC.
 
 Every other name of the grammar is made on demand (``nnunet_dtc.trainers``). This module is not called
 ``nnUNetTrainerDTC``, because it would then stand in the package where the class is looked for.
 """
-
-import math
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
@@ -43,10 +41,8 @@ class PlannedUNetTrainer(NamedTrainer):
             return with_upsampler(network, spec.upsampler)
         return with_dtc(
             network,
-            spec.receptive_field,
             upsampler=spec.upsampler or None,
-            offset=spec.offset,
-            weight=spec.weight,
+            **spec.deformation,
         )
 
 
@@ -60,33 +56,3 @@ class nnUNetTrainerDTC(CoordinatesRecord, PlannedUNetTrainer):
     """
 
     spec = TrainerName(dtc=True)
-
-
-class nnUNetTrainerDTC_RF0(nnUNetTrainerDTC):
-    """No shift: the control with the same parameters."""
-
-    spec = TrainerName(dtc=True, receptive_field=0)
-
-
-class nnUNetTrainerDTC_RF1(nnUNetTrainerDTC):
-    """Receptive field 1 (best for nnMamba in table 5)."""
-
-    spec = TrainerName(dtc=True, receptive_field=1)
-
-
-class nnUNetTrainerDTC_RF4(nnUNetTrainerDTC):
-    """Receptive field 4 (section 4.1)."""
-
-    spec = TrainerName(dtc=True, receptive_field=4)
-
-
-class nnUNetTrainerDTC_RF10(nnUNetTrainerDTC):
-    """Receptive field 10 (best for the 2D U-Net in table 5)."""
-
-    spec = TrainerName(dtc=True, receptive_field=10)
-
-
-class nnUNetTrainerDTC_RFinf(nnUNetTrainerDTC):
-    """Unrestricted: a shift of up to half the map (table 5)."""
-
-    spec = TrainerName(dtc=True, receptive_field=math.inf)

@@ -52,8 +52,6 @@ class UNetTrainer(WithoutDeepSupervision):
             num_input_channels,
             num_output_channels,
             spec.upsampler or None,
-            spec.receptive_field if spec.dtc else None,
-            offset=spec.offset,
-            weight=spec.weight,
+            **(spec.deformation if spec.dtc else {}),
             width=planned_width(configuration_manager.configuration),
         )

@@ -6,6 +6,8 @@ SAPA are ours to add. All have the interface of the transposed convolution, see
 alone.
 """
 
+from nnunet_dtc.registry import UPSAMPLERS as ENTRIES
+from nnunet_dtc.registry import load
 from nnunet_dtc.upsamplers.base import Upsampler
 from nnunet_dtc.upsamplers.carafe import CARAFE2d, CARAFE3d, carafe
 from nnunet_dtc.upsamplers.dysample import DySample2d, DySample3d, dysample
@@ -15,11 +17,7 @@ from nnunet_dtc.upsamplers.reassembly import reassemble
 from nnunet_dtc.upsamplers.sapa import SAPA2d, SAPA3d, sapa
 
 UPSAMPLERS: dict[str, dict[int, type[Upsampler]]] = {
-    "Linear": {2: Linear2d, 3: Linear3d},
-    "DySample": {2: DySample2d, 3: DySample3d},
-    "CARAFE": {2: CARAFE2d, 3: CARAFE3d},
-    "FADE": {2: FADE2d, 3: FADE3d},
-    "SAPA": {2: SAPA2d, 3: SAPA3d},
+    name: {axes: load(f"{entry.module}:{name}{axes}d") for axes in (2, 3)} for name, entry in ENTRIES.items()
 }
 """Name (as in the names of trainers) to the class per number of spatial axes."""
 
