@@ -13,11 +13,11 @@ from nnunet_dtc.architectures.padding import PaddedNetwork, check_padded, padded
 from nnunet_dtc.architectures.paper_network import PaperNetwork
 from nnunet_dtc.architectures.patch_size import PatchSizeError
 from nnunet_dtc.architectures.settings import check_settings, read_settings
-from nnunet_dtc.dtc import dtc_class, is_dtc
 from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.ops.deformation import Deformation
+from nnunet_dtc.ops.dtc import dtc_class, is_dtc
 from nnunet_dtc.registry import NETWORKS as ENTRIES
 from nnunet_dtc.registry import load
-from nnunet_dtc.shifts import Deformation
 
 NETWORKS: dict[str, PaperNetwork] = {
     name: load(entry.definition) for name, entry in ENTRIES.items() if entry.definition is not None

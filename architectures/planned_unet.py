@@ -13,9 +13,9 @@ from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecod
 from torch import Tensor, nn
 
 from nnunet_dtc.architectures.patch_size import check_divisible, stride_products
-from nnunet_dtc.dtc import dtc_class
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.shifts import Offset, Weight
+from nnunet_dtc.ops.deformation import Offset, Weight
+from nnunet_dtc.ops.dtc import dtc_class
 from nnunet_dtc.upsamplers import upsampler_class
 
 

@@ -118,7 +118,7 @@ def scan_backend(device: str, dtype: torch.dtype = torch.float32, backend: str |
     return name
 
 
-# torch.compile asks once and takes the answer for a constant of the arguments, as in nnunet_dtc.backends
+# torch.compile asks once and takes the answer for a constant of the arguments, as in nnunet_dtc.ops.backends
 scan_backend._dynamo_marked_constant = True
 
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from nnunet_dtc.architectures.padding import check_padded, pad_to, padded_size
 from nnunet_dtc.architectures.settings import read_settings
-from nnunet_dtc.dtc import DTC2d
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.shifts import Offset, Weight
+from nnunet_dtc.ops.deformation import Offset, Weight
+from nnunet_dtc.ops.dtc import DTC2d
 from nnunet_dtc.upsamplers import upsampler_class
 
 WIDTH = 64

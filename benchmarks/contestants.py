@@ -17,9 +17,9 @@ from dynamic_network_architectures.initialization.weight_init import InitWeights
 from torch import Tensor, nn
 
 from nnunet_dtc.architectures import with_dtc
-from nnunet_dtc.backends import BACKENDS, use_backend
-from nnunet_dtc.dtc import is_dtc
-from nnunet_dtc.shifts import Deformation
+from nnunet_dtc.ops.backends import BACKENDS, use_backend
+from nnunet_dtc.ops.deformation import Deformation
+from nnunet_dtc.ops.dtc import is_dtc
 
 CLASSES = 14  # BTCV's 13 organs and the background
 

@@ -18,8 +18,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from nnunet_dtc.figures.style import COLOURS as PALETTE
-from nnunet_dtc.figures.style import INK
+from nnunet_dtc.study.figures.style import COLOURS as PALETTE
+from nnunet_dtc.study.figures.style import INK
 
 COLOURS = dict(zip(("vanilla", "numba", "parts", "reference", "triton"), PALETTE, strict=False))
 MODES = ("step", "forward", "inference")

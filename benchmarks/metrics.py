@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_dtc import evaluation
+from nnunet_dtc.study import evaluation
 
 SHAPE, SPACING = (140, 512, 512), (3.0, 0.76, 0.76)  # z, y, x
 RADII_MM = {

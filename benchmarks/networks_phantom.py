@@ -25,7 +25,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
 
 from nnunet_dtc.architectures import NETWORKS, build_network
-from nnunet_dtc.datasets.phantom import LABELS, PhantomCase, draw_case
+from nnunet_dtc.study.datasets.phantom import LABELS, PhantomCase, draw_case
 
 SMALL = {
     "UNETR": {"feature_size": 8, "hidden_size": 48, "mlp_size": 96, "heads": 4},

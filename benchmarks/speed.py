@@ -35,7 +35,7 @@ import torch
 from contestants import PLANS, UNEVEN, Contestant, Operator, Plan
 
 from nnunet_dtc.files import write_whole
-from nnunet_dtc.process_memory import MALLOC, forget_peak, peak_resident_mib, resident_mib, why_ended
+from nnunet_dtc.study.complexity.process_memory import MALLOC, forget_peak, peak_resident_mib, resident_mib, why_ended
 
 FIELDS = (1.0, 2.0, 4.0, 10.0, float("inf"))
 WARM_UP = {"cpu": 1, "cuda": 4}

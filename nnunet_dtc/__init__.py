@@ -4,8 +4,8 @@ Sun et al., *DTC: A Deformable Transposed Convolution Module for Medical Image S
 
 The operator needs torch alone: nothing here imports nnU-Net. A name is imported when it is used first, so that the
 command line answers ``--help`` without torch. The operators ``torch.ops.nnunet_dtc`` are defined by
-``import nnunet_dtc.backends``, which every name but ``__version__`` brings with it; a program saved by ``torch.export``
-needs that import before it is loaded.
+``import nnunet_dtc.ops.backends``, which every name but ``__version__`` brings with it; a program saved by
+``torch.export`` needs that import before it is loaded.
 """
 
 from importlib import import_module
@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 from nnunet_dtc._version import __version__
 
 if TYPE_CHECKING:
-    from nnunet_dtc.convert import convert_dtc
-    from nnunet_dtc.dtc import DTC2d, DTC3d
-    from nnunet_dtc.sampling import deformable_upsample
+    from nnunet_dtc.ops.convert import convert_dtc
+    from nnunet_dtc.ops.dtc import DTC2d, DTC3d
+    from nnunet_dtc.ops.sampling import deformable_upsample
 
 __all__ = ["DTC2d", "DTC3d", "__version__", "convert_dtc", "deformable_upsample"]
 
 _MODULES = {
-    "DTC2d": "nnunet_dtc.dtc",
-    "DTC3d": "nnunet_dtc.dtc",
-    "convert_dtc": "nnunet_dtc.convert",
-    "deformable_upsample": "nnunet_dtc.sampling",
+    "DTC2d": "nnunet_dtc.ops.dtc",
+    "DTC3d": "nnunet_dtc.ops.dtc",
+    "convert_dtc": "nnunet_dtc.ops.convert",
+    "deformable_upsample": "nnunet_dtc.ops.sampling",
 }
 
 

@@ -357,7 +357,7 @@ class Demo:
             bring_dataset(Path(self.options.dataset), self.dataset)
             self.console.print(f"\n[bold]Data set[/bold] {escape(self.options.dataset)}")
             return
-        from nnunet_dtc.datasets.phantom import write_phantom
+        from nnunet_dtc.study.datasets.phantom import write_phantom
 
         self.console.print("\n[bold]Drawing synthetic abdominal CTs[/bold] with the 13 organs of BTCV")
         started = time.monotonic()
@@ -378,7 +378,7 @@ class Demo:
 
     def split(self) -> None:
         """The five folds that nnU-Net would draw. Two trainings that begin at once would both write them."""
-        from nnunet_dtc.datasets.splits import five_folds, write_splits
+        from nnunet_dtc.study.datasets.splits import five_folds, write_splits
 
         ending = self.description["file_ending"]
         cases = [file.name.removesuffix(ending) for file in (self.dataset / "labelsTr").glob(f"*{ending}")]

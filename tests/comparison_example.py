@@ -10,10 +10,10 @@ import pandas as pd
 import SimpleITK as sitk
 from scipy import ndimage
 
-from nnunet_dtc.comparison.result import CasePicture, ComparedModel, Comparison
-from nnunet_dtc.comparison.statistics import paired_differences, run_to_run, summarise
-from nnunet_dtc.datasets.phantom import LABELS, draw_case
-from nnunet_dtc.evaluation import LabelSet, Organ, Pair, evaluate_pairs, parse_tolerance
+from nnunet_dtc.study.comparison.result import CasePicture, ComparedModel, Comparison
+from nnunet_dtc.study.comparison.statistics import paired_differences, run_to_run, summarise
+from nnunet_dtc.study.datasets.phantom import LABELS, draw_case
+from nnunet_dtc.study.evaluation import LabelSet, Organ, Pair, evaluate_pairs, parse_tolerance
 
 ORGANS = LabelSet(tuple(Organ(name, (number,)) for name, number in LABELS.items() if number))
 LESION = LabelSet((Organ("lesion", (1,)),))

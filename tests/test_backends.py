@@ -21,10 +21,11 @@ from oracle import deformable_upsample_loops
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunet_dtc import DTC3d, backends, deformable_upsample
-from nnunet_dtc.backends import BACKENDS, backend_for, use_backend
-from nnunet_dtc.dtc import dtc_class
-from nnunet_dtc.shifts import Deformation
+from nnunet_dtc import DTC3d, deformable_upsample
+from nnunet_dtc.ops import backends
+from nnunet_dtc.ops.backends import BACKENDS, backend_for, use_backend
+from nnunet_dtc.ops.deformation import Deformation
+from nnunet_dtc.ops.dtc import dtc_class
 
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 USABLE = [name for name, backend in BACKENDS.items() if backend.why_not() is None]
@@ -122,7 +123,7 @@ def test_at_a_kink_the_gradient_is_that_of_the_higher_index(name, size, stride, 
 def test_agrees_with_the_reference_on_larger_maps(name, size, stride, receptive_field, monkeypatch):
     if INTERPRETS and receptive_field == 10:
         pytest.skip("takes the interpreter too long")
-    monkeypatch.setattr("nnunet_dtc.backends.threads.WORTH_A_PART", 1)  # threads also for so little
+    monkeypatch.setattr("nnunet_dtc.ops.backends.threads.WORTH_A_PART", 1)  # threads also for so little
     leaves, upstream = inputs(size, stride, name=name, channels=37)
     got = computed(name, leaves, upstream, stride, receptive_field)
     for ours, theirs in zip(got, computed("reference", leaves, upstream, stride, receptive_field), strict=True):
@@ -361,7 +362,7 @@ def test_that_is_said_once(name):
 
 @pytest.mark.parametrize("name", FAST)
 def test_the_same_bits_every_time(name, monkeypatch):
-    monkeypatch.setattr("nnunet_dtc.backends.threads.WORTH_A_PART", 1)
+    monkeypatch.setattr("nnunet_dtc.ops.backends.threads.WORTH_A_PART", 1)
     leaves, upstream = inputs((6, 7), (2, 1), name=name, channels=9)
     before = torch.get_num_threads()
     results = []
@@ -378,7 +379,7 @@ def test_the_same_bits_every_time(name, monkeypatch):
 @pytest.mark.parametrize("receptive_field", [0, 1, 2.5, 10, math.inf])
 @pytest.mark.parametrize(("size", "stride"), [((4, 7), (2, 3)), ((1, 2, 9), (3, 1, 2))])
 def test_no_sample_in_reach_is_beyond_the_window(size, stride, receptive_field):
-    cuda = pytest.importorskip("nnunet_dtc.backends.cuda", exc_type=ImportError)
+    cuda = pytest.importorskip("nnunet_dtc.ops.backends.cuda", exc_type=ImportError)
     geometry = cuda.Geometry(torch.zeros(1, 1, *size), stride, Deformation(receptive_field))
     for extent, step, (lead, reach) in zip(size, stride, geometry.windows[-len(size) :], strict=True):
         bound = extent / 2 if math.isinf(receptive_field) else receptive_field / 4
@@ -397,7 +398,7 @@ def test_no_sample_in_reach_is_beyond_the_window(size, stride, receptive_field):
 
 @needs_triton
 def test_more_cases_than_cudas_grids_have(monkeypatch):
-    from nnunet_dtc.backends import cuda
+    from nnunet_dtc.ops.backends import cuda
 
     for base in (True, False):
         (above, value, coords), upstream = inputs((2, 3), (1, 2), name="triton", batch=3)
@@ -412,7 +413,7 @@ def test_more_cases_than_cudas_grids_have(monkeypatch):
 
 def test_a_gpu_on_which_triton_cannot_compile(monkeypatch):
     """The reference computes there, and a warning says why it is slow."""
-    cuda = pytest.importorskip("nnunet_dtc.backends.cuda", exc_type=ImportError)
+    cuda = pytest.importorskip("nnunet_dtc.ops.backends.cuda", exc_type=ImportError)
 
     def fails(*_, **__):
         raise RuntimeError("Failed to find C compiler.\nPlease specify it")
@@ -433,7 +434,7 @@ def test_a_gpu_on_which_triton_cannot_compile(monkeypatch):
 
 @needs_triton
 def test_triton_gathers_where_deterministic_algorithms_are_wanted(monkeypatch):
-    from nnunet_dtc.backends import cuda
+    from nnunet_dtc.ops.backends import cuda
 
     monkeypatch.setattr(cuda, "MOST_GATHERED", 30)
     monkeypatch.setattr(cuda, "MOST_GATHERED_SLOWLY", 100)
@@ -518,7 +519,7 @@ class TestChoice:
             sys.modules["numba"] = None
             import torch
             from nnunet_dtc import DTC2d
-            from nnunet_dtc.backends import BACKENDS, backend_for
+            from nnunet_dtc.ops.backends import BACKENDS, backend_for
             assert backend_for("cpu").name == "reference"
             DTC2d(3, 2, 2)(torch.randn(1, 3, 4, 5)).sum().backward()
             print(BACKENDS["numba"].why_not())
@@ -529,7 +530,7 @@ class TestChoice:
         python("""
             import sys
             import nnunet_dtc
-            assert not {"numba", "nnunet_dtc.backends.cpu", "nnunet_dtc.backends.cuda"} & set(sys.modules)
+            assert not {"numba", "nnunet_dtc.ops.backends.cpu", "nnunet_dtc.ops.backends.cuda"} & set(sys.modules)
         """)
 
 
@@ -542,7 +543,7 @@ def test_numba_after_a_fork():
         import os, torch
         torch.set_num_threads(2)
         from nnunet_dtc import deformable_upsample
-        from nnunet_dtc.backends import threads
+        from nnunet_dtc.ops.backends import threads
         threads.WORTH_A_PART = 1
         value, coords = torch.randn(2, 8, 6, 9), torch.randn(2, 4, 12, 18)
         before = deformable_upsample(value, coords, 2)
@@ -557,7 +558,7 @@ def test_numba_after_a_fork():
 
 @needs_numba
 def test_numba_from_several_threads(monkeypatch):
-    monkeypatch.setattr("nnunet_dtc.backends.threads.WORTH_A_PART", 1)
+    monkeypatch.setattr("nnunet_dtc.ops.backends.threads.WORTH_A_PART", 1)
     cases = [inputs((5, 6, 7), (1, 2, 2), seed=seed) for seed in range(4)]
     wanted = [computed("numba", *case, (1, 2, 2), 3) for case in cases]
     got = [None] * len(cases)
@@ -579,7 +580,7 @@ def test_numba_from_several_threads(monkeypatch):
 
 @needs_numba
 def test_numba_without_a_folder_for_its_cache():
-    from nnunet_dtc.backends.cpu_kernels import compiled
+    from nnunet_dtc.ops.backends.cpu_kernels import compiled
 
     names = {}
     exec("def twice(x):\n    return 2 * x", names)  # a function without a file has no place beside it
@@ -590,7 +591,7 @@ def test_numba_without_a_folder_for_its_cache():
 @pytest.mark.parametrize("receptive_field", [0, 1, 2, 10, 31, math.inf])
 @pytest.mark.parametrize(("size", "stride"), [((64, 5, 4), (1, 2, 2)), ((3, 41), (3, 2)), ((200, 3, 3), (1, 1, 1))])
 def test_numba_blocks_that_are_computed_together_never_meet(size, stride, receptive_field):
-    from nnunet_dtc.backends.cpu import Geometry
+    from nnunet_dtc.ops.backends.cpu import Geometry
 
     geometry = Geometry(torch.empty(2, 1, *size), stride, Deformation(receptive_field))
     rows = [torch.zeros(geometry.rows[:2], dtype=torch.int) for _ in range(2)]
@@ -611,7 +612,7 @@ def test_numba_blocks_that_are_computed_together_never_meet(size, stride, recept
 
 @pytest.mark.skipif(INTERPRETS, reason="not Triton's")
 def test_in_threads_covers_every_index_once(monkeypatch):
-    from nnunet_dtc.backends import threads
+    from nnunet_dtc.ops.backends import threads
 
     monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 3)
     for count in (1, 2, 7, 1000):

@@ -21,11 +21,11 @@ import SimpleITK as sitk
 from comparison_example import make_comparison
 from PIL import Image
 
-from nnunet_dtc.comparison.page import render_page
-from nnunet_dtc.comparison.page_pictures import PictureError, draw_picture, is_ct
-from nnunet_dtc.comparison.sentences import what_was_predicted
-from nnunet_dtc.comparison.statistics import paired_differences, summarise
-from nnunet_dtc.comparison.tables import case_table, difference_table, markdown, noise_table, overview_table
+from nnunet_dtc.study.comparison.page import render_page
+from nnunet_dtc.study.comparison.page_pictures import PictureError, draw_picture, is_ct
+from nnunet_dtc.study.comparison.sentences import what_was_predicted
+from nnunet_dtc.study.comparison.statistics import paired_differences, summarise
+from nnunet_dtc.study.comparison.tables import case_table, difference_table, markdown, noise_table, overview_table
 
 A, B, C = "nnUNetTrainer", "nnUNetTrainerDTC", "nnUNetTrainerDTC_RF10_250epochs"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

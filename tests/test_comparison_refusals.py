@@ -8,11 +8,11 @@ from plans import small_plans
 from typer.testing import CliRunner
 
 from nnunet_dtc.cli import app
-from nnunet_dtc.comparison import ComparisonError, models
-from nnunet_dtc.comparison.compare import compare
-from nnunet_dtc.comparison.logs import read_peak_memory
-from nnunet_dtc.comparison.plan import Options, plan_comparison
 from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.study.comparison import ComparisonError, models
+from nnunet_dtc.study.comparison.compare import compare
+from nnunet_dtc.study.comparison.logs import read_peak_memory
+from nnunet_dtc.study.comparison.plan import Options, plan_comparison
 
 
 @pytest.fixture

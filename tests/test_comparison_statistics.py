@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from nnunet_dtc.comparison import statistics
+from nnunet_dtc.study.comparison import statistics
 
 METRICS = ("dice", "hd95_mm")
 

@@ -20,11 +20,11 @@ from plans import small_plans
 from typer.testing import CliRunner
 
 from nnunet_dtc.cli import app
-from nnunet_dtc.comparison import ComparisonError, predictions
-from nnunet_dtc.comparison.compare import compare
-from nnunet_dtc.comparison.models import read_training
-from nnunet_dtc.comparison.plan import Options, plan_comparison
-from nnunet_dtc.evaluation import EvaluationError
+from nnunet_dtc.study.comparison import ComparisonError, predictions
+from nnunet_dtc.study.comparison.compare import compare
+from nnunet_dtc.study.comparison.models import read_training
+from nnunet_dtc.study.comparison.plan import Options, plan_comparison
+from nnunet_dtc.study.evaluation import EvaluationError
 
 HELD_OUT = ("test_1", "test_2", "test_3")
 ORGANS = {"liver": 1, "spleen": 2}

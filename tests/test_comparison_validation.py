@@ -28,14 +28,14 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from nnunet_dtc.cli import app
-from nnunet_dtc.comparison.compare import compare
-from nnunet_dtc.comparison.logs import count_parameters, epoch_rows
-from nnunet_dtc.comparison.page import render_page
-from nnunet_dtc.comparison.pictures import choose_cases, raw_images
-from nnunet_dtc.comparison.plan import Options, plan_comparison
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.evaluation import EvaluationError
-from nnunet_dtc.evaluation.metrics import surface_distances
+from nnunet_dtc.study.comparison.compare import compare
+from nnunet_dtc.study.comparison.logs import count_parameters, epoch_rows
+from nnunet_dtc.study.comparison.page import render_page
+from nnunet_dtc.study.comparison.pictures import choose_cases, raw_images
+from nnunet_dtc.study.comparison.plan import Options, plan_comparison
+from nnunet_dtc.study.evaluation import EvaluationError
+from nnunet_dtc.study.evaluation.metrics import surface_distances
 
 CASES = [case for cases in FOLDS.values() for case in cases]
 ORGANS = {"liver": 1, "spleen": 2}

@@ -18,11 +18,14 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 from typer.testing import CliRunner
 
-from nnunet_dtc import DTC3d, backends, complexity, convert_dtc, process_memory
+from nnunet_dtc import DTC3d, convert_dtc
 from nnunet_dtc.cli import app
-from nnunet_dtc.complexity import bench, memory, survey
-from nnunet_dtc.complexity.counting import count_macs, count_parameters, parameters_mib
+from nnunet_dtc.cli.devices import check_device
 from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.ops import backends
+from nnunet_dtc.study import complexity
+from nnunet_dtc.study.complexity import bench, memory, process_memory, survey
+from nnunet_dtc.study.complexity.counting import count_macs, count_parameters, parameters_mib
 
 CPU = torch.device("cpu")
 VANILLA, DTC = "nnUNetTrainer", "nnUNetTrainerDTC"
@@ -531,7 +534,7 @@ def test_devices_that_are_not_there(preprocessed, monkeypatch):
     for device, message in (("cuda", "torch finds no CUDA GPU here"), ("mps", "torch finds no Apple GPU here")):
         done = run("-d", 998, "-c", "2d", "-tr", VANILLA, "--device", device)
         assert (done.exit_code, message in done.output) == (1, True)
-    assert complexity.check_device(None) == CPU
+    assert check_device(None) == CPU
 
 
 def test_nothing_is_overwritten_unless_asked(preprocessed, tmp_path):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nnunet_dtc import DTC2d, DTC3d, convert_dtc
-from nnunet_dtc.dtc import is_dtc
+from nnunet_dtc.ops.dtc import is_dtc
 
 
 def blocks(network):

@@ -25,15 +25,16 @@ from typer.testing import CliRunner
 from nnunet_dtc import deformable_upsample, trainers
 from nnunet_dtc.architectures import with_dtc
 from nnunet_dtc.cli import app
-from nnunet_dtc.coordinates import StageCoordinates, axis_names, collect, describe, measure, report
-from nnunet_dtc.coordinates.model import load_model, load_patch
-from nnunet_dtc.coordinates.record import COLUMNS, POSITIONS, write_epoch
-from nnunet_dtc.coordinates.stages import BINS, _thin
-from nnunet_dtc.dtc import is_dtc
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.figures.coordinates import coordinates_figure
-from nnunet_dtc.figures.views import informative_slices
-from nnunet_dtc.shifts import Deformation, sampling_shifts
+from nnunet_dtc.ops.coordinates import BINS, StageCoordinates, _thin, axis_names, collect, measure
+from nnunet_dtc.ops.deformation import Deformation, sampling_shifts
+from nnunet_dtc.ops.dtc import is_dtc
+from nnunet_dtc.study.coordinates import report
+from nnunet_dtc.study.coordinates.figure import coordinates_figure
+from nnunet_dtc.study.coordinates.model import load_model, load_patch
+from nnunet_dtc.study.coordinates.sentences import describe
+from nnunet_dtc.study.figures.views import informative_slices
+from nnunet_dtc.trainers.record import COLUMNS, POSITIONS, write_epoch
 
 VARIANTS = [("tanh", "sigmoid"), ("tanh", "none"), ("tanh", "linear"), ("linear", "sigmoid"), ("linear", "none")]
 UNEVEN = {"kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]], "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 1]]}

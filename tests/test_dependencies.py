@@ -65,8 +65,8 @@ def test_every_import_is_declared_and_every_declaration_imported():
     assert set(files) - WITH_TORCH - of_extras == modules_of()
     # an extra's modules are imported by few files, which other files import only where they can be
     assert {module: files[module] for module in of_extras} == {
-        "numba": {"nnunet_dtc/backends/cpu_kernels.py"},
-        "llvmlite": {"nnunet_dtc/backends/cpu_kernels.py"},
+        "numba": {"nnunet_dtc/ops/backends/cpu_kernels.py"},
+        "llvmlite": {"nnunet_dtc/ops/backends/cpu_kernels.py"},
         "monai": {"architectures/monai_networks.py"},
         "mamba_ssm": {"architectures/selective_scan.py"},
     }
@@ -164,7 +164,7 @@ BACKWARD = (
 @pytest.mark.parametrize("backend", ["reference", "numba", "triton"])
 def test_schemas_of_the_operators(backend):
     """Saved programs name the operators with these arguments: they must stay, and be the same with every torch."""
-    import nnunet_dtc.backends  # noqa: F401 (defines them)
+    import nnunet_dtc.ops.backends  # noqa: F401 (defines them)
 
     operators = torch.ops.nnunet_dtc
     name = f"upsample_{backend}"
@@ -184,9 +184,9 @@ program = torch.export.load({str(tmp_path / "program.pt2")!r})
 x, expected = torch.load({str(tmp_path / "expected.pt")!r})
 torch.testing.assert_close(program.module()(x), expected)
 """
-    done = run(f"import nnunet_dtc.backends\n{load}")
+    done = run(f"import nnunet_dtc.ops.backends\n{load}")
     assert done.returncode == 0, done.stderr
-    assert "import nnunet_dtc.backends" in nnunet_dtc.__doc__.replace("``", "")
+    assert "import nnunet_dtc.ops.backends" in nnunet_dtc.__doc__.replace("``", "")
     assert run(load).returncode != 0  # so that the sentence is needed
 
 
@@ -197,7 +197,7 @@ def test_the_base_works_without_what_extras_bring():
 import torch
 from nnunet_dtc import DTC3d
 from nnunet_dtc.architectures import build_network
-from nnunet_dtc.evaluation.metrics import element_table
+from nnunet_dtc.study.evaluation.metrics import element_table
 from nnunet_dtc.trainers import trainer_class
 
 DTC3d(2, 3, stride=(1, 2, 2))(torch.randn(1, 2, 3, 4, 5)).sum().backward()

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from nnunet_dtc import files
 from nnunet_dtc.cli import app
-from nnunet_dtc.comparison import report as comparison_report
-from nnunet_dtc.coordinates import report as coordinates_report
-from nnunet_dtc.datasets.btcv import write_btcv
-from nnunet_dtc.datasets.nnunet_raw import new_raw_dataset
-from nnunet_dtc.datasets.phantom import PhantomCase, write_phantom
 from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.study.comparison import report as comparison_report
+from nnunet_dtc.study.coordinates import report as coordinates_report
+from nnunet_dtc.study.datasets.btcv import write_btcv
+from nnunet_dtc.study.datasets.nnunet_raw import new_raw_dataset
+from nnunet_dtc.study.datasets.phantom import PhantomCase, write_phantom
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
@@ -71,7 +71,7 @@ def fill(place, but=0):
 def test_evaluate_refuses_a_folder_in_the_place_of_a_file_before_scoring(folders, monkeypatch, ending, overwrite):
     (folders[0] / f"metrics{ending}").mkdir()
     before = sorted(folders[0].iterdir())
-    monkeypatch.setattr("nnunet_dtc.evaluation.evaluate_pairs", None)
+    monkeypatch.setattr("nnunet_dtc.study.evaluation.evaluate_pairs", None)
     done = run("evaluate", *folders, "--labels", "1", "-np", 1, *overwrite)
     assert done.exit_code == 1, done.output
     assert f"cannot write the file {folders[0] / f'metrics{ending}'}: a folder has this name" in done.output
@@ -103,7 +103,7 @@ def test_all_files_of_a_report_are_written_or_none(small_disk):
 
 def test_a_full_disk_is_found_before_the_work(folders, small_disk, monkeypatch):
     fill(small_disk)
-    monkeypatch.setattr("nnunet_dtc.evaluation.evaluate_pairs", None)
+    monkeypatch.setattr("nnunet_dtc.study.evaluation.evaluate_pairs", None)
     done = run("evaluate", *folders, "--labels", "1", "-o", small_disk / "metrics")
     assert done.exit_code == 1
     assert f"cannot write into {small_disk} (No space left on device)" in done.output
@@ -116,14 +116,14 @@ def test_a_full_disk_is_found_before_the_work(folders, small_disk, monkeypatch):
 
 
 def test_a_disk_that_fills_meanwhile(folders, small_disk, monkeypatch):
-    from nnunet_dtc import evaluation
+    from nnunet_dtc.study import evaluation
 
     def fill_and_evaluate(*arguments):
         result = evaluation.folders.evaluate_pairs(*arguments)
         fill(small_disk)
         return result
 
-    monkeypatch.setattr("nnunet_dtc.evaluation.evaluate_pairs", fill_and_evaluate)
+    monkeypatch.setattr("nnunet_dtc.study.evaluation.evaluate_pairs", fill_and_evaluate)
     done = run("evaluate", *folders, "--labels", "1", "-np", 1, "-o", small_disk / "metrics")
     assert done.exit_code == 1
     assert f"Error: cannot write {small_disk / 'metrics.json'}: No space left on device" in done.output
@@ -169,7 +169,7 @@ def test_an_image_that_itk_cuts_off_without_an_error(small_disk, monkeypatch):
     noise = np.random.default_rng(0)
     image, labels = noise.integers(-1000, 1000, (20, 50, 50)).astype(np.int16), noise.integers(0, 14, (20, 50, 50))
     case = PhantomCase(image, labels.astype(np.uint8), (1.5, 2.0, 3.0), (0.0, 0.0, 0.0))
-    monkeypatch.setattr("nnunet_dtc.datasets.phantom.draw_case", lambda rng: case)
+    monkeypatch.setattr("nnunet_dtc.study.datasets.phantom.draw_case", lambda rng: case)
     with pytest.raises(files.WriteError, match=f"^cannot write {small_disk / 'Dataset917_Phantom'}: "):
         write_phantom(small_disk)
     assert not list(small_disk.iterdir())
@@ -236,7 +236,7 @@ def test_evaluate_in_folders_that_are_not_utf8(folders, odd, monkeypatch):
     assert r"caf\xe9" in done.stderr
     assert "UTF-8" in done.stderr
     (odd / "predictions").rename(folders[0])
-    monkeypatch.setattr("nnunet_dtc.evaluation.evaluate_pairs", None)
+    monkeypatch.setattr("nnunet_dtc.study.evaluation.evaluate_pairs", None)
     done = run("evaluate", *folders, "--labels", "1", "-o", odd / "out")
     assert done.exit_code == 1
     assert rf"the path of a file or folder must be UTF-8, got {odd.parent}/caf\xe9/out.json" in done.output
@@ -255,7 +255,7 @@ def test_prepare_with_a_source_that_is_not_utf8(odd):
 
 
 def test_compare_and_coordinates_take_no_such_path(odd):
-    from nnunet_dtc.comparison.predictions import image_cases
+    from nnunet_dtc.study.comparison.predictions import image_cases
 
     (odd.parent / "images").mkdir()
     (odd.parent / "images" / f"{NOT_UTF8}_0000.nii.gz").touch()

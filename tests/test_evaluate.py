@@ -14,11 +14,11 @@ import SimpleITK as sitk
 from scipy import ndimage
 from typer.testing import CliRunner
 
-from nnunet_dtc import evaluation as ev
 from nnunet_dtc.cli import app
-from nnunet_dtc.evaluation.labels import find_dataset_json
-from nnunet_dtc.evaluation.metrics import dice, surface_distances
-from nnunet_dtc.evaluation.scoring import score_case
+from nnunet_dtc.study import evaluation as ev
+from nnunet_dtc.study.evaluation.labels import find_dataset_json
+from nnunet_dtc.study.evaluation.metrics import dice, surface_distances
+from nnunet_dtc.study.evaluation.scoring import score_case
 
 SHAPE, SPACING = (7, 13, 16), (3.0, 0.8, 0.9)  # of the array: z, y, x
 TURNED = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0)
@@ -257,7 +257,7 @@ def no_scoring(monkeypatch):
     def refuse(job):
         raise AssertionError("nothing may be computed before all files are checked")
 
-    monkeypatch.setattr("nnunet_dtc.evaluation.folders._score", refuse)
+    monkeypatch.setattr("nnunet_dtc.study.evaluation.folders._score", refuse)
 
 
 def refused(folders, *parts, **options):
@@ -493,7 +493,7 @@ def test_the_command_notes_other_geometry_or_refuses_it(folders, tmp_path):
 def test_a_killed_process_is_said(folders, monkeypatch):
     from concurrent.futures.process import BrokenProcessPool
 
-    from nnunet_dtc.evaluation import workers as module
+    from nnunet_dtc.study.evaluation import workers as module
 
     class Killed:
         def __init__(self, *arguments, **more): ...
@@ -608,7 +608,7 @@ def test_the_command_does_not_overwrite(folders, monkeypatch):
     assert run(predictions, labels, "-np", 1).exit_code == 0
     before = (predictions / "metrics.json").read_text()
     with monkeypatch.context() as patched:
-        patched.setattr("nnunet_dtc.evaluation.folders._check_content", None)  # refused before anything is read
+        patched.setattr("nnunet_dtc.study.evaluation.folders._check_content", None)  # refused before anything is read
         done = run(predictions, labels, "-np", 1, "--tolerance", "3")
     assert done.exit_code == 1
     assert "--overwrite" in done.output
@@ -622,7 +622,7 @@ def test_the_command_looks_first_whether_it_can_write(folders, monkeypatch):
     """Into /proc nobody can write, not even root."""
     if not Path("/proc").is_dir():
         pytest.skip("no /proc")
-    monkeypatch.setattr("nnunet_dtc.evaluation.evaluate_pairs", None)
+    monkeypatch.setattr("nnunet_dtc.study.evaluation.evaluate_pairs", None)
     done = run(*folders, "-o", "/proc/out")
     assert done.exit_code == 1
     assert "cannot write into /proc" in done.output
@@ -633,7 +633,7 @@ def test_the_command_shows_the_scores_that_it_cannot_write(folders, monkeypatch)
     def full(*arguments):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("nnunet_dtc.evaluation.write_report", full)
+    monkeypatch.setattr("nnunet_dtc.study.evaluation.write_report", full)
     done = run(*folders, "-np", 1)
     assert done.exit_code == 1
     assert "Error: no space left on device" in done.output

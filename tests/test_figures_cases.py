@@ -4,8 +4,8 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from nnunet_dtc.evaluation import LabelSet, Organ
-from nnunet_dtc.figures.cases import BOX_COLOURS, Zoom, case_panel
+from nnunet_dtc.study.evaluation import LabelSet, Organ
+from nnunet_dtc.study.figures.cases import BOX_COLOURS, Zoom, case_panel
 
 SHAPE = (40, 52)
 LABELS = LabelSet((Organ("whole", (1, 2)), Organ("core", (2,))), ignore=3)

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nnunet_dtc.figures.curves import MOST_POINTS, training_curves
-from nnunet_dtc.figures.differences import MOST_NAMED_CASES, organ_differences, paired_cases
-from nnunet_dtc.figures.style import VARIABLES, inline_svg, new_figure, series, style
+from nnunet_dtc.study.figures.curves import MOST_POINTS, training_curves
+from nnunet_dtc.study.figures.differences import MOST_NAMED_CASES, organ_differences, paired_cases
+from nnunet_dtc.study.figures.style import VARIABLES, inline_svg, new_figure, series, style
 
 MODELS = ["nnUNetTrainer", "nnUNetTrainerDTC", "nnUNetTrainerDTC_RF10"]
 

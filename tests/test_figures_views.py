@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from nnunet_dtc.figures.views import body, cut, errors, informative_slices, pixel_aspect, telling_slice, zoom_boxes
+from nnunet_dtc.study.figures.views import (
+    body,
+    cut,
+    errors,
+    informative_slices,
+    pixel_aspect,
+    telling_slice,
+    zoom_boxes,
+)
 
 SHAPE = (6, 40, 52)
 

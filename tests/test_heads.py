@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_dtc.heads import CoordinateHead2d, CoordinateHead3d, ValueHead2d, ValueHead3d
+from nnunet_dtc.ops.heads import CoordinateHead2d, CoordinateHead3d, ValueHead2d, ValueHead3d
 
 CASES = [((5, 3), (2, 1)), ((1, 7), (1, 3)), ((2, 3, 5), (1, 2, 2)), ((3, 1, 4), (2, 1, 3))]
 

@@ -103,7 +103,7 @@ def nnunet_dtc(*arguments, **environment):
 POOL = """
 import sys, time
 from pathlib import Path
-from nnunet_dtc.evaluation.workers import Workers
+from nnunet_dtc.study.evaluation.workers import Workers
 
 if __name__ == "__main__":
     from nnunet_dtc.cli.signals import ending_in_order
@@ -137,7 +137,7 @@ import multiprocessing, sys, time
 from pathlib import Path
 
 def child(ready):
-    from nnunet_dtc import processes
+    from nnunet_dtc.study import processes
 
     processes.sys = type("sys", (), {"platform": "other"})  # without the kernel's help
     processes.end_with_parent()
@@ -161,7 +161,7 @@ def test_the_watching_thread_alone_ends_a_worker(tmp_path):
 
 
 def test_only_a_process_of_multiprocessing_has_a_parent_to_end_with():
-    from nnunet_dtc.processes import end_with_parent
+    from nnunet_dtc.study.processes import end_with_parent
 
     assert multiprocessing.parent_process() is None
     with pytest.raises(RuntimeError, match="multiprocessing"):
@@ -188,7 +188,7 @@ if __name__ == "__main__":
 GUARDED = """
 import subprocess, sys, time
 from nnunet_dtc.cli.signals import ending_in_order
-from nnunet_dtc.processes import guarded
+from nnunet_dtc.study.processes import guarded
 
 with ending_in_order(), guarded([sys.executable, *sys.argv[1:]]) as process:
     process.wait()
@@ -208,7 +208,7 @@ def test_a_guarded_program_ends_with_its_own_workers(tmp_path, number):
 
 @pytest.mark.parametrize(("code", "status"), [("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 15)", -15)])
 def test_a_guarded_program_has_its_status_and_output(code, status):
-    from nnunet_dtc.processes import guarded
+    from nnunet_dtc.study.processes import guarded
 
     command = [sys.executable, "-c", f"print('hello'); import sys; sys.stdout.flush(); print(sys.stdin.read()); {code}"]
     with guarded(command, stdout=subprocess.PIPE, text=True) as process:
@@ -218,7 +218,7 @@ def test_a_guarded_program_has_its_status_and_output(code, status):
 
 
 def test_what_a_guarded_program_leaves_behind_is_ended(tmp_path):
-    from nnunet_dtc.processes import guarded
+    from nnunet_dtc.study.processes import guarded
 
     leaving = (
         "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000)']).pid)"
@@ -254,7 +254,7 @@ time.sleep(1000)
 WITH_STAND_IN = """
 import sys
 from nnunet_dtc.cli import main
-from nnunet_dtc.comparison import predictions
+from nnunet_dtc.study.comparison import predictions
 
 program = sys.argv.pop(1)
 predictions._program = lambda command: program
@@ -322,7 +322,7 @@ def test_prepare_leaves_nothing(tmp_path, number):
 
 
 def test_what_a_killed_prepare_leaves_is_removed_by_the_next(tmp_path):
-    from nnunet_dtc.datasets.nnunet_raw import new_raw_dataset
+    from nnunet_dtc.study.datasets.nnunet_raw import new_raw_dataset
 
     raw = tmp_path / "raw"
     with nnunet_dtc("prepare", "phantom", "--cases", 50, "--raw", raw) as command:
@@ -339,7 +339,7 @@ def test_what_a_killed_prepare_leaves_is_removed_by_the_next(tmp_path):
 KILLED_WHILE_REPLACING = """
 import os, signal, sys
 from pathlib import Path
-from nnunet_dtc.datasets.nnunet_raw import new_raw_dataset
+from nnunet_dtc.study.datasets.nnunet_raw import new_raw_dataset
 
 with new_raw_dataset(Path(sys.argv[1]), 17, "BTCV", overwrite=True) as folder:
     rename = Path.rename
@@ -354,7 +354,7 @@ with new_raw_dataset(Path(sys.argv[1]), 17, "BTCV", overwrite=True) as folder:
 
 
 def test_a_data_set_that_was_moved_aside_comes_back(tmp_path):
-    from nnunet_dtc.datasets.nnunet_raw import new_raw_dataset
+    from nnunet_dtc.study.datasets.nnunet_raw import new_raw_dataset
 
     mine = tmp_path / "Dataset017_BTCV" / "mine.txt"
     mine.parent.mkdir()
@@ -469,7 +469,7 @@ def test_what_is_compiled_to_be_measured_is_removed(tmp_path, monkeypatch, users
     import torch
     from test_complexity import planned
 
-    from nnunet_dtc import complexity
+    from nnunet_dtc.study import complexity
 
     seen = []
 
@@ -478,7 +478,7 @@ def test_what_is_compiled_to_be_measured_is_removed(tmp_path, monkeypatch, users
         (seen[0] / "fxgraph").mkdir(parents=True)
         raise complexity.ComplexityError("out of memory")
 
-    monkeypatch.setattr("nnunet_dtc.complexity.survey.measure_peak_memory", fail)
+    monkeypatch.setattr("nnunet_dtc.study.complexity.survey.measure_peak_memory", fail)
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     if users:
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / users))

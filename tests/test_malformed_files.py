@@ -23,14 +23,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_dtc.checkpoints import open_checkpoint
 from nnunet_dtc.cli import app
-from nnunet_dtc.comparison.logs import read_log
-from nnunet_dtc.comparison.plan import Options, plan_comparison
-from nnunet_dtc.coordinates.model import find_coordinates, load_model, load_patch
 from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.plugin.checkpoints import open_checkpoint
 from nnunet_dtc.plugin.finder import find_trainer
 from nnunet_dtc.plugin.planned_networks import build_network
+from nnunet_dtc.study.comparison.logs import read_log
+from nnunet_dtc.study.comparison.plan import Options, plan_comparison
+from nnunet_dtc.study.coordinates.model import find_coordinates, load_model, load_patch
 
 FEWER = settings(max_examples=max(settings().max_examples // 3, 1))  # where networks are built
 CONFIGURATION = "2d"

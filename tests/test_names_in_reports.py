@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from comparison_example import make_comparison
 
-from nnunet_dtc.comparison.page import render_page
-from nnunet_dtc.comparison.report import write_comparison
-from nnunet_dtc.comparison.tables import markdown, rich_tables
-from nnunet_dtc.texts import markdown_text, visible, xml_text
+from nnunet_dtc.study.comparison.page import render_page
+from nnunet_dtc.study.comparison.report import write_comparison
+from nnunet_dtc.study.comparison.tables import markdown, rich_tables
+from nnunet_dtc.study.texts import markdown_text, visible, xml_text
 
 A, B = "nnUNetTrainer", "nnUNetTrainerDTC"
 NASTY = "a\x07\x1b[31m\n\t\"'<b>&amp;|$x_1$\u202e\u2028\x7f\x85\ufffe\udcff"
@@ -119,7 +119,7 @@ def test_tables_of_the_terminal_have_no_control_characters(nasty):
 
 
 def test_a_figure_alone_is_xml_too():
-    from nnunet_dtc.figures.style import inline_svg, new_figure
+    from nnunet_dtc.study.figures.style import inline_svg, new_figure
 
     figure = new_figure(2, 2)
     figure.text(0.5, 0.5, "a\x07b\nc")

@@ -15,11 +15,11 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from PIL import Image, ImageEnhance
 from scipy import ndimage
 
-from nnunet_dtc.datasets.busi import write_busi
-from nnunet_dtc.datasets.isic2018 import write_isic2018
-from nnunet_dtc.datasets.near_duplicates import THRESHOLD, find_near_duplicates, thumbnail
-from nnunet_dtc.datasets.splits import draw, draw_groups, five_folds
 from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.study.datasets.busi import write_busi
+from nnunet_dtc.study.datasets.isic2018 import write_isic2018
+from nnunet_dtc.study.datasets.near_duplicates import THRESHOLD, find_near_duplicates, thumbnail
+from nnunet_dtc.study.datasets.splits import draw, draw_groups, five_folds
 
 DATA = Path(os.environ.get("NNUNET_DTC_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

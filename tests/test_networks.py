@@ -15,8 +15,8 @@ from nnunet_dtc.architectures.networks import with_dtc_beside
 from nnunet_dtc.architectures.padding import padded_size
 from nnunet_dtc.architectures.segmamba import ChannelMLP, GatedSpatialConvolution
 from nnunet_dtc.architectures.settings import PLANS_KEY
-from nnunet_dtc.dtc import is_dtc
-from nnunet_dtc.shifts import Deformation
+from nnunet_dtc.ops.deformation import Deformation
+from nnunet_dtc.ops.dtc import is_dtc
 from nnunet_dtc.upsamplers import Linear2d
 
 CHANNELS, CLASSES = 2, 3

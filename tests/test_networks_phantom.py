@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nnunet_dtc.architectures import NETWORKS
-from nnunet_dtc.datasets.phantom import draw_case
+from nnunet_dtc.study.datasets.phantom import draw_case
 
 FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "networks_phantom.py"
 STEPS = 200

@@ -10,7 +10,7 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoD
 from plans import DATASET, small_plans
 
 from nnunet_dtc import trainers
-from nnunet_dtc.dtc import is_dtc
+from nnunet_dtc.ops.dtc import is_dtc
 from nnunet_dtc.trainers.paper2d import BEST_CHECKPOINT
 
 NAMES = ["nnUNetTrainer_paper2d", "nnUNetTrainerDTC_RF10_paper2d", "nnUNetTrainerUNetLinearDTC_paper2d"]

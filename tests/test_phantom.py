@@ -12,8 +12,8 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 from scipy import ndimage
 from sklearn.ensemble import RandomForestClassifier
 
-from nnunet_dtc.datasets import phantom
-from nnunet_dtc.datasets.phantom import LABELS, PhantomCase, draw_case, write_phantom
+from nnunet_dtc.study.datasets import phantom
+from nnunet_dtc.study.datasets.phantom import LABELS, PhantomCase, draw_case, write_phantom
 
 CASES, TEST_CASES = 5, 2
 

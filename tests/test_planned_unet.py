@@ -10,7 +10,7 @@ from torch import nn
 
 from nnunet_dtc import DTC2d, DTC3d
 from nnunet_dtc.architectures import with_dtc
-from nnunet_dtc.dtc import is_dtc
+from nnunet_dtc.ops.dtc import is_dtc
 
 CHANNELS, CLASSES = 3, 5
 

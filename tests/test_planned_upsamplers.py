@@ -11,7 +11,7 @@ from torch import nn
 
 from nnunet_dtc import trainers
 from nnunet_dtc.architectures import with_dtc, with_upsampler, with_upsampling
-from nnunet_dtc.dtc import is_dtc
+from nnunet_dtc.ops.dtc import is_dtc
 from nnunet_dtc.upsamplers import UPSAMPLERS, Upsampler
 
 CONFIGURATIONS = ["2d", "3d_fullres", "3d_residual"]

@@ -15,9 +15,9 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from plans import CONFIGURATIONS, DATASET, small_plans
 from typer.testing import CliRunner
 
-from nnunet_dtc.checkpoints import open_checkpoint
 from nnunet_dtc.cli import app
 from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.plugin.checkpoints import open_checkpoint
 from nnunet_dtc.plugin.finder import find_trainer
 from nnunet_dtc.plugin.nnunet_files import check_plans
 from nnunet_dtc.plugin.planned_networks import build_network

@@ -34,12 +34,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from nnunet_dtc.cli import app
-from nnunet_dtc.datasets import busi, isic2018
-from nnunet_dtc.datasets.busi import write_busi
-from nnunet_dtc.datasets.isic2018 import write_isic2018
-from nnunet_dtc.datasets.sources import SourceError
-from nnunet_dtc.datasets.splits import draw
 from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.study.datasets import busi, isic2018
+from nnunet_dtc.study.datasets.busi import write_busi
+from nnunet_dtc.study.datasets.isic2018 import write_isic2018
+from nnunet_dtc.study.datasets.sources import SourceError
+from nnunet_dtc.study.datasets.splits import draw
 
 
 @pytest.fixture(scope="module")

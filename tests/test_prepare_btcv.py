@@ -19,10 +19,10 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from typer.testing import CliRunner
 
 from nnunet_dtc.cli import app
-from nnunet_dtc.datasets import btcv
-from nnunet_dtc.datasets.btcv import write_btcv
-from nnunet_dtc.datasets.sources import SourceError
 from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.study.datasets import btcv
+from nnunet_dtc.study.datasets.btcv import write_btcv
+from nnunet_dtc.study.datasets.sources import SourceError
 
 CASES = (1, 2, 3, 9, 21, 22, 40)
 SPACING, ORIGIN = (0.71, 0.83, 3.1), (-170.25, 12.5, -904.125)

@@ -15,10 +15,10 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from scipy import ndimage
 from typer.testing import CliRunner
 
-from nnunet_dtc import evaluation as ev
 from nnunet_dtc.cli import app
-from nnunet_dtc.evaluation.readers import find_reader
-from nnunet_dtc.evaluation.scoring import score_case
+from nnunet_dtc.study import evaluation as ev
+from nnunet_dtc.study.evaluation.readers import find_reader
+from nnunet_dtc.study.evaluation.scoring import score_case
 
 SHAPE, SPACING = (6, 11, 14), (3.0, 0.75, 0.5)  # z, y, x
 LABELS = ev.LabelSet((ev.Organ("liver", (1,)), ev.Organ("spleen", (2,))))
@@ -253,7 +253,7 @@ def test_readers_do_not_load_torch():
     """They run in many processes."""
     code = """
 import sys
-from nnunet_dtc.evaluation.readers import find_reader
+from nnunet_dtc.study.evaluation.readers import find_reader
 find_reader(".nii.gz")
 assert "nnunetv2" not in sys.modules
 find_reader(".nii.gz", plans={"image_reader_writer": "NibabelIO"})

@@ -18,7 +18,7 @@ from nnunet_dtc.architectures.selective_scan import (
     torch_selective_scan,
     why_no_kernel,
 )
-from nnunet_dtc.complexity import count_macs
+from nnunet_dtc.study.complexity import count_macs
 
 # cases, channels, states, length
 SIZES = [(1, 1, 1, 1), (2, 3, 5, 7), (1, 2, 3, 64), (3, 1, 2, 65), (2, 3, 1, 131)]

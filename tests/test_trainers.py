@@ -13,7 +13,7 @@ from plans import DATASET, SMALL_NETWORKS, small_plans
 
 from nnunet_dtc import trainers
 from nnunet_dtc.architectures import build_network, monai_networks
-from nnunet_dtc.dtc import is_dtc
+from nnunet_dtc.ops.dtc import is_dtc
 
 NO_MIRRORING = "nnUNetTrainerDTC_7epochs_NoMirroring"
 NAMES = [

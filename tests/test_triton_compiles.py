@@ -11,7 +11,7 @@ nvidia = pytest.importorskip("triton.backends.nvidia.compiler")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from nnunet_dtc.backends import cuda, triton_kernels  # noqa: E402
+from nnunet_dtc.ops.backends import cuda, triton_kernels  # noqa: E402
 
 SHAPE = {"SD": 1, "SH": 2, "SW": 2, "AXES": 3, "BC": cuda.CHANNELS}
 SAMPLES = SHAPE | {"BM": cuda.SAMPLES}

@@ -10,7 +10,7 @@ from torch import nn
 
 from nnunet_dtc import DTC2d, trainers
 from nnunet_dtc.architectures import UNet
-from nnunet_dtc.dtc import is_dtc
+from nnunet_dtc.ops.dtc import is_dtc
 from nnunet_dtc.upsamplers import UPSAMPLERS
 
 MIB = 2**20

@@ -12,11 +12,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from plans import DATASET, small_plans
 from typer.testing import CliRunner
 
-from nnunet_dtc.checkpoints import CheckpointError, open_checkpoint
 from nnunet_dtc.cli import app
-from nnunet_dtc.dtc import is_dtc
+from nnunet_dtc.ops.dtc import is_dtc
+from nnunet_dtc.plugin.checkpoints import CheckpointError, open_checkpoint
+from nnunet_dtc.plugin.warm_start import warm_start
 from nnunet_dtc.trainers import nnUNetTrainerDTC, nnUNetTrainerDTC_RF10
-from nnunet_dtc.warm_start import warm_start
 
 CONFIGURATIONS = ["2d", "3d_fullres", "3d_residual"]
 
@@ -464,7 +464,7 @@ def test_a_full_disk_names_the_target_and_leaves_nothing(option, error, trained,
 
 def test_a_bug_keeps_its_traceback(trained, tmp_path, monkeypatch):
     file, _ = trained()
-    monkeypatch.setattr("nnunet_dtc.warm_start.is_dtc", lambda module: 1 / 0)
+    monkeypatch.setattr("nnunet_dtc.plugin.warm_start.is_dtc", lambda module: 1 / 0)
     assert isinstance(command(file, "-tr", "nnUNetTrainerDTC", "-o", tmp_path / "out.pth").exception, ZeroDivisionError)
 
 

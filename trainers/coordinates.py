@@ -11,9 +11,9 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.helpers import dummy_context
 
-from nnunet_dtc.coordinates import axis_names
-from nnunet_dtc.coordinates.record import FILE_NAME, OFF_VARIABLE, is_on, record_epoch
-from nnunet_dtc.wrappers import unwrap
+from nnunet_dtc.ops.coordinates import axis_names
+from nnunet_dtc.ops.wrappers import unwrap
+from nnunet_dtc.trainers.record import FILE_NAME, OFF_VARIABLE, is_on, record_epoch
 
 
 class CoordinatesRecord(nnUNetTrainer):

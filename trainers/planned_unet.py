@@ -52,7 +52,7 @@ class nnUNetTrainerDTC(CoordinatesRecord, PlannedUNetTrainer):
     Once an epoch it records where the samples of the blocks go, see ``nnunet_dtc.trainers.coordinates``.
 
     On CUDA a training is not reproducible bit for bit, as with nnU-Net itself; DTC's own part is, with the shifts of
-    RF 2 (``nnunet_dtc.backends.cuda``).
+    RF 2 (``nnunet_dtc.ops.backends.cuda``).
     """
 
     spec = TrainerName(dtc=True)

@@ -74,14 +74,14 @@ def compare(
 ) -> None:
     """Compare trained models: organ by organ, fold by fold, case by case, with the noise beside the difference."""
     try:
-        from nnunet_dtc.comparison.compare import compare as run
-        from nnunet_dtc.comparison.models import environment_folder, find_trainings
-        from nnunet_dtc.comparison.page import render_page
-        from nnunet_dtc.comparison.plan import Options, plan_comparison
-        from nnunet_dtc.comparison.report import check_output, default_output, write_comparison
-        from nnunet_dtc.comparison.tables import rich_tables
-        from nnunet_dtc.environment import check_device
-        from nnunet_dtc.evaluation import parse_tolerance
+        from nnunet_dtc.cli.devices import check_device
+        from nnunet_dtc.study.comparison.compare import compare as run
+        from nnunet_dtc.study.comparison.models import environment_folder, find_trainings
+        from nnunet_dtc.study.comparison.page import render_page
+        from nnunet_dtc.study.comparison.plan import Options, plan_comparison
+        from nnunet_dtc.study.comparison.report import check_output, default_output, write_comparison
+        from nnunet_dtc.study.comparison.tables import rich_tables
+        from nnunet_dtc.study.evaluation import parse_tolerance
 
         if per_fold and not test:
             raise NnunetDtcError("--per-fold belongs to --test: in validation each fold has cases of its own")

@@ -40,17 +40,18 @@ def complexity(
 
     Times and memory are those of nnU-Net's own training step on random data, and of the forward pass of one patch.
     """
-    from nnunet_dtc import complexity as cx
-    from nnunet_dtc.complexity.bench import WARM_UP
-    from nnunet_dtc.complexity.report import OUTPUTS, caption, title
+    from nnunet_dtc.cli.devices import check_device
     from nnunet_dtc.files import check_writable, output_files
+    from nnunet_dtc.study import complexity as cx
+    from nnunet_dtc.study.complexity.bench import WARM_UP
+    from nnunet_dtc.study.complexity.report import OUTPUTS, caption, title
 
     try:
         plans, dataset_description = cx.read_plans(dataset, plans_name, plans_file, dataset_json)
         training = cx.PlannedTraining.of(
             plans, dataset_description, configuration, _patch(patch_size) if patch_size else None, batch_size
         )
-        chosen = cx.check_device(device) if measure else None
+        chosen = check_device(device) if measure else None
         if output is not None:
             check_writable(output_files(output, OUTPUTS, overwrite)[0].parent)
         found = cx.find_trainers(trainers)

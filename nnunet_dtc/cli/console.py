@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from nnunet_dtc.files import printable
-from nnunet_dtc.texts import visible
+from nnunet_dtc.study.texts import visible
 
 out = Console(emoji=False)
 err = Console(stderr=True, emoji=False)

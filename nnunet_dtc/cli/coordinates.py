@@ -44,9 +44,9 @@ def coordinates(
     much of their bound they use, and which coordinates are dead, saturated, shut or open. Written as coordinates.png,
     .csv and .json.
     """
-    from nnunet_dtc.coordinates import model as models
-    from nnunet_dtc.coordinates import report
-    from nnunet_dtc.environment import check_device
+    from nnunet_dtc.cli.devices import check_device
+    from nnunet_dtc.study.coordinates import model as models
+    from nnunet_dtc.study.coordinates import report
 
     try:
         if output is not None:

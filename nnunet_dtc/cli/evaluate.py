@@ -48,12 +48,12 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score segmentations: Dice, surface Dice (NSD) and HD95 per case and organ, and their means."""
-    from nnunet_dtc import evaluation
-    from nnunet_dtc.evaluation.folders import ending_of
-    from nnunet_dtc.evaluation.labels import find_dataset_json
-    from nnunet_dtc.evaluation.readers import reader_of_folder
-    from nnunet_dtc.evaluation.report import OUTPUTS, rich_table
     from nnunet_dtc.files import check_writable, output_files
+    from nnunet_dtc.study import evaluation
+    from nnunet_dtc.study.evaluation.folders import ending_of
+    from nnunet_dtc.study.evaluation.labels import find_dataset_json
+    from nnunet_dtc.study.evaluation.readers import reader_of_folder
+    from nnunet_dtc.study.evaluation.report import OUTPUTS, rich_table
 
     try:
         tolerances = [evaluation.parse_tolerance(text) for text in tolerance or ("1", "2")]

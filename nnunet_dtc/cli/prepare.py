@@ -12,7 +12,7 @@ from nnunet_dtc.cli.console import fail, note, progress_bars, say
 from nnunet_dtc.errors import NnunetDtcError
 
 if TYPE_CHECKING:
-    from nnunet_dtc.datasets.images_2d import Prepared2d
+    from nnunet_dtc.study.datasets.images_2d import Prepared2d
 
 app = typer.Typer(help="Write a data set in nnU-Net's raw layout.", no_args_is_help=True)
 
@@ -102,7 +102,7 @@ def prepare_phantom(
 ) -> None:
     """Write synthetic abdominal CTs with BTCV's 13 organs: for demonstrations and tests, without a download."""
     with _preparing(raw) as progress:
-        from nnunet_dtc.datasets.phantom import write_phantom
+        from nnunet_dtc.study.datasets.phantom import write_phantom
 
         folder = write_phantom(
             raw, dataset_id, cases, test_cases, seed, lambda done, total: progress("drawing cases", done, total)
@@ -129,7 +129,7 @@ def prepare_btcv(
     """BTCV: 30 abdominal CTs with 13 organs, 18 for training and validation in five folds, 12 for testing."""
     with _preparing(raw) as progress:
         folds = _folds_folder(preprocessed)
-        from nnunet_dtc.datasets.btcv import TEST_CASES, write_btcv
+        from nnunet_dtc.study.datasets.btcv import TEST_CASES, write_btcv
 
         chosen = _numbers(test_cases, "--test-cases") if test_cases else TEST_CASES
         done = write_btcv(source, raw, folds, dataset_id, chosen, overwrite, progress)
@@ -158,7 +158,7 @@ def prepare_isic2018(
 ) -> None:
     """ISIC 2018, task 1: 3694 dermoscopic images with a lesion, 2600 for training and 1094 for testing."""
     with _preparing(raw) as progress:
-        from nnunet_dtc.datasets.isic2018 import write_isic2018
+        from nnunet_dtc.study.datasets.isic2018 import write_isic2018
 
         pixels, folds = _size(size), _folds_folder(preprocessed)
         done = write_isic2018(
@@ -181,7 +181,7 @@ def prepare_busi(
 ) -> None:
     """BUSI: 647 breast ultrasound images with a lesion, 520 for training, 87 for testing, 40 left out."""
     with _preparing(raw) as progress:
-        from nnunet_dtc.datasets.busi import write_busi
+        from nnunet_dtc.study.datasets.busi import write_busi
 
         pixels, folds = _size(size), _folds_folder(preprocessed)
         done = write_busi(

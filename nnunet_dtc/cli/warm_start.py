@@ -24,7 +24,7 @@ def warm_start(
     """Turn a trained vanilla checkpoint into a DTC one that computes the same function."""
     if (output is None) == (into is None):
         raise fail("give either -o OUT.pth (for -pretrained_weights) or --into MODEL/fold_0 (for --c)")
-    from nnunet_dtc import warm_start as warm
+    from nnunet_dtc.plugin import warm_start as warm
 
     try:
         if output is not None:

@@ -144,7 +144,7 @@ def _backends() -> Iterator[Finding]:
     """The backend of each device that is here."""
     import torch
 
-    from nnunet_dtc.backends import BACKENDS, VARIABLE, backend_for
+    from nnunet_dtc.ops.backends import BACKENDS, VARIABLE, backend_for
 
     slow = "torch's grid_sample, slow in 3D"
     forced = f", forced by {VARIABLE}" if os.environ.get(VARIABLE, "").strip() else ""

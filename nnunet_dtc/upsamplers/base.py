@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nnunet_dtc.shifts import check_count, check_stride
+from nnunet_dtc.ops.checks import check_count, check_stride
 
 
 class Upsampler(nn.Module):

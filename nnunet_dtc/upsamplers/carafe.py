@@ -18,9 +18,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nnunet_dtc.shifts import check_count
+from nnunet_dtc.ops.checks import check_count, check_fits, check_value
 from nnunet_dtc.upsamplers.base import Upsampler
-from nnunet_dtc.upsamplers.checks import check_fits, check_value
 from nnunet_dtc.upsamplers.layout import pixel_shuffle
 from nnunet_dtc.upsamplers.reassembly import (
     Padding,

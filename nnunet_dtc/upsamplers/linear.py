@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_dtc.ops.checks import check_value
 from nnunet_dtc.upsamplers.base import Upsampler
-from nnunet_dtc.upsamplers.checks import check_value
 
 
 def linear_upsample(value: Tensor, stride: int | Sequence[int]) -> Tensor:

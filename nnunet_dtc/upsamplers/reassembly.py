@@ -19,9 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_dtc.shifts import check_count
+from nnunet_dtc.ops.checks import check_count, check_fits, check_value
 from nnunet_dtc.upsamplers.base import SkipUpsampler
-from nnunet_dtc.upsamplers.checks import check_fits, check_value
 from nnunet_dtc.upsamplers.layout import merge_subpositions, split_subpositions, spread_subpositions
 
 Padding = Literal["border", "zeros"]

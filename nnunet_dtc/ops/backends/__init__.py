@@ -1,0 +1,224 @@
+"""The backends of the deformable upsampling: one function, computed where and how it is fastest.
+
+=============  ==================  =====================================================================
+``reference``  torch alone         every device, dtype and variant; the oracle of the others
+``numba``      CPU                 compiled on the user's machine without a compiler: ``pip install numba``
+``triton``     CUDA                fused kernels; Triton comes with torch's CUDA builds
+=============  ==================  =====================================================================
+
+The backend is chosen by the device of the tensors and by what is installed. The environment variable
+``NNUNET_DTC_BACKEND`` or :func:`use_backend` force one by its name. Shifts without a bound (table 4's rows without
+tanh or without sigmoid) are the reference's in any case. All give the same numbers, up to round-off, and the same
+gradient at the kinks of linear interpolation.
+"""
+
+import functools
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nnunet_dtc.ops.backends import reference
+from nnunet_dtc.ops.backends.operators import define
+from nnunet_dtc.ops.deformation import Deformation
+
+__all__ = ["BACKENDS", "VARIABLE", "Backend", "backend_for", "upsample", "use_backend"]
+
+VARIABLE = "NNUNET_DTC_BACKEND"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to compute the upsampling.
+
+    Attributes:
+        name: as users give it.
+        device: the type of device that it is for; None for every.
+        operator: ``(base, value, coords, stride, receptive_field, offset, weight) -> Tensor``.
+        why_not: why it cannot be used here, None where it can; asked once.
+    """
+
+    name: str
+    device: str | None
+    operator: Callable[..., Tensor]
+    why_not: Callable[[], str | None]
+
+    def takes(self, device: str) -> bool:
+        """Whether it computes tensors of that type of device."""
+        return self.device in (None, device)
+
+
+def _lazily(module: str, function: str) -> Callable:
+    """A function of a backend's module, imported when it is called first: numba and Triton take their time."""
+
+    def call(*arguments):
+        return getattr(importlib.import_module(f"nnunet_dtc.ops.backends.{module}"), function)(*arguments)
+
+    return call
+
+
+@functools.cache
+def _numba_is_missing() -> str | None:
+    try:
+        importlib.import_module("nnunet_dtc.ops.backends.cpu")
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed: pip install nnunet-dtc[cpu]"
+    except Exception as error:  # numba refuses a numpy that is too new, for example
+        return f"numba cannot be used: {error}"
+    return None
+
+
+@functools.cache
+def _triton_is_missing() -> str | None:
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        return "torch sees no CUDA device"
+    try:
+        importlib.import_module("nnunet_dtc.ops.backends.cuda")
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed: pip install triton"
+    except Exception as error:
+        return f"Triton cannot be used: {error}"
+    if not torch.cuda.is_available():
+        return None  # the interpreter
+    return importlib.import_module("nnunet_dtc.ops.backends.cuda").why_not()
+
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend("reference", None, define("reference", reference.forward, reference.backward), lambda: None),
+        Backend(
+            "numba",
+            "cpu",
+            define("numba", _lazily("cpu", "forward"), _lazily("cpu", "backward")),
+            _numba_is_missing,
+        ),
+        Backend(
+            "triton",
+            "cuda",
+            define("triton", _lazily("cuda", "forward"), _lazily("cuda", "backward")),
+            _triton_is_missing,
+        ),
+    )
+}
+_FASTEST_FIRST = ("triton", "numba", "reference")
+_forced: str | None = None  # by use_backend; the variable is read where this is None
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Compute with one backend inside the ``with``, in all threads, the backward pass of what was computed there, too.
+
+    A network that ``torch.compile`` has compiled before is compiled anew.
+
+    Args:
+        name: one of ``BACKENDS``.
+
+    Raises:
+        ValueError: there is none of that name.
+        RuntimeError: it cannot be used here; when something is computed also where it is of another device.
+    """
+    global _forced
+    _usable(name, "use_backend")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def backend_for(device: str, *, bounded: bool = True) -> Backend:
+    """The backend for tensors on a type of device, "cpu", "cuda", ...
+
+    Args:
+        device: the type of the device.
+        bounded: whether the shifts have a bound, see :attr:`nnunet_dtc.ops.deformation.Deformation.is_bounded`.
+
+    Raises:
+        ValueError: a name was forced that no backend has.
+        RuntimeError: the backend that was forced cannot be used here, or not on that device.
+    """
+    name = _choice(_forced, device, bounded)
+    return BACKENDS[name]
+
+
+def _choice(forced: str | None, device: str, bounded: bool) -> str:
+    """The backend's name."""
+    source = "use_backend"
+    if forced is None and (variable := os.environ.get(VARIABLE, "").strip()):
+        forced, source = variable, VARIABLE
+    if forced is not None:
+        backend = _usable(forced, source)
+        if not backend.takes(device) and not _interprets(backend):
+            raise RuntimeError(
+                f"{source} forces the backend {forced!r}, which computes on {backend.device}, got tensors on {device}"
+            )
+        chosen = backend
+    else:
+        chosen = next(
+            BACKENDS[name]
+            for name in _FASTEST_FIRST
+            if BACKENDS[name].takes(device) and BACKENDS[name].why_not() is None
+        )
+        if device == "cuda" and chosen.name == "reference":
+            _say_slow(BACKENDS["triton"].why_not())
+    if bounded or chosen.name == "reference":
+        return chosen.name
+    _say_unbounded(chosen.name)
+    return "reference"
+
+
+# torch.compile asks once and takes the answer for a constant of the arguments; this is what
+# torch.compiler.assume_constant_result sets, which would import all of torch.compile here
+_choice._dynamo_marked_constant = True
+
+
+def _usable(name: str, source: str) -> Backend:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} takes one of {', '.join(BACKENDS)}, got {name!r}")
+    reason = BACKENDS[name].why_not()
+    if reason is not None:
+        raise RuntimeError(f"{source} forces the backend {name!r}, but {reason}")
+    return BACKENDS[name]
+
+
+def _interprets(backend: Backend) -> bool:
+    """Triton's interpreter computes on the CPU."""
+    return backend.name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _say_slow(reason: str | None) -> None:
+    warnings.warn(f"DTC is computed by torch's grid_sample, which is slow in 3D: {reason}", stacklevel=2)
+
+
+@functools.cache
+def _say_unbounded(name: str) -> None:
+    warnings.warn(
+        f"DTC without tanh or without sigmoid shifts without a bound: computed by the reference, not by {name}",
+        stacklevel=2,
+    )
+
+
+def upsample(
+    base: Tensor | None,
+    value: Tensor,
+    coords: Tensor,
+    stride: tuple[int, ...],
+    deformation: Deformation,
+) -> Tensor:
+    """``base`` plus the samples of ``value`` at ``coords``, by the backend for their device.
+
+    Arguments as in :func:`nnunet_dtc.deformable_upsample`, checked before.
+    """
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():  # for others to read: torch's own functions alone
+        return reference.forward(base, value, coords, stride, deformation)
+    backend = backend_for(value.device.type, bounded=deformation.is_bounded)
+    return backend.operator(
+        base, value, coords, stride, deformation.receptive_field, deformation.offset, deformation.weight
+    )

@@ -1,0 +1,148 @@
+"""The reference backend: torch's ``grid_sample``, on every device and in every dtype, for every variant of table 4.
+
+It is the oracle of the others, and what they fall back to. Positions are computed in voxels and only then normalised to
+the [-1, 1] of ``grid_sample``, whose round-off moves a sample by some millionths of a voxel. For a value that does not
+matter; for a gradient at a kink it would choose the side. So the backward pass evaluates the slope a hair's breadth
+away from the centres of voxels, on the side with the higher index: there lies the gradient that all backends have. The
+gradient of the value is taken there, too: 4 eps S voxels away, a hundred-thousandth of a voxel on an axis of 32.
+
+``grid_sample`` and its gradient are given finite positions alone, by
+:func:`nnunet_dtc.ops.deformation.shifted_positions`: from others torch computes addresses outside of the map.
+
+On the CPU ``grid_sample`` gives each case of the batch to one core; channels are given to further cores as more cases.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnunet_dtc.ops.deformation import Deformation, regular_positions, shifted_positions
+
+_BORDER, _LINEAR = 1, 0  # as grid_sample's own operators call them
+
+
+def forward(
+    base: Tensor | None,
+    value: Tensor,
+    coords: Tensor,
+    stride: Sequence[int],
+    deformation: Deformation,
+) -> Tensor:
+    """``base`` plus the samples, from torch's own differentiable functions; arguments as in ``deformable_upsample``."""
+    dtype, sizes = _dtype(value, coords), value.shape[2:]
+    positions = [axis.position for axis in _axes(value, coords, stride, deformation)]
+    split = _channel_groups(value)
+    samples = F.grid_sample(
+        _split_channels(value.to(dtype), split),
+        _shared(_grid(positions, sizes), split),
+        mode="bilinear", padding_mode="border", align_corners=False,
+    ).reshape(*value.shape[:2], *coords.shape[2:])  # fmt: skip
+    result = samples.to(value.dtype) if base is None else base + samples.to(base.dtype)
+    return result.contiguous()  # also where the base is not, as all backends
+
+
+def backward(
+    grad: Tensor,
+    value: Tensor,
+    coords: Tensor,
+    stride: Sequence[int],
+    deformation: Deformation,
+    wants_value: bool,
+    wants_coords: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients with respect to value and coords, in their dtypes; None for what is not wanted."""
+    dtype, sizes = _dtype(value, coords), value.shape[2:]
+    axes = len(sizes)
+    hair = 4 * torch.finfo(dtype).eps
+    positions, through = [], []  # where the slope is taken, and the derivatives of the position
+    for size, (moved, gate, scale, shift, position) in zip(
+        sizes, _axes(value, coords, stride, deformation), strict=True
+    ):
+        inside = (position >= 0) & (position < size - 1)
+        below = position.floor()
+        fraction = (position - below).clamp(hair * size, 1 - hair * size)
+        positions.append(torch.where(inside, below + fraction, position))
+        if wants_coords:
+            by_moved = scale * (1 - moved * moved) if deformation.offset == "tanh" else torch.full_like(moved, scale)
+            by_moved = by_moved if gate is None else by_moved * gate
+            by_gate = None
+            if gate is not None:
+                by_gate = scale * moved * (gate * (1 - gate) if deformation.weight == "sigmoid" else 1)
+            through.append((inside & ~shift.isnan(), by_moved, by_gate))
+    split = _channel_groups(value)
+    function = {2: torch.ops.aten.grid_sampler_2d_backward, 3: torch.ops.aten.grid_sampler_3d_backward}[axes]
+    by_value, by_grid = function(
+        _split_channels(grad.to(dtype), split),
+        _split_channels(value.to(dtype), split),
+        _shared(_grid(positions, sizes), split),
+        _LINEAR, _BORDER, False, [wants_value, wants_coords],
+    )  # fmt: skip
+    grad_value = by_value.reshape(value.shape).to(value.dtype) if wants_value else None
+    if not wants_coords:
+        return grad_value, None
+    by_grid = by_grid.unflatten(0, (value.shape[0], split)).sum(1) if split > 1 else by_grid  # (N, *output, g)
+    grad_coords = torch.empty_like(coords, memory_format=torch.contiguous_format)
+    for axis, (has_gradient, by_moved, by_gate) in enumerate(through):
+        slope = by_grid[..., axes - 1 - axis] * (2 / sizes[axis])  # of a voxel, not of the normalised unit
+        # selected, not multiplied by zero: the factors may be NaN or infinite where there is no gradient
+        grad_coords[:, axis] = torch.where(has_gradient, slope * by_moved, 0)
+        if by_gate is not None:
+            grad_coords[:, axes + axis] = torch.where(has_gradient, slope * by_gate, 0)
+    return grad_value, grad_coords
+
+
+def _dtype(value: Tensor, coords: Tensor) -> torch.dtype:
+    """What everything is computed in: float32 at least."""
+    return torch.promote_types(torch.promote_types(value.dtype, coords.dtype), torch.float32)
+
+
+class _Axis(NamedTuple):
+    """Of one axis: Offset and Weight of equation 1; in voxels lambda, the shift, and the position without NaN."""
+
+    moved: Tensor
+    gate: Tensor | None
+    scale: float
+    shift: Tensor
+    position: Tensor
+
+
+def _axes(value: Tensor, coords: Tensor, stride: Sequence[int], deformation: Deformation) -> Iterator[_Axis]:
+    dtype, sizes = _dtype(value, coords), value.shape[2:]
+    for axis, (size, step) in enumerate(zip(sizes, stride, strict=True)):
+        moved, gate = deformation.activations(coords, len(sizes), axis, dtype)
+        scale = deformation.scale(size)
+        regular = regular_positions(size, step, dtype, coords.device)
+        regular = regular.view([-1 if other == axis else 1 for other in range(len(sizes))])
+        shift = scale * (moved if gate is None else moved * gate)
+        yield _Axis(moved, gate, scale, shift, shifted_positions(regular, shift, size))
+
+
+def _grid(positions: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """``grid_sample`` wants the last axis first, (x, y, z) = (W, H, D), normalised: (N, *output, g)."""
+    normalised = [(2 * position + 1) / size - 1 for position, size in zip(positions, sizes, strict=True)]
+    return torch.stack(normalised[::-1], dim=-1)
+
+
+def _channel_groups(value: Tensor) -> int:
+    """Into how many parts the channels are split, so that every core has a part."""
+    if value.device.type != "cpu" or value.shape[0] == 0 or torch.jit.is_tracing():
+        return 1
+    wanted = min(value.shape[1], -(-torch.get_num_threads() // value.shape[0]))
+    return next((groups for groups in range(max(wanted, 1), 0, -1) if value.shape[1] % groups == 0), 1)
+
+
+def _split_channels(features: Tensor, groups: int) -> Tensor:
+    """(N, C, *S) to (N * groups, C / groups, *S)."""
+    if groups == 1:
+        return features
+    return features.reshape(features.shape[0] * groups, features.shape[1] // groups, *features.shape[2:])
+
+
+def _shared(grid: Tensor, groups: int) -> Tensor:
+    """(N, *output, g) to (N * groups, *output, g), without copies of the numbers where N is 1."""
+    if groups == 1:
+        return grid
+    return grid.unsqueeze(1).expand(-1, groups, *grid.shape[1:]).flatten(0, 1)

@@ -1,0 +1,26 @@
+"""What the kernels work on: volumes. An image is one with a first axis of one voxel that never moves."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from nnunet_dtc.ops.deformation import Deformation
+
+
+class Volume:
+    """The low-resolution value as a volume.
+
+    Attributes:
+        axes: 2 or 3, of the value itself.
+        weighted: whether the coordinates have a weight.
+        channels: of the value.
+        extents, stride, bounds: for three axes: voxels, output voxels per voxel, and the longest shift in voxels.
+    """
+
+    def __init__(self, value: Tensor, stride: Sequence[int], deformation: Deformation) -> None:
+        _, self.channels, *sizes = value.shape
+        self.axes, self.weighted = len(sizes), deformation.weight != "none"
+        missing = 3 - self.axes
+        self.extents = (1,) * missing + tuple(sizes)
+        self.stride = (1,) * missing + tuple(stride)
+        self.bounds = [0.0] * missing + [float(deformation.scale(size)) for size in sizes]

@@ -1,0 +1,330 @@
+"""Turn a trained vanilla checkpoint into one of a DTC trainer that computes the same function.
+
+The base of every block is the trained transposed convolution, and the value convolution starts at zero, so the branch
+adds exactly nothing (ours; the paper trains from scratch). The value receives a gradient from the first step on, the
+coordinates from the second.
+"""
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
+
+from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.ops.dtc import is_dtc
+from nnunet_dtc.plugin.checkpoints import CheckpointError, is_second_name, open_checkpoint
+from nnunet_dtc.plugin.environment import environment
+from nnunet_dtc.plugin.finder import TrainerNotFoundError, find_trainer
+from nnunet_dtc.plugin.nnunet_files import check_plans, read_json
+from nnunet_dtc.work_folders import work_folder
+
+COORDS_SEED = 0  # the same checkpoint gives the same file
+WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class WarmStartError(NnunetDtcError):
+    """A trainer or a folder that a vanilla checkpoint cannot be turned into, with the reason."""
+
+
+@dataclass
+class WarmStart:
+    """A DTC network with a vanilla checkpoint's weights.
+
+    Attributes:
+        network: the DTC network, deep supervision on; its logits are the vanilla network's.
+        trainer: the DTC trainer's class.
+        source: the vanilla checkpoint.
+        origin: where that was read from.
+    """
+
+    network: nn.Module
+    trainer: type[nnUNetTrainer]
+    source: dict[str, Any]
+    origin: Path
+
+
+def warm_start(checkpoint: Path | str, trainer_name: str) -> WarmStart:
+    """Build a trainer's network and fill it from a vanilla checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read safely, is of another architecture than nnU-Net builds from its
+            plans, or has weights that are no finite floating numbers; the message lists what differs.
+        WarmStartError: the trainer has no DTC.
+    """
+    trainer = _find_dtc_trainer(trainer_name)
+    source = open_checkpoint(checkpoint)
+    weights = source["network_weights"]
+    if any(key.endswith(".coords.weight") for key in weights):
+        raise CheckpointError(
+            f"{checkpoint} is of a DTC network already ({source['trainer_name']}): give it to nnUNetv2_train as it is"
+        )
+    init_args = source["init_args"]
+    try:
+        plans, dataset = PlansManager(deepcopy(init_args["plans"])), init_args["dataset_json"]
+        configuration = plans.get_configuration(init_args["configuration"])
+        arguments = (
+            plans,
+            configuration,
+            determine_num_input_channels(plans, configuration, dataset),
+            plans.get_label_manager(dataset).num_segmentation_heads,
+            True,
+        )
+        vanilla = nnUNetTrainer.build_network_architecture(*arguments)
+    except Exception as error:  # nnU-Net's networks raise anything for arguments that do not fit, AssertionError too
+        raise CheckpointError(f"nnU-Net cannot build a network from the plans in {checkpoint}: {error!r}") from error
+    differences = describe_differences(vanilla.state_dict(), weights)
+    if differences:
+        raise CheckpointError(
+            f"{checkpoint} (trainer {source['trainer_name']}) is not of the network that nnU-Net builds from its plans:"
+            + _listed(differences)
+        )
+    if unfit := describe_unfit_weights(vanilla.state_dict(), weights):
+        raise CheckpointError(
+            f"{checkpoint} (trainer {source['trainer_name']}): weights must be floating tensors of finite numbers "
+            f"({', '.join(str(dtype).removeprefix('torch.') for dtype in WEIGHT_DTYPES)}), but there are others:"
+            + _listed(unfit)
+        )
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(COORDS_SEED)
+        network = trainer.build_network_architecture(*arguments)
+    blocks = [name for name, module in network.named_modules(remove_duplicate=False) if is_dtc(module)]
+    vanilla.load_state_dict(weights, strict=False)  # only second names of a module can be missing, see above
+    trained, state = vanilla.state_dict(), network.state_dict()
+    for key in state:
+        block = next((name for name in blocks if key.startswith(name + ".")), None)
+        if block is None:
+            state[key] = trained[key]
+        elif key.startswith(f"{block}.base."):
+            state[key] = trained[f"{block}.{key.removeprefix(f'{block}.base.')}"]
+        elif key.startswith(f"{block}.value."):
+            state[key] = torch.zeros_like(state[key])
+    network.load_state_dict(state)
+    return WarmStart(network, trainer, source, Path(checkpoint))
+
+
+def _find_dtc_trainer(name: str) -> type[nnUNetTrainer]:
+    """The class.
+
+    Raises:
+        WarmStartError: nobody has this trainer, it has no DTC, or its network without DTC is not the planned one.
+    """
+    needed = f"-tr takes a DTC trainer such as nnUNetTrainerDTC, got {name}"
+    try:
+        trainer = find_trainer(name)
+    except TrainerNotFoundError as error:
+        raise WarmStartError(f"{needed} ({error})") from error
+    if not getattr(getattr(trainer, "spec", None), "dtc", False):
+        raise WarmStartError(needed)
+    if other := trainer.spec.network or trainer.spec.upsampler:
+        raise WarmStartError(
+            f"{needed}: a vanilla checkpoint has the weights of the planned U-Net with transposed convolutions, "
+            f"this trainer has {other}"
+        )
+    return trainer
+
+
+def save_pretrained(start: WarmStart, output: Path) -> None:
+    """Write a file for ``nnUNetv2_train -pretrained_weights``, which takes all but the segmentation layers from it.
+
+    Raises:
+        OSError: ``output`` is there already, or cannot be written.
+    """
+    check_output(output)
+    init_args = start.source["init_args"]
+    content = {
+        "network_weights": start.network.state_dict(),
+        "init_args": init_args,
+        "trainer_name": start.trainer.__name__,
+        "inference_allowed_mirroring_axes": start.source.get("inference_allowed_mirroring_axes"),
+        "current_epoch": 0,
+    }
+    _write(output, lambda file: torch.save(content, file))
+
+
+def save_latest(start: WarmStart, fold_folder: Path) -> Path:
+    """Write ``checkpoint_latest.pth`` for ``nnUNetv2_train ... --c``: all weights, epoch 0, a fresh optimizer.
+
+    The file is nnU-Net's own: its trainer makes the optimizer and saves.
+
+    Args:
+        start: the filled network.
+        fold_folder: ``nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION/fold_k``; made where it is not there.
+
+    Raises:
+        WarmStartError: the folder is another trainer's, data set's, plans', configuration's or fold's than the weights.
+        MalformedFileError: plans in that place cannot be read.
+        OSError: a checkpoint is there already, or it cannot be written; folders that were made are removed again.
+    """
+    check_fold_folder(start, fold_folder)
+    init_args = deepcopy(start.source["init_args"])
+    with tempfile.TemporaryDirectory() as scratch, environment(nnUNet_results=scratch, nnUNet_wandb_enabled="0"):
+        arguments = {key: init_args[key] for key in ("plans", "configuration", "fold", "dataset_json")}
+        plans = deepcopy(arguments.pop("plans"))
+        with contextlib.redirect_stdout(io.StringIO()):
+            trainer = start.trainer(plans | {"continue_training": False}, **arguments, device=torch.device("cpu"))
+        trainer.network = start.network
+        trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
+        trainer.my_init_kwargs = init_args
+        trainer.inference_allowed_mirroring_axes = start.source.get("inference_allowed_mirroring_axes")
+        trainer.current_epoch = -1  # save_checkpoint writes the epoch to go on with
+        target = fold_folder / "checkpoint_latest.pth"
+        with _new_folders(fold_folder):
+            _write(target, lambda file: trainer.save_checkpoint(str(file)))
+    return target
+
+
+def check_output(output: Path) -> None:
+    """FileExistsError where ``output`` is there, FileNotFoundError where its folder is not."""
+    if output.exists():
+        raise FileExistsError(f"{output} is there already and is not overwritten")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {output.parent} to write {output.name} into")
+
+
+def check_fold_folder(start: WarmStart, fold_folder: Path) -> None:
+    """Whether a fold's folder is the one that nnU-Net will look into.
+
+    Raises:
+        WarmStartError: the folder does not belong to the weights.
+        MalformedFileError: plans in that place cannot be read.
+        FileExistsError: it has checkpoints.
+    """
+    init_args = start.source["init_args"]
+    plans = init_args["plans"]
+    fold_folder = Path(os.path.abspath(fold_folder))
+    expected = (
+        plans["dataset_name"],
+        f"{start.trainer.__name__}__{plans['plans_name']}__{init_args['configuration']}",
+        f"fold_{init_args['fold']}",
+    )
+    if fold_folder.parts[-3:] != expected:
+        raise WarmStartError(
+            f"--into takes the folder where nnU-Net will look for this training, .../{'/'.join(expected)} (a vanilla "
+            f"checkpoint goes on with its own data set, plans and fold), got {fold_folder}"
+        )
+    there = sorted(file.name for file in fold_folder.glob("checkpoint_*.pth")) if fold_folder.is_dir() else []
+    if there:
+        raise FileExistsError(f"{fold_folder} has a training already ({', '.join(there)}), nothing is overwritten")
+    configuration = init_args["configuration"]
+    ours = PlansManager(deepcopy(plans)).get_configuration(configuration).configuration
+    for file in _plans_files(fold_folder, plans):
+        content = read_json(file)
+        check_plans(content, file, configuration)
+        theirs = PlansManager(content).get_configuration(configuration).configuration
+        compared = ("architecture", "patch_size", "spacing", "batch_size")
+        if changed := [key for key in compared if theirs.get(key) != ours.get(key)]:
+            raise WarmStartError(f"{file} differs from the plans of the checkpoint in {', '.join(changed)}")
+
+
+def _plans_files(fold_folder: Path, plans: dict[str, Any]) -> Iterator[Path]:
+    """The plans that nnU-Net would go on with: those beside the fold, and those that it trains with."""
+    files = [fold_folder.parent / "plans.json"]
+    if preprocessed := os.environ.get("nnUNet_preprocessed"):
+        files.append(Path(preprocessed) / plans["dataset_name"] / f"{plans['plans_name']}.json")
+    yield from (file for file in files if file.is_file())
+
+
+def describe_differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Readable lines on how the weights ``given`` differ from the ``expected`` ones, empty where they fit.
+
+    Weights of one module are one line, and the encoder's second names below the decoder are left out.
+    """
+    lines = []
+    missing = [key for key in expected if key not in given]
+    surplus = [key for key in given if key not in expected]
+    changed = [key for key in expected if key in given and expected[key].shape != given[key].shape]
+    for title, keys in (("missing in the checkpoint", missing), ("not in nnU-Net's network", surplus)):
+        for module in dict.fromkeys(_module_of(key) for key in keys if not is_second_name(key)):
+            lines.append(f"{title}: {module}")
+    for key in changed:
+        if not is_second_name(key):
+            lines.append(
+                f"other shape: {key} is {tuple(given[key].shape)} in the checkpoint, {tuple(expected[key].shape)} in "
+                "nnU-Net's network"
+            )
+    return lines
+
+
+def describe_unfit_weights(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Readable lines on weights that are no floating tensors of finite numbers, empty where all are.
+
+    A counter, such as ``num_batches_tracked`` of a batch normalisation, is a whole number in both.
+
+    Args:
+        expected: of the network, of the same shapes.
+        given: the weights; those that the network has not are not looked at.
+    """
+    lines = []
+    for key, ours in expected.items():
+        if key not in given or is_second_name(key):
+            continue
+        value = given[key]
+        if not ours.is_floating_point():
+            if value.dtype == torch.bool or value.is_floating_point() or value.is_complex():
+                lines.append(f"{key} is {_dtype_name(value)}, but counts")
+        elif value.layout != torch.strided or value.is_quantized or value.dtype not in WEIGHT_DTYPES:
+            lines.append(f"{key} is {_dtype_name(value)}")
+        elif wrong := int((~value.to(ours.dtype).isfinite()).sum()):  # in the network's dtype: float64 holds more
+            lines.append(f"{key} has {wrong} of {value.numel()} numbers that are not finite in {_dtype_name(ours)}")
+    return lines
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    name = str(tensor.dtype).removeprefix("torch.")
+    return name if tensor.layout == torch.strided else f"{name}, {str(tensor.layout).removeprefix('torch.')}"
+
+
+def _listed(lines: list[str], shown: int = 12) -> str:
+    """The first lines, each on one of its own, and how many more there are."""
+    more = [f"... and {len(lines) - shown} more"] if len(lines) > shown else []
+    return "".join(f"\n  {line}" for line in [*lines[:shown], *more])
+
+
+def _module_of(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def _write(target: Path, write: Callable[[Path], None]) -> None:
+    """All or nothing: in a folder of its own first.
+
+    Under the same name, since torch writes the name of the file into it, and refuses one that is all suffix (".x").
+
+    Raises:
+        OSError: it cannot be written; with the target's name, not that of the folder in between.
+    """
+    try:
+        with work_folder(target.parent, "warm_start") as folder:
+            unfinished = folder / target.name
+            write(unfinished)
+            unfinished.replace(target)
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer, on a full disk
+        reason = (
+            error.strerror if isinstance(error, OSError) and error.strerror else next(iter(str(error).splitlines()), "")
+        )
+        raise OSError(f"{target} cannot be written ({reason or type(error).__name__})") from error
+
+
+@contextlib.contextmanager
+def _new_folders(folder: Path) -> Iterator[None]:
+    """Make a folder with its parents; those that are new are removed again where what is inside the ``with`` fails."""
+    missing = [part for part in (folder, *folder.parents) if not part.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for part in missing:  # the deepest first
+            with contextlib.suppress(OSError):
+                part.rmdir()
+        raise

@@ -1,0 +1,266 @@
+"""Score what was planned, and put the comparison together."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from nnunet_dtc.files import check_utf8
+from nnunet_dtc.study.comparison import checks, pictures, statistics
+from nnunet_dtc.study.comparison.held_out import check_held_out
+from nnunet_dtc.study.comparison.logs import CURVES, TrainingLog, read_log, read_peak_memory
+from nnunet_dtc.study.comparison.models import ComparisonError, Model, Training
+from nnunet_dtc.study.comparison.plan import Plan, held_out_set
+from nnunet_dtc.study.comparison.predictions import image_cases, predict_ensemble, predict_fold, prediction_files
+from nnunet_dtc.study.comparison.result import CasePicture, ComparedModel, Comparison
+from nnunet_dtc.study.comparison.sentences import GIVEN, Facts, write_sentences
+from nnunet_dtc.study.evaluation import Displacement, Pair, evaluate_pairs
+from nnunet_dtc.study.evaluation.folders import Progress
+
+__all__ = ["NOT_RECORDED", "compare"]
+
+NOT_RECORDED = "not recorded by nnU-Net"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Predictions of one training (and fold), by case."""
+
+    training: Training
+    fold: int | None
+    files: Mapping[str, Path]
+
+
+def compare(
+    plan: Plan, output: Path, progress: Progress | None = None, tell: Callable[[str], None] = lambda line: None
+) -> Comparison:
+    """Predict what is missing, score, and compare.
+
+    Args:
+        output: whose `predictions` folder takes the predictions.
+        progress: as of `evaluate_pairs`.
+        tell: is given the commands that are run.
+
+    Raises:
+        ComparisonError: for checkpoints that do not belong to the models, labels that changed, commands that fail.
+        EvaluationError: for files that cannot be evaluated.
+        NnunetDtcError: the path of a model, a label or the output is not UTF-8.
+    """
+    for path in (output, *(training.folder for training in plan.trainings), *plan.references.values()):
+        check_utf8(path)
+    options, names = plan.options, [model.name for model in plan.models]
+    memory = read_peak_memory(options.complexity, plan.trainings[0]) if options.complexity else {}
+    logs = _read_logs(plan, progress)
+    sources = _sources(plan, output, tell, progress)
+    scores, displaced = _score(plan, sources, progress)
+    metrics = tuple(column for column in scores.columns if column not in ("model", "repeat", "fold", "case", "organ"))
+    per_fold = options.kind == "test per fold"
+    summary = statistics.summarise(scores, metrics, names, per_fold)
+    differences = statistics.paired_differences(scores, metrics, names, plan.labels.names, options.seed)
+    repeats = {model.name: len(model.trainings) for model in plan.models}
+    noise = statistics.run_to_run(scores, metrics, repeats, summary, per_fold)
+    models = tuple(_compared(plan, model, logs, memory) for model in plan.models)
+    shown, no_images = _pictures(plan, sources, scores)
+    facts = Facts(
+        plan=plan,
+        models=models,
+        scores=scores,
+        differences=differences,
+        logs=logs,
+        memory_given=options.complexity is not None,
+        no_images=no_images,
+        displaced=displaced,
+    )
+    return Comparison(
+        dataset=plan.dataset,
+        kind=options.kind,
+        labels=plan.labels,
+        metrics=metrics,
+        models=models,
+        scores=scores,
+        summary=summary,
+        differences=differences,
+        noise=noise,
+        curves=_curves(plan, logs),
+        pictures=shown,
+        sentences=write_sentences(facts),
+    )
+
+
+def _read_logs(plan: Plan, progress: Progress | None) -> dict[Training, TrainingLog]:
+    """Of every training; where its predictions were given, of all folds that are there."""
+    wanted = {}
+    for training in plan.trainings:
+        given = plan.names[training] in plan.options.predictions
+        wanted[training] = (
+            training.folds_with("checkpoint_final.pth") if given and plan.options.folds is None else plan.folds
+        )
+    total, done = sum(map(len, wanted.values())), 0
+    logs = {}
+
+    def one_more() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress("reading training logs", done, total)
+
+    for training, folds in wanted.items():
+        exactly = None
+        if plan.options.kind != "validation" and plan.names[training] not in plan.options.predictions:
+            exactly = plan.options.checkpoint
+        logs[training] = read_log(training, folds, exactly, one_more)
+    return logs
+
+
+def _sources(plan: Plan, output: Path, tell: Callable[[str], None], progress: Progress | None) -> list[_Source]:
+    """Where the predictions are; those of held-out cases are made first, once their images and labels are checked."""
+    options, sources = plan.options, []
+    if options.kind == "validation":
+        return [
+            _Source(training, fold, checks.validation_cases(training, fold))
+            for training in plan.trainings
+            for fold in plan.folds
+        ]
+    cases = tuple(plan.references)
+    if any(plan.names[training] not in options.predictions for training in plan.trainings):
+        images = image_cases(held_out_set(options, plan.first, cases).images, plan.first.file_ending)
+        check_held_out(plan.references, images, plan.labels, plan.reader, options, progress)
+    for training in plan.trainings:
+        name, ending = plan.names[training], training.file_ending
+        if name in options.predictions:
+            sources.append(_Source(training, None, prediction_files(options.predictions[name], cases, ending)))
+            continue
+        test, target = held_out_set(options, training, cases, tell, progress), output / "predictions" / name
+        if options.kind == "test":
+            folder = predict_ensemble(training, plan.folds, options.average, test, target)
+            sources.append(_Source(training, None, prediction_files(folder, cases, ending)))
+        else:
+            for fold in plan.folds:
+                folder = predict_fold(training, fold, test, target)
+                sources.append(_Source(training, fold, prediction_files(folder, cases, ending)))
+    return sources
+
+
+def _score(
+    plan: Plan, sources: Sequence[_Source], progress: Progress | None
+) -> tuple[pd.DataFrame, dict[str, Displacement]]:
+    """`Comparison.scores`, and the cases whose predictions and label are not in the same place, with the largest
+    distance of each. All files are scored in one go, so that processes start once."""
+    options = plan.options
+    entries = [(source, case) for source in sources for case in source.files]
+    pairs = [
+        Pair(str(index), source.files[case], plan.references[case]) for index, (source, case) in enumerate(entries)
+    ]
+    result = evaluate_pairs(
+        pairs,
+        plan.labels,
+        options.tolerances,
+        options.absent,
+        options.processes,
+        progress,
+        plan.reader,
+        options.strict_geometry,
+    )
+    place = {
+        training: (model.name, repeat) for model in plan.models for repeat, training in enumerate(model.trainings, 1)
+    }
+    rows = []
+    for index, (source, case) in enumerate(entries):
+        sizes = plan.sizes.get((source.training, source.fold), {}).get(case, {})
+        for organ in plan.labels.organs:
+            scores = result.cases[str(index)][organ.name]
+            if before := sizes.get(frozenset(organ.values)):
+                _check_unchanged(source, case, organ.name, before, (scores.reference_voxels, scores.prediction_voxels))
+            model, repeat = place[source.training]
+            rows.append(
+                {"model": model, "repeat": repeat, "fold": source.fold, "case": case, "organ": organ.name}
+                | dict(scores.scores)
+            )
+    displaced: dict[str, Displacement] = {}
+    for index, found in sorted(result.displaced.items(), key=lambda item: item[1].distance_mm):
+        displaced[entries[int(index)][1]] = found  # the farthest comes last
+    return pd.DataFrame(rows).astype({"fold": "Int64"}), displaced
+
+
+def _check_unchanged(source: _Source, case: str, organ: str, before: tuple[int, int], now: tuple[int, int]) -> None:
+    where = (
+        f"{organ} of {case} had {{}} voxels when nnU-Net validated {source.training.fold_folder(source.fold)}, {{}} now"
+    )
+    if before[0] != now[0]:
+        raise ComparisonError("the labels changed after the training: " + where.format(before[0], now[0]))
+    if before[1] != now[1]:
+        raise ComparisonError("the predictions changed after the validation: " + where.format(before[1], now[1]))
+
+
+def _compared(
+    plan: Plan, model: Model, logs: Mapping[Training, TrainingLog], memory: Mapping[str, float | None]
+) -> ComparedModel:
+    first = model.trainings[0]
+    own = [logs[training] for training in model.trainings]
+    given = any(plan.names[training] in plan.options.predictions for training in model.trainings)
+    seconds = pd.concat([log.rows["seconds"] for log in own]).astype(float).median()
+    checkpoint = NOT_RECORDED if plan.options.kind == "validation" else GIVEN if given else plan.options.checkpoint
+    return ComparedModel(
+        name=model.name,
+        trainer=first.trainer,
+        plans=first.plans_name,
+        configuration=first.configuration,
+        folder=first.folder,
+        folds=() if given and plan.options.folds is None else plan.folds,
+        repeats=tuple(training.trainer for training in model.trainings),
+        checkpoint=checkpoint,
+        epochs=max((epochs for log in own for epochs in log.epochs.values()), default=None),
+        parameters=max((count for log in own for count in log.parameters.values()), default=None),
+        epoch_seconds=None if math.isnan(seconds) else float(seconds),
+        left_out=model.left_out,
+        peak_memory_mib=next((memory[name] for name in first.same_step if name in memory), None),
+    )
+
+
+def _curves(plan: Plan, logs: Mapping[Training, TrainingLog]) -> pd.DataFrame:
+    columns = ["model", "repeat", "fold", "epoch", *CURVES.values(), "seconds"]
+    frames = [
+        logs[training].rows.assign(model=model.name, repeat=repeat)
+        for model in plan.models
+        for repeat, training in enumerate(model.trainings, 1)
+        if len(logs[training].rows)
+    ]
+    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
+
+
+def _pictures(plan: Plan, sources: Sequence[_Source], scores: pd.DataFrame) -> tuple[tuple[CasePicture, ...], bool]:
+    """The pictures, of each model's first training (and, per fold, first fold); and whether images are missing."""
+    first_fold = plan.folds[0] if plan.options.kind == "test per fold" else None
+    used = scores[scores["repeat"] == 1]
+    if first_fold is not None:
+        used = used[used["fold"] == first_fold]
+    first = {model.trainings[0]: model.name for model in plan.models}
+    files = {
+        (first[source.training], case): file
+        for source in sources
+        if source.training in first and (first_fold is None or source.fold == first_fold)
+        for case, file in source.files.items()
+    }
+    images: Mapping[str, tuple[Path, ...]] = {}
+    if plan.options.images is not None:
+        images = image_cases(plan.options.images, plan.first.file_ending)
+    elif raw := os.environ.get("nnUNet_raw"):
+        folder = Path(raw) / plan.dataset
+        if plan.options.kind == "validation":
+            images = pictures.raw_images(folder, plan.first.file_ending)
+        elif (folder / "imagesTs").is_dir():
+            images = image_cases(folder / "imagesTs", plan.first.file_ending)
+
+    def images_of(case: str) -> tuple[Path, ...]:
+        found = images.get(case, ())
+        return found if all(file.is_file() for file in found) else ()
+
+    averaged = statistics.average_repeats(scores, ["dice"], over_folds=True)
+    names = [model.name for model in plan.models]
+    made = pictures.make_pictures(used, names, files, plan.references, images_of, averaged)
+    return made, any(not picture.images for picture in made)

@@ -1,0 +1,90 @@
+"""Which cases are worth looking at, and where their images are.
+
+The worst and best case of the first model, and the largest gain and loss of the last one against it: cases that were
+chosen by a rule, not by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from nnunet_dtc.study.comparison.predictions import image_cases
+from nnunet_dtc.study.comparison.result import CasePicture
+from nnunet_dtc.study.comparison.statistics import case_means
+
+__all__ = ["choose_cases", "make_pictures", "raw_images"]
+
+
+def choose_cases(dice: pd.DataFrame) -> dict[str, str]:
+    """At most four cases, and why; a case that is chosen twice has both reasons.
+
+    Args:
+        dice: mean Dice over organs, a row for each case and a column for each model; NaN does not count.
+    """
+    first, gain = dice.iloc[:, 0].dropna(), (dice.iloc[:, -1] - dice.iloc[:, 0]).dropna()
+    chosen: dict[str, list[str]] = {}
+    if len(first):
+        chosen.setdefault(first.idxmin(), []).append("worst")
+        if len(first) > 1:
+            chosen.setdefault(first.idxmax(), []).append("best")
+    if len(gain) and gain.max() > 0:
+        chosen.setdefault(gain.idxmax(), []).append("largest gain")
+    if len(gain) and gain.min() < 0:
+        chosen.setdefault(gain.idxmin(), []).append("largest loss")
+    return {case: ", ".join(why) for case, why in chosen.items()}
+
+
+def make_pictures(
+    shown: pd.DataFrame,
+    models: Sequence[str],
+    files: Mapping[tuple[str, str], Path],
+    references: Mapping[str, Path],
+    images_of: Callable[[str], tuple[Path, ...]],
+    chosen_by: pd.DataFrame,
+) -> tuple[CasePicture, ...]:
+    """`Comparison.pictures`.
+
+    Args:
+        shown: model, case, organ, dice of the predictions that are shown, one for each model and case.
+        files: those predictions, by model and case.
+        references: by case.
+        images_of: the channels of a case, empty where they cannot be found.
+        chosen_by: model, case, organ, dice that cases are chosen by: the mean over repeated trainings.
+    """
+    means = case_means(shown, ["dice"], ["model", "case"]).pivot(index="case", columns="model", values="dice")
+    all_means = case_means(chosen_by, ["dice"], ["model", "case"]).pivot(index="case", columns="model", values="dice")
+    organs: dict[tuple[str, str], dict[str, float]] = {}
+    for row in shown.itertuples():
+        organs.setdefault((row.model, row.case), {})[row.organ] = float(row.dice)
+    return tuple(
+        CasePicture(
+            case=case,
+            why=why,
+            images=images_of(case),
+            reference=references[case],
+            predictions={model: files[model, case] for model in models},
+            dice={model: float(means.loc[case, model]) for model in models},
+            organ_dice={model: organs[model, case] for model in models},
+        )
+        for case, why in choose_cases(all_means[list(models)]).items()
+    )
+
+
+def raw_images(raw: Path, ending: str) -> dict[str, tuple[Path, ...]]:
+    """The channels of all training cases of a raw data set: in `imagesTr`, or where its dataset.json says."""
+    try:
+        listed = json.loads((raw / "dataset.json").read_text(encoding="utf-8")).get("dataset")
+        if listed is not None:
+            return {
+                case: tuple(Path(os.path.abspath(raw / os.path.expandvars(image))) for image in entry["images"])
+                for case, entry in listed.items()
+            }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # pictures are no reason to fail
+    folder = raw / "imagesTr"
+    return image_cases(folder, ending) if folder.is_dir() else {}

@@ -1,0 +1,222 @@
+"""What is compared with what: everything is found and checked here, and nothing is predicted or scored yet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from nnunet_dtc.study.comparison import checks
+from nnunet_dtc.study.comparison.models import (
+    ComparisonError,
+    Model,
+    Training,
+    environment_folder,
+    group_repeats,
+    read_training,
+)
+from nnunet_dtc.study.comparison.predictions import AVERAGES, Average, TestSet, check_predictable
+from nnunet_dtc.study.evaluation import DEFAULT_TOLERANCES, LabelSet, Reader, Tolerance, find_pairs, find_reader
+from nnunet_dtc.study.evaluation.folders import Progress
+from nnunet_dtc.study.evaluation.scoring import ABSENT_RULES, Absent
+from nnunet_dtc.study.evaluation.tolerances import check_tolerances
+
+__all__ = ["KINDS", "Kind", "Options", "Plan", "held_out_set", "plan_comparison"]
+
+Kind = Literal["validation", "test", "test per fold"]
+KINDS: tuple[Kind, ...] = ("validation", "test", "test per fold")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compare.
+
+    Attributes:
+        kind: on the folds' own validation cases; or on the held-out ones, by the ensemble of all folds or each by each.
+        folds: to use; None takes all that are there.
+        labels: folder of the true segmentations; by default nnU-Net's `gt_segmentations`, or `labelsTs`.
+        images: folder of the held-out images; by default `imagesTs`.
+        predictions: given folders of ensembled predictions, by training (see `Plan.names`); for `test` alone.
+        checkpoint: file name of what predicts; on all sides the same.
+        average: of the folds' logits, as nnU-Net does it, or of their softmax, as in the paper.
+        device: for predicting: `cuda`, `cpu`, `mps`.
+        complexity: file that `nnunet-dtc complexity` wrote.
+        tolerances, absent, processes, strict_geometry: as of `evaluate_pairs`.
+        seed: of the bootstrap.
+    """
+
+    kind: Kind = "validation"
+    folds: tuple[int, ...] | None = None
+    labels: Path | None = None
+    images: Path | None = None
+    predictions: Mapping[str, Path] = field(default_factory=dict)
+    checkpoint: str = "checkpoint_final.pth"
+    average: Average = "logits"
+    device: str = "cuda"
+    complexity: Path | None = None
+    tolerances: tuple[Tolerance, ...] = DEFAULT_TOLERANCES
+    absent: Absent = "skip"
+    processes: int | None = None
+    strict_geometry: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be compared: found and checked, nothing is computed yet.
+
+    Attributes:
+        models: the first is the one that the others are compared with.
+        names: of each training; the trainer's, where that is unique.
+        folds: that are used; () where all predictions were given.
+        references: label file by case.
+        sizes: voxels of each label when nnU-Net validated, by training and fold.
+        splits_checked: against what the folds' cases were checked: `splits_final.json`, `each other`, or nothing ("").
+        seen_in_training: held-out cases that the cross-validation has, too.
+    """
+
+    options: Options
+    models: tuple[Model, ...]
+    names: Mapping[Training, str]
+    folds: tuple[int, ...]
+    references: Mapping[str, Path]
+    sizes: Mapping[tuple[Training, int], checks.Sizes]
+    splits_checked: str
+    seen_in_training: tuple[str, ...]
+
+    @property
+    def trainings(self) -> tuple[Training, ...]:
+        return tuple(training for model in self.models for training in model.trainings)
+
+    @property
+    def first(self) -> Training:
+        return self.models[0].trainings[0]
+
+    @property
+    def dataset(self) -> str:
+        return self.first.dataset
+
+    @property
+    def reader(self) -> Reader:
+        """Of all files: the one that the plans name, which nnU-Net takes."""
+        return find_reader(self.first.file_ending, None, self.first.dataset_json, self.first.plans)
+
+    @property
+    def labels(self) -> LabelSet:
+        return self.first.labels
+
+
+def plan_comparison(folders: Sequence[Path], options: Options) -> Plan:
+    """Find everything and check that it can be compared.
+
+    Raises:
+        ComparisonError: for what cannot, and for options that cannot be, with the reason.
+        MalformedFileError: for a file that is not what nnU-Net writes.
+    """
+    for what, allowed in (("kind", KINDS), ("average", AVERAGES), ("absent", ABSENT_RULES)):
+        if getattr(options, what) not in allowed:
+            raise ComparisonError(f"{what} must be one of {', '.join(allowed)}, got {getattr(options, what)!r}")
+    if options.predictions and options.kind != "test":
+        raise ComparisonError("given predictions are of ensembled models on the held-out cases (--test)")
+    if options.average == "softmax" and options.kind != "test":
+        raise ComparisonError("--average softmax is for the ensemble of all folds (--test)")
+    trainings = [read_training(folder) for folder in folders]
+    models = group_repeats(trainings)
+    names = _training_names(models)
+    check_tolerances(options.tolerances, trainings[0].labels.names)
+    checks.check_same_task(trainings)
+    find_reader(trainings[0].file_ending, None, trainings[0].dataset_json, trainings[0].plans)  # or an error, at once
+    if unknown := sorted(set(options.predictions) - set(names.values())):
+        raise ComparisonError(
+            f"predictions were given for {', '.join(unknown)}; the models are {', '.join(names.values())}"
+        )
+    predicting = [training for training in trainings if names[training] not in options.predictions]
+    if options.kind == "validation":
+        return _plan_validation(options, models, names, trainings)
+    return _plan_test(options, models, names, trainings, predicting)
+
+
+def _plan_validation(
+    options: Options, models: tuple[Model, ...], names: Mapping[Training, str], trainings: Sequence[Training]
+) -> Plan:
+    first = trainings[0]
+    folds = checks.choose_folds(trainings, options.folds, checks.VALIDATION)
+    preprocessed = os.environ.get("nnUNet_preprocessed")
+    labels = options.labels or (
+        environment_folder("nnUNet_preprocessed", "the labels in gt_segmentations (or give -labels FOLDER)")
+        / first.dataset
+        / "gt_segmentations"
+    )
+    splits = checks.read_splits(Path(preprocessed), first.dataset) if preprocessed else None
+    checks.check_finished(trainings, folds)
+    checks.check_case_sets(trainings, folds, splits)
+    sizes = checks.check_reference_sizes(trainings, folds)
+    if not labels.is_dir():
+        raise ComparisonError(f"there is no folder of labels {labels}")
+    cases = sorted(case for fold in folds for case in checks.validation_cases(first, fold))
+    references = {case: labels / f"{case}{first.file_ending}" for case in cases}
+    if missing := [str(file) for file in references.values() if not file.is_file()]:
+        raise ComparisonError(f"there is no label {', '.join(missing[:3])}")
+    checked = "splits_final.json" if splits is not None else "each other"
+    return Plan(options, models, names, folds, references, sizes, checked, ())
+
+
+def _plan_test(
+    options: Options,
+    models: tuple[Model, ...],
+    names: Mapping[Training, str],
+    trainings: Sequence[Training],
+    predicting: Sequence[Training],
+) -> Plan:
+    first = trainings[0]
+    raw = None
+    if options.labels is None or (options.images is None and predicting):
+        raw = environment_folder("nnUNet_raw", "labelsTs and imagesTs (or give -labels and -images)") / first.dataset
+    labels = options.labels or raw / "labelsTs"
+    if not labels.is_dir():
+        raise ComparisonError(f"there is no folder of labels {labels}: give it by -labels")
+    ending = first.file_ending
+    files = sorted(file for file in labels.glob(f"*{ending}") if not file.name.startswith("."))
+    references = {file.name.removesuffix(ending): file for file in files}
+    checks.check_case_names(references, labels)
+    if not references:
+        raise ComparisonError(f"there is no label (*{ending}) in {labels}")
+    folds: tuple[int, ...] = ()
+    if predicting or options.folds is not None:  # given predictions: the folds that made them, as the user says
+        folds = checks.choose_folds(predicting or trainings, options.folds, options.checkpoint)
+    if predicting:
+        check_predictable(predicting, folds, held_out_set(options, first, tuple(references)))
+    for folder in options.predictions.values():
+        find_pairs(folder, labels, ending)
+    preprocessed = os.environ.get("nnUNet_preprocessed")
+    splits = checks.read_splits(Path(preprocessed), first.dataset) if preprocessed else None
+    validated = folds or first.folds_with(checks.VALIDATION)
+    checked = ""
+    if validated and all(checks.is_validated(training, fold) for training in trainings for fold in validated):
+        checks.check_case_sets(trainings, validated, splits)
+        checked = "splits_final.json" if splits is not None else "each other"
+    known = {case for fold in splits or () for part in ("train", "val") for case in fold.get(part, ())}
+    return Plan(options, models, names, folds, references, {}, checked, tuple(sorted(known & references.keys())))
+
+
+def _training_names(models: Sequence[Model]) -> dict[Training, str]:
+    """The trainer's name, where it is unique; else with a number, since it also names a folder."""
+    trainings = [training for model in models for training in model.trainings]
+    trainers = [training.trainer for training in trainings]
+    return {
+        training: training.trainer if trainers.count(training.trainer) == 1 else f"{training.folder.name}__{number}"
+        for number, training in enumerate(trainings, 1)
+    }
+
+
+def held_out_set(
+    options: Options,
+    training: Training,
+    cases: tuple[str, ...],
+    tell: Callable[[str], None] = lambda line: None,
+    progress: Progress | None = None,
+) -> TestSet:
+    images = options.images or environment_folder("nnUNet_raw", "imagesTs") / training.dataset / "imagesTs"
+    return TestSet(images, cases, options.checkpoint, options.device, tell, progress)

@@ -1,0 +1,289 @@
+"""Predictions of the held-out cases, made by nnU-Net's own commands.
+
+They lie in `predictions/TRAINER`: in `ensemble` (all folds; nnU-Net averages their logits), `ensemble_softmax` (the
+mean of the folds' softmax, as in the paper) and `fold_<k>`. A folder is made under the name `NAME.unfinished` and gets
+its own when every case is there; a small file in it says what it was made from, so that finished predictions of the
+same checkpoints and images are taken again, and no others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nnunet_dtc.files import check_utf8
+from nnunet_dtc.plugin.registration import EXT_VARIABLE, environment_value
+from nnunet_dtc.study.comparison.models import ComparisonError, Training
+from nnunet_dtc.study.evaluation.folders import Progress
+from nnunet_dtc.study.processes import guarded
+
+__all__ = [
+    "AVERAGES",
+    "Average",
+    "TestSet",
+    "check_predictable",
+    "image_cases",
+    "predict_ensemble",
+    "predict_fold",
+    "prediction_files",
+]
+
+Average = Literal["logits", "softmax"]
+AVERAGES: tuple[Average, ...] = ("logits", "softmax")
+RECORD = "made_from.json"
+LOG_LINES = 15
+WATCHED_EVERY_S = 1.0
+_FORMAT = 1
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """What is predicted, and with what.
+
+    Attributes:
+        images: the folder of the held-out images, with nnU-Net's channel numbers.
+        cases: whose labels are there, so that they are needed.
+        checkpoint: file name, the same for all models.
+        device: `cuda`, `cpu` or `mps`.
+        tell: is given every command before it is run.
+        progress: is called with (step, done, total), images, while a command predicts.
+    """
+
+    __test__ = False  # pytest takes the name for a test
+
+    images: Path
+    cases: tuple[str, ...]
+    checkpoint: str
+    device: str
+    tell: Tell
+    progress: Progress | None = None
+
+
+def image_cases(folder: Path, ending: str) -> dict[str, tuple[Path, ...]]:
+    """The channels of each case, from names such as `CASE_0000.nii.gz`.
+
+    Raises:
+        ComparisonError: if there is no such folder.
+        NnunetDtcError: a path is not UTF-8.
+    """
+    if not folder.is_dir():
+        raise ComparisonError(f"there is no folder of images {folder}")
+    cases: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob(f"*_[0-9][0-9][0-9][0-9]{ending}")):
+        if not file.name.startswith("."):
+            cases.setdefault(check_utf8(file).name.removesuffix(ending)[:-5], []).append(file)
+    return {case: tuple(files) for case, files in cases.items()}
+
+
+def check_predictable(trainings: Sequence[Training], folds: Sequence[int], test: TestSet) -> None:
+    """All that can be known before the first prediction.
+
+    Raises:
+        ComparisonError: for a missing checkpoint, labels without images, missing commands, or the second stage of a
+            cascade, which needs the first one's predictions.
+    """
+    for training in trainings:
+        for fold in folds:
+            if not (file := training.fold_folder(fold) / test.checkpoint).is_file():
+                raise ComparisonError(f"there is no {file}; --checkpoint takes the file name of another one")
+        if training.plans["configurations"][training.configuration].get("previous_stage"):
+            raise ComparisonError(
+                f"{training.configuration} is the second stage of a cascade: predict both stages by nnU-Net's commands "
+                "and give the folders by --predictions TRAINER=FOLDER"
+            )
+    images = image_cases(test.images, trainings[0].file_ending)
+    if missing := sorted(set(test.cases) - set(images)):
+        raise ComparisonError(f"labels without an image in {test.images}: {', '.join(missing[:6])}")
+    for command in ("nnUNetv2_predict_from_modelfolder", "nnUNetv2_ensemble"):
+        _program(command)
+
+
+def predict_fold(training: Training, fold: int, test: TestSet, target: Path) -> Path:
+    """The folder `target/fold_<k>` of one fold's predictions, made where it is not there yet.
+
+    Raises:
+        ComparisonError: if nnU-Net fails, or something else is there.
+    """
+    return _make(
+        target / f"fold_{fold}",
+        _record(training, [fold], "none", test),
+        test,
+        training.file_ending,
+        _predicting(training, [fold]),
+    )
+
+
+def predict_ensemble(training: Training, folds: Sequence[int], average: Average, test: TestSet, target: Path) -> Path:
+    """The folder `target/ensemble` (or `ensemble_softmax`) of the predictions of all folds together, made where it is
+    not there yet.
+
+    Raises:
+        ComparisonError: if nnU-Net fails, or something else is there.
+    """
+    softmax = average == "softmax"
+    return _make(
+        target / ("ensemble_softmax" if softmax else "ensemble"),
+        _record(training, folds, average, test),
+        test,
+        training.file_ending,
+        (_averaging_softmax if softmax else _predicting)(training, folds),
+    )
+
+
+def prediction_files(folder: Path, cases: Sequence[str], ending: str) -> dict[str, Path]:
+    """The files of these cases.
+
+    Raises:
+        ComparisonError: naming the cases without one.
+    """
+    files = {case: folder / f"{case}{ending}" for case in cases}
+    if missing := [case for case, file in files.items() if not file.is_file()]:
+        raise ComparisonError(f"{folder} has no prediction of {', '.join(missing[:6])}")
+    return files
+
+
+def _record(training: Training, folds: Sequence[int], average: str, test: TestSet) -> dict[str, Any]:
+    """What decides the predictions."""
+    images = image_cases(test.images, training.file_ending)
+    return {
+        "format": _FORMAT,
+        "model": str(training.folder),
+        "checkpoints": {
+            str(training.fold_folder(fold) / test.checkpoint): _stamp(training.fold_folder(fold) / test.checkpoint)
+            for fold in folds
+        },
+        "average": average,
+        "images": {str(file): _stamp(file) for case in test.cases for file in images[case]},
+    }
+
+
+def _stamp(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _make(
+    folder: Path, record: Mapping[str, Any], test: TestSet, ending: str, make: Callable[[Path, TestSet], None]
+) -> Path:
+    if _is_made_from(folder, record, test.cases, ending):
+        test.tell(f"{folder} is there already, of the same checkpoints and images")
+        return folder
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    for old in (folder, unfinished):
+        if old.exists() and not (old / RECORD).is_file() and (not old.is_dir() or any(old.iterdir())):
+            raise ComparisonError(f"{old} was not made by nnunet-dtc: move it away, or give another place by -o")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    _write_record(unfinished, {"unfinished": True})
+    make(unfinished, test)
+    prediction_files(unfinished, test.cases, ending)  # nnU-Net may end well without some
+    _write_record(unfinished, record)
+    if folder.exists():
+        shutil.rmtree(folder)
+    unfinished.rename(folder)
+    return folder
+
+
+def _predicting(training: Training, folds: Sequence[int], *more: str) -> Callable[[Path, TestSet], None]:
+    def make(folder: Path, test: TestSet) -> None:
+        command = ["nnUNetv2_predict_from_modelfolder", "-m", str(training.folder), "-i", str(test.images)]
+        command += ["-o", str(folder), "-f", *map(str, folds), "-chk", test.checkpoint, "-device", test.device]
+        files = [folder / f"{case}{training.file_ending}" for case in image_cases(test.images, training.file_ending)]
+        step = f"{training.trainer}, fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))}"
+
+        def watch() -> None:
+            if test.progress:
+                test.progress(step, sum(file.is_file() for file in files), len(files))
+
+        _run([*command, "--disable_progress_bar", *more], _log_of(folder), test.tell, watch)
+
+    return make
+
+
+def _averaging_softmax(training: Training, folds: Sequence[int]) -> Callable[[Path, TestSet], None]:
+    """nnU-Net keeps each fold's probabilities, its ensembling command averages them; then they are removed, being a
+    hundred times as large as the segmentations."""
+
+    def make(folder: Path, test: TestSet) -> None:
+        parts = [folder / f"fold_{fold}" for fold in folds]
+        for fold, part in zip(folds, parts, strict=True):
+            part.mkdir()
+            predict = _predicting(training, [fold], "--save_probabilities")
+            predict(part, test)
+        _run(["nnUNetv2_ensemble", "-i", *map(str, parts), "-o", str(folder)], _log_of(folder), test.tell)
+        for part in parts:
+            shutil.rmtree(part)
+
+    return make
+
+
+def _log_of(folder: Path) -> Path:
+    """Beside it."""
+    return folder.parent / f"{folder.name.removesuffix('.unfinished')}.log"
+
+
+def _run(command: Sequence[str], log: Path, tell: Tell, watch: Callable[[], None] = lambda: None) -> None:
+    """Run a command of nnU-Net to its end, all that it prints in a file; ``watch`` is called now and then. When this
+    process ends before, however, so do the command and its worker processes.
+
+    Raises:
+        ComparisonError: with the last lines, if it fails.
+    """
+    tell(f"{shlex.join(command)} > {log}")
+    with log.open("a", encoding="utf-8") as output:
+        output.write(f"$ {shlex.join(command)}\n")
+        output.flush()
+        with guarded(
+            [_program(command[0]), *command[1:]],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, EXT_VARIABLE: environment_value()},  # our trainers, registered or not
+        ) as process:
+            status = _wait(process, watch)
+    if status != 0:
+        last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
+        raise ComparisonError(
+            f"{command[0]} failed with exit status {status}; the end of {log}:"
+            + "".join(f"\n  {line}" for line in last)
+        )
+
+
+def _wait(process: subprocess.Popen, watch: Callable[[], None]) -> int:
+    status = None
+    while status is None:
+        watch()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = process.wait(WATCHED_EVERY_S)
+    watch()
+    return status
+
+
+def _program(command: str) -> str:
+    """nnU-Net's command of this Python's environment, else the one on PATH."""
+    program = shutil.which(command, path=str(Path(sys.executable).parent)) or shutil.which(command)
+    if program is None:
+        raise ComparisonError(f"there is no command {command} beside {sys.executable} or on PATH: install nnunetv2")
+    return program
+
+
+def _is_made_from(folder: Path, record: Mapping[str, Any], cases: Sequence[str], ending: str) -> bool:
+    try:
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return found == record and all((folder / f"{case}{ending}").is_file() for case in cases)
+
+
+def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,123 @@
+"""Peak memory of a training step, in a process of its own for each trainer: what one used cannot hide in another.
+
+On CUDA it is what torch's allocator had handed out at most during steps after the warm-up, and beside it what it had
+reserved from the device. On the CPU it is by how much the process grew: its largest resident size during the steps,
+less that before the network was built (Python, torch and nnU-Net are some hundred MiB for themselves). Elsewhere
+nothing is measured. MiB are 1024 * 1024 bytes.
+
+In that process glibc gives freed blocks back at once (`MALLOC`). What it keeps by default comes on top in a training on
+the CPU.
+
+Run as a module, with the files of a request and of a result as its arguments, it is that process.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from nnunet_dtc.files import write_whole
+from nnunet_dtc.ops.dtc import DTC2d, DTC3d
+from nnunet_dtc.plugin.finder import find_trainer
+from nnunet_dtc.study.complexity.bench import Bench, nnunet_settings
+from nnunet_dtc.study.complexity.counting import MIB
+from nnunet_dtc.study.complexity.planned import ComplexityError, PlannedTraining
+from nnunet_dtc.study.complexity.process_memory import MALLOC, forget_peak, peak_resident_mib, resident_mib, why_ended
+from nnunet_dtc.study.processes import guarded
+
+__all__ = ["PeakMemory", "measure_peak_memory"]
+
+STEPS = 2  # after the warm-up; they do not differ
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Of the training steps of one trainer, in MiB.
+
+    Attributes:
+        peak_mib: CUDA: allocated by torch; CPU: growth of the process; None where it cannot be measured.
+        reserved_mib: CUDA: reserved by torch from the device; None elsewhere.
+    """
+
+    peak_mib: float | None = None
+    reserved_mib: float | None = None
+
+
+def measure_peak_memory(trainer_name: str, training: PlannedTraining, device: torch.device) -> PeakMemory:
+    """Train some steps in a fresh process.
+
+    Raises:
+        ComplexityError: that process failed, with its last line, or was killed.
+    """
+    if device.type not in ("cpu", "cuda"):
+        return PeakMemory()
+    with tempfile.TemporaryDirectory(prefix="nnunet_dtc_complexity_") as folder:
+        request, result = Path(folder) / "request.json", Path(folder) / "result.json"
+        request.write_text(
+            json.dumps({"trainer": trainer_name, "training": asdict(training), "device": device.type}), encoding="utf-8"
+        )
+        command = [sys.executable, "-m", "nnunet_dtc.study.complexity.memory", request, result]
+        options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        # its temporary files lie in this folder: it is killed where this process is interrupted
+        with guarded(command, env=os.environ | MALLOC | {"TMPDIR": folder}, **options) as process:
+            errors = process.communicate()[1]
+        done = subprocess.CompletedProcess(command, process.returncode, "", errors)
+        if done.returncode != 0:
+            raise ComplexityError(f"the memory of {trainer_name} could not be measured: {why_ended(done)}")
+        return PeakMemory(**json.loads(result.read_text(encoding="utf-8")))
+
+
+def _measure(trainer_name: str, training: PlannedTraining, device: torch.device) -> PeakMemory:
+    """In this process."""
+    trainer = find_trainer(trainer_name)
+    _load_libraries(device)
+    before = resident_mib()
+    forget_peak()
+    bench = Bench(trainer, training, device)
+    try:
+        with nnunet_settings():
+            bench.warm_up()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+                torch.cuda.reset_peak_memory_stats(device)
+            for _ in range(STEPS):
+                bench.step()
+            if device.type == "cuda":
+                return PeakMemory(
+                    torch.cuda.max_memory_allocated(device) / MIB, torch.cuda.max_memory_reserved(device) / MIB
+                )
+            after = peak_resident_mib()
+    finally:
+        bench.close()
+    return PeakMemory(after - before if before is not None and after is not None else None)
+
+
+def _load_libraries(device: torch.device) -> None:
+    """What is loaded in the first step only (the convolutions' library, optimizers, dynamo, DTC's backend with what it
+    compiles) is not the trainer's."""
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.ConvTranspose3d(2, 1, 2, 2))
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    network(torch.ones(1, 1, 4, 4, 4)).sum().backward()
+    optimizer.step()
+    if device.type == "cpu":  # only there the growth of the process is what is measured
+        DTC2d(1, 1, 2)(torch.ones(1, 1, 3, 3)).sum().backward()
+        DTC3d(1, 1, 2)(torch.ones(1, 1, 3, 3, 3)).sum().backward()
+
+
+def _main(request: str, result: str) -> None:
+    content = json.loads(Path(request).read_text(encoding="utf-8"))
+    training = PlannedTraining(**content["training"])
+    try:
+        peak = _measure(content["trainer"], training, torch.device(content["device"]))
+    except ComplexityError as error:
+        sys.exit(" ".join(str(error).split()))
+    write_whole(Path(result), json.dumps(asdict(peak)))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,178 @@
+"""What `complexity` writes and prints: a table for the terminal, JSON, CSV and a Markdown table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nnunet_dtc.files import output_files, write_all
+from nnunet_dtc.study.complexity.survey import QUANTITIES, Complexity, versions
+
+__all__ = ["FORMAT", "OUTPUTS", "caption", "markdown", "rich_table", "title", "write_report"]
+
+FORMAT = 1
+OUTPUTS = (".json", ".csv", ".md")
+PEAK_IS = {"cuda": "as allocated by torch", "cpu": "as growth of the process"}
+UNITS = {
+    "parameters": "of the network, each once",
+    "parameters_mib": "MiB of the parameters in float32",
+    "macs": "multiply-accumulates of the forward pass of one patch: convolutions, matrix products, and 2 a axis for "
+    "each sample and channel of a linear interpolation (4 in 2D, 8 in 3D); the paper's 'FLOPs'",
+    "step_seconds": "median of step_runs: nnU-Net's training step with a batch of random data, without data loading",
+    "inference_seconds": "median of inference_runs: the forward pass of one patch, without mirroring",
+    "peak_memory_mib": "MiB in training steps; " + ", ".join(f"{device}: {what}" for device, what in PEAK_IS.items()),
+    "peak_memory_reserved_mib": "MiB in training steps; cuda: reserved by torch",
+    "ratios": "multiples of the first trainer's",
+}
+
+
+def as_json(complexity: Complexity) -> dict[str, Any]:
+    """What the JSON holds; null is what was not measured."""
+    training, machine = complexity.training, complexity.machine
+    return {
+        "format": FORMAT,
+        "versions": versions(),
+        "units": UNITS,
+        "dataset": training.plans.get("dataset_name"),
+        "plans": training.plans.get("plans_name"),
+        "configuration": training.configuration,
+        "patch_size": list(training.patch_size),
+        "batch_size": training.batch_size,
+        "planned_patch_size": list(training.planned_patch_size),
+        "planned_batch_size": training.planned_batch_size,
+        "device": None if machine is None else vars(machine),
+        "repeats": complexity.repeats,
+        "baseline": complexity.baseline,
+        "notes": list(complexity.notes),
+        "trainers": {
+            name: {
+                "parameters": costs.parameters,
+                "parameters_mib": costs.parameters_mib,
+                "macs": costs.macs,
+                "step_seconds": costs.step_seconds,
+                "inference_seconds": costs.inference_seconds,
+                "peak_memory_mib": costs.peak_memory_mib,
+                "peak_memory_reserved_mib": costs.peak_memory_reserved_mib,
+                "ratios": {quantity: complexity.ratio(name, quantity) for quantity in QUANTITIES},
+                "step_runs": list(costs.step_runs),
+                "inference_runs": list(costs.inference_runs),
+            }
+            for name, costs in complexity.trainers.items()
+        },
+    }
+
+
+def write_report(complexity: Complexity, out: Path, overwrite: bool = False) -> tuple[Path, Path, Path]:
+    """Write OUT.json, OUT.csv (a row a trainer; empty is what was not measured) and OUT.md, each whole or not at all.
+
+    Raises:
+        OSError: see ``nnunet_dtc.files.output_files`` and ``nnunet_dtc.files.write_all``.
+    """
+    files = output_files(out, OUTPUTS, overwrite)
+    content = as_json(complexity)
+    rows = []
+    for name, costs in content["trainers"].items():
+        ratios = {f"{quantity}_ratio": value for quantity, value in costs["ratios"].items()}
+        numbers = {key: value for key, value in costs.items() if key not in ("ratios", "step_runs", "inference_runs")}
+        rows.append({"trainer": name, **numbers, **ratios})
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    texts = (json.dumps(content, indent=2, allow_nan=False) + "\n", table.getvalue(), markdown(complexity))
+    write_all(dict(zip(files, texts, strict=True)))
+    return files
+
+
+def rich_table(complexity: Complexity) -> Any:
+    """The costs as a `rich.table.Table` in the form of table 7, with ratios to the first trainer.
+
+    ``title`` and ``caption`` belong to it; in it they would be wrapped to its width.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("", no_wrap=True)
+    for name in complexity.trainers:
+        table.add_column(escape(name), justify="right", overflow="fold")
+    for cells in _rows(complexity):
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def markdown(complexity: Complexity) -> str:
+    """The same as a Markdown table, with what was measured above and the notes below."""
+    lines = [title(complexity), "", f"|  | {' | '.join(complexity.trainers)} |"]
+    lines.append("|---|" + "---:|" * len(complexity.trainers))
+    lines += [f"| {' | '.join(cells)} |" for cells in _rows(complexity)]
+    lines += ["", caption(complexity)]
+    for note in complexity.notes:
+        lines += ["", f"Note: {note}."]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(complexity: Complexity) -> list[list[str]]:
+    """A row a quantity, beginning with its heading; quantities that were not measured are left out."""
+    rows = []
+    for quantity, (heading, shown) in _ROWS.items():
+        numbers = {name: getattr(costs, quantity) for name, costs in complexity.trainers.items()}
+        if all(number is None for number in numbers.values()):
+            continue
+        cells = [heading]
+        for name, number in numbers.items():
+            text = "-" if number is None else shown(number)
+            ratio = complexity.ratio(name, quantity) if quantity in QUANTITIES else None
+            cells.append(text if ratio is None or name == complexity.baseline else f"{text} ({ratio:.3f}x)")
+        rows.append(cells)
+    return rows
+
+
+def _digits(number: float) -> str:
+    """Four significant digits, and all of those before the point."""
+    return f"{number:.0f}" if abs(number) >= 1000 else f"{number:#.4g}"
+
+
+# quantity to its heading and how a number of it is written
+_ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "parameters": ("parameters", lambda number: f"{number:,}"),
+    "parameters_mib": ("parameters, MiB", lambda number: f"{number:.2f}"),
+    "macs": ("MACs, G", lambda number: _digits(number / 1e9)),
+    "step_seconds": ("training step, s", _digits),
+    "inference_seconds": ("inference, s", _digits),
+    "peak_memory_mib": ("peak memory, MiB", _digits),
+    "peak_memory_reserved_mib": ("reserved, MiB", _digits),
+}
+
+
+def title(complexity: Complexity) -> str:
+    """What was counted and measured: data set, plans, configuration, sizes."""
+    training = complexity.training
+
+    def sizes(patch: tuple[int, ...], batch: int) -> str:
+        return f"patch {' x '.join(map(str, patch))}, batch {batch}"
+
+    text = f"{training.plans.get('dataset_name', '')} {training.plans.get('plans_name', '')} {training.configuration}"
+    text = f"{text.strip()}: {sizes(training.patch_size, training.batch_size)}"
+    if training.changed:
+        text += f" (planned: {sizes(training.planned_patch_size, training.planned_batch_size)})"
+    return text
+
+
+def caption(complexity: Complexity) -> str:
+    """How: what the numbers are, and of which machine."""
+    parts = ["MiB of float32 parameters; MACs of the forward pass of one patch"]
+    machine = complexity.machine
+    if machine is not None:
+        parts.append(f"inference of one patch; medians of {complexity.repeats} runs in turn")
+        if complexity.trainers[complexity.baseline].peak_memory_mib is not None:
+            parts.append(f"peak memory in training, {PEAK_IS[machine.device]}")
+        parts.append(f"on {machine.device} ({machine.name}" + ", torch.compile" * machine.compiled)
+        parts[-1] += f", {machine.threads} threads)" if machine.device == "cpu" else ")"
+    if len(complexity.trainers) > 1:
+        parts.append(f"(x) is to {complexity.baseline}")
+    return "; ".join(parts)

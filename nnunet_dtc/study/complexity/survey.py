@@ -1,0 +1,286 @@
+"""Count and measure several trainers: table 7 of the paper for the plans at hand."""
+
+import contextlib
+import importlib.metadata
+import math
+import os
+import platform
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nnunet_dtc._version import __version__
+from nnunet_dtc.plugin.environment import environment
+from nnunet_dtc.plugin.finder import find_trainer
+from nnunet_dtc.plugin.planned_networks import describe_error
+from nnunet_dtc.study.complexity.bench import Bench, nnunet_settings
+from nnunet_dtc.study.complexity.counting import count_macs, count_parameters, parameters_mib
+from nnunet_dtc.study.complexity.memory import PeakMemory, measure_peak_memory
+from nnunet_dtc.study.complexity.planned import ComplexityError, PlannedTraining, is_vanilla
+
+__all__ = ["QUANTITIES", "Complexity", "Machine", "TrainerComplexity", "find_trainers", "survey_trainers"]
+
+Progress = Callable[[str, int, int], None]
+
+# what has ratios, in the order of the tables; names as in the JSON
+QUANTITIES = ("parameters", "macs", "step_seconds", "inference_seconds", "peak_memory_mib")
+
+
+@dataclass(frozen=True)
+class TrainerComplexity:
+    """What one trainer costs. None and empty where it was not measured.
+
+    Attributes:
+        parameters: of the network, each once.
+        macs: multiply-accumulates of the forward pass of one patch, see `counting`.
+        step_runs: seconds of each timed training step.
+        inference_runs: seconds of each timed forward pass of one patch.
+        peak_memory_mib, peak_memory_reserved_mib: of a training step, see `memory`.
+    """
+
+    parameters: int
+    macs: int
+    step_runs: tuple[float, ...] = ()
+    inference_runs: tuple[float, ...] = ()
+    peak_memory_mib: float | None = None
+    peak_memory_reserved_mib: float | None = None
+
+    @property
+    def parameters_mib(self) -> float:
+        """In float32: "Params (M)" of table 7."""
+        return parameters_mib(self.parameters)
+
+    @property
+    def step_seconds(self) -> float | None:
+        """The median."""
+        return statistics.median(self.step_runs) if self.step_runs else None
+
+    @property
+    def inference_seconds(self) -> float | None:
+        """The median."""
+        return statistics.median(self.inference_runs) if self.inference_runs else None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it was measured.
+
+    Attributes:
+        device: "cpu", "cuda", "mps".
+        name: of the GPU or CPU.
+        threads: that torch computes with on the CPU.
+        compiled: whether training ran through torch.compile.
+    """
+
+    device: str
+    name: str
+    threads: int
+    compiled: bool
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """The costs of several trainers; the first is the one that the others are compared with.
+
+    Attributes:
+        training: plans, configuration and sizes.
+        trainers: name to costs.
+        machine: None where only was counted.
+        repeats: timed runs of each trainer.
+        notes: sentences for the reader.
+    """
+
+    training: PlannedTraining
+    trainers: dict[str, TrainerComplexity]
+    machine: Machine | None
+    repeats: int
+    notes: tuple[str, ...]
+
+    @property
+    def baseline(self) -> str:
+        """The first trainer."""
+        return next(iter(self.trainers))
+
+    def ratio(self, trainer: str, quantity: str) -> float | None:
+        """One of QUANTITIES as a multiple of the first trainer's; None where one of the two is not known, or 0."""
+        own, first = (getattr(self.trainers[name], quantity) for name in (trainer, self.baseline))
+        return own / first if own is not None and first else None
+
+
+def find_trainers(names: Sequence[str]) -> dict[str, type]:
+    """The classes of these names, in this order.
+
+    Raises:
+        ComplexityError: there is none, or one twice.
+        TrainerNotFoundError: one that nobody has, see ``find_trainer``.
+    """
+    if not names:
+        raise ComplexityError("give at least one trainer: -tr nnUNetTrainer nnUNetTrainerDTC")
+    if twice := sorted({name for name in names if list(names).count(name) > 1}):
+        raise ComplexityError(f"each trainer once, got several of {', '.join(twice)}")
+    return {name: find_trainer(name) for name in names}
+
+
+def survey_trainers(
+    training: PlannedTraining,
+    trainers: dict[str, type],
+    device: torch.device | None,
+    repeats: int = 10,
+    progress: Progress = lambda step, done, total: None,
+) -> Complexity:
+    """Count all trainers, then measure them.
+
+    Peak memory comes from a process a trainer. Times are medians of runs in this process, in turn (first trainer,
+    second, first, second, ...), so that what else the machine does meets all of them.
+
+    Args:
+        training: what to train.
+        trainers: of ``find_trainers``.
+        device: of ``check_device``; None counts only.
+        repeats: timed training steps, and timed forward passes, of each trainer.
+        progress: called with (step, done, total).
+
+    Raises:
+        ComplexityError: a trainer fails; it says which and how.
+    """
+    if device is not None and repeats < 1:
+        raise ComplexityError(f"--repeats is at least 1, got {repeats}")
+    if device is not None:
+        training.check_memory()
+    notes = _notes_before(training, trainers)
+    counts = {}
+    for done, (name, trainer) in enumerate(trainers.items()):
+        progress("counting", done, len(trainers))
+        network = training.build_network(trainer, deep_supervision=False)
+        try:
+            macs = count_macs(network, training.input_channels, training.patch_size)
+        except Exception as error:  # any network's own code
+            raise ComplexityError(f"the network of {name} does not take this patch: {describe_error(error)}") from error
+        counts[name] = count_parameters(network), macs.total
+        if macs.uncounted:
+            notes.append(f"{name}: the MACs leave out {', '.join(macs.uncounted)}, for which there is no formula")
+    progress("counting", len(trainers), len(trainers))
+    if device is None:
+        counted = {name: TrainerComplexity(*count) for name, count in counts.items()}
+        return Complexity(training, counted, None, 0, tuple(notes))
+
+    peaks: dict[str, PeakMemory] = {}
+    with _own_compiler_cache():
+        for done, name in enumerate(trainers):
+            progress("peak memory", done, len(trainers))
+            peaks[name] = measure_peak_memory(name, training, device)
+        progress("peak memory", len(trainers), len(trainers))
+        steps, forwards, compiled = _times(training, trainers, device, repeats, progress, notes)
+    measured = {
+        name: TrainerComplexity(
+            *counts[name], tuple(steps[name]), tuple(forwards[name]), peaks[name].peak_mib, peaks[name].reserved_mib
+        )
+        for name in trainers
+    }
+    machine = Machine(device.type, _device_name(device), torch.get_num_threads(), compiled)
+    return Complexity(training, measured, machine, repeats, tuple(notes))
+
+
+def _times(
+    training: PlannedTraining,
+    trainers: dict[str, type],
+    device: torch.device,
+    repeats: int,
+    progress: Progress,
+    notes: list[str],
+) -> tuple[dict[str, list[float]], dict[str, list[float]], bool]:
+    """Seconds of the training steps and of the forward passes of each trainer, and whether training is compiled."""
+    steps: dict[str, list[float]] = {name: [] for name in trainers}
+    forwards: dict[str, list[float]] = {name: [] for name in trainers}
+    skipped = set()
+    benches: dict[str, Bench] = {}
+    runs = repeats * len(trainers)
+    try:
+        with nnunet_settings(), _each_compiled(len(trainers)):
+            for done, (name, trainer) in enumerate(trainers.items()):
+                progress("warm-up", done, len(trainers))
+                benches[name] = Bench(trainer, training, device)
+                benches[name].warm_up()
+            progress("warm-up", len(trainers), len(trainers))
+            compiled = any(bench.compiles for bench in benches.values())
+            for done in range(runs):
+                progress("training steps", done, runs)
+                name = list(benches)[done % len(benches)]
+                seconds, loss = benches[name].timed_step()
+                steps[name].append(seconds)
+                if not math.isfinite(loss):
+                    skipped.add(name)
+            progress("training steps", runs, runs)
+            for bench in benches.values():
+                bench.start_inference()
+            for done in range(runs):
+                progress("inference", done, runs)
+                name = list(benches)[done % len(benches)]
+                forwards[name].append(benches[name].timed_inference())
+            progress("inference", runs, runs)
+    finally:
+        for bench in benches.values():
+            bench.close()
+    notes += [f"{name}: a loss was not finite, its step may have been skipped" for name in sorted(skipped)]
+    return steps, forwards, compiled
+
+
+@contextlib.contextmanager
+def _own_compiler_cache() -> Iterator[None]:
+    """Keep what torch.compile makes in a folder that is removed in the end, unless the user names one: random data and
+    networks that are never trained are not worth a place in the temporary files."""
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        yield
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="nnunet_dtc_complexity_") as folder,
+        environment(TORCHINDUCTOR_CACHE_DIR=folder),
+    ):
+        yield
+
+
+def _each_compiled(trainers: int) -> contextlib.AbstractContextManager:
+    """torch.compile keeps a limited number of graphs of one `forward`, and runs what comes later without it: here a
+    training and a prediction network of every trainer, many of one class."""
+    config = torch._dynamo.config
+    return config.patch(
+        recompile_limit=max(config.recompile_limit, 4 * trainers),
+        accumulated_recompile_limit=max(config.accumulated_recompile_limit, 32 * trainers),
+    )
+
+
+def _notes_before(training: PlannedTraining, trainers: dict[str, type]) -> list[str]:
+    notes = []
+    baseline = next(iter(trainers))
+    if len(trainers) > 1 and not is_vanilla(trainers[baseline]):
+        vanilla = [name for name, trainer in trainers.items() if is_vanilla(trainer)]
+        notes.append(
+            f"the ratios are to {baseline}, the first one, and not to nnU-Net's own network, which "
+            + (f"{', '.join(vanilla)} has" if vanilla else "none of these trainers has (nnUNetTrainer has it)")
+        )
+    if training.changed:
+        notes.append("other sizes than the planned ones: the costs and ratios of the planned ones may differ")
+    return notes
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
+    found = {"nnunet_dtc": __version__, "torch": torch.__version__, "nnunetv2": importlib.metadata.version("nnunetv2")}
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    return found | {"python": platform.python_version()}
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()

@@ -1,0 +1,278 @@
+"""Evaluate all cases of two folders: pair the files, check every one of them, then score in parallel processes.
+
+Nothing is computed before all files have been checked: predictions and labels must be complete, have the same size and
+spacing, and hold known values only. As in nnU-Net, they are compared voxel by voxel: where the headers give them other
+origins or directions, that is noted, or an error where the caller asks for it. Processes are started fresh (`spawn`),
+so a script of yours that calls this with more than one needs Python's `if __name__ == "__main__":`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.study.evaluation.images import (
+    ENDINGS,
+    Displacement,
+    EvaluationError,
+    Grid,
+    displacement,
+    voxel_difference,
+)
+from nnunet_dtc.study.evaluation.labels import LabelSet
+from nnunet_dtc.study.evaluation.metrics import ElementTable, element_table
+from nnunet_dtc.study.evaluation.readers import Reader, find_reader
+from nnunet_dtc.study.evaluation.report import Evaluation
+from nnunet_dtc.study.evaluation.scoring import ABSENT_RULES, Absent, OrganScores, score_case
+from nnunet_dtc.study.evaluation.tolerances import DEFAULT_TOLERANCES, Tolerance, check_tolerances
+from nnunet_dtc.study.evaluation.workers import Progress, Workers
+from nnunet_dtc.study.label_files import shown_values
+
+__all__ = [
+    "Pair",
+    "Progress",
+    "check_label",
+    "default_processes",
+    "ending_of",
+    "evaluate_folders",
+    "evaluate_pairs",
+    "find_pairs",
+    "refuse",
+]
+
+NAMED_PROBLEMS = 10
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A case: its name, its prediction and its reference label."""
+
+    case: str
+    prediction: Path
+    reference: Path
+
+
+@dataclass(frozen=True)
+class _Check:
+    file: Path
+    known: frozenset[int]
+    reader: Reader
+
+
+@dataclass(frozen=True)
+class _Job:
+    pair: Pair
+    reader: Reader
+    spacing_mm: tuple[float, ...]
+    labels: LabelSet
+    tolerances: tuple[Tolerance, ...]
+    absent: Absent
+    tables: Mapping[tuple[float, ...], ElementTable]  # by spacing, made once for all workers
+
+
+def default_processes() -> int:
+    """As many as this process may use CPUs, at most 8."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, 8)
+
+
+def find_pairs(predictions: Path, labels: Path, ending: str | None = None, subset: bool = False) -> list[Pair]:
+    """The cases of two folders, by name. Files of other endings (dataset.json, .npz, ...) and hidden ones do not count.
+
+    Args:
+        ending: such as `.nii.gz`; by default the one that the labels have.
+        subset: leave out labels without a prediction, as for the validation folder of one fold.
+
+    Raises:
+        EvaluationError: for a folder that is not there, a label without a prediction (unless `subset`) or a prediction
+            without a label, no case at all, or labels of several endings.
+    """
+    predictions, labels = Path(predictions), Path(labels)
+    for folder in (predictions, labels):
+        if not folder.is_dir():
+            raise EvaluationError(f"there is no folder {folder}")
+    if ending is None:
+        endings = [ending for ending in ENDINGS if _files(labels, ending)]
+        if len(endings) != 1:
+            found = ", ".join(endings) or f"none of {', '.join(ENDINGS)}"
+            raise EvaluationError(f"all labels must have the same file ending, found {found} in {labels}")
+        ending = endings[0]
+    predicted, labelled = _files(predictions, ending), _files(labels, ending)
+    if not labelled:
+        raise EvaluationError(f"there is no label (*{ending}) in {labels}")
+    if not predicted:
+        raise EvaluationError(f"there is no prediction (*{ending}) in {predictions}")
+    problems = [f"prediction without a label: {predicted[case]}" for case in sorted(predicted.keys() - labelled.keys())]
+    if not subset:
+        missing = sorted(labelled.keys() - predicted.keys())
+        if missing:
+            problems.append(
+                f"{len(missing)} of {len(labelled)} labels in {labels} have no prediction in {predictions} (of one "
+                "fold's validation: --subset; the predictions come first, then the labels)"
+            )
+        problems += [f"label without a prediction: {labelled[case]}" for case in missing]
+    refuse(problems)
+    return [Pair(case, predicted[case], labelled[case]) for case in sorted(predicted)]
+
+
+def evaluate_folders(
+    predictions: Path,
+    labels: Path,
+    label_set: LabelSet,
+    ending: str | None = None,
+    subset: bool = False,
+    **options: Any,
+) -> Evaluation:
+    """`evaluate_pairs` for the files that `find_pairs` finds."""
+    return evaluate_pairs(find_pairs(predictions, labels, ending, subset), label_set, **options)
+
+
+def evaluate_pairs(
+    pairs: Sequence[Pair],
+    labels: LabelSet,
+    tolerances: Sequence[Tolerance] = DEFAULT_TOLERANCES,
+    absent: Absent = "skip",
+    processes: int | None = None,
+    progress: Progress | None = None,
+    reader: Reader | None = None,
+    strict_geometry: bool = False,
+) -> Evaluation:
+    """Score all organs of all cases, voxel by voxel.
+
+    Args:
+        pairs: the cases, each name once; they may come from several folders, such as all folds' validation.
+        absent: what organs count that neither has, see `scoring`.
+        processes: how many cases at a time, 1 stays in this process; by default `default_processes`. A case takes
+            at most about 20 bytes of memory a voxel, besides the 0.5 GB of Python with torch.
+        reader: of the files, see `find_reader`; by default what nnU-Net takes for their ending.
+        strict_geometry: refuse cases whose prediction and label have another origin or direction. By default they are
+            scored, and listed in `Evaluation.displaced`. Another size or spacing is always refused.
+
+    Raises:
+        EvaluationError: for files that cannot be evaluated (unreadable, cut off, of different sizes or spacings, with
+            unknown values), all of them checked before anything is computed; or if a process is killed.
+        NnunetDtcError: for tolerances that do not fit the organs, or options that cannot be.
+    """
+    tolerances = tuple(tolerances)
+    check_tolerances(tolerances, labels.names)
+    if absent not in ABSENT_RULES:
+        raise NnunetDtcError(f"absent must be one of {', '.join(ABSENT_RULES)}, got {absent!r}")
+    if processes is not None and processes < 1:
+        raise NnunetDtcError(f"processes must be at least 1, got {processes}")
+    if not pairs:
+        raise EvaluationError("there is no case to evaluate")
+    if len({pair.case for pair in pairs}) < len(pairs):
+        raise EvaluationError("every case must be there once")
+
+    reader = reader or find_reader(ending_of(pairs[0].reference), pairs[0].reference)
+    count = min(processes or default_processes(), len(pairs))
+    with Workers(count) as workers:
+        checks = [
+            check
+            for pair in pairs
+            for check in (
+                _Check(pair.prediction, labels.values, reader),
+                _Check(pair.reference, labels.known_in_reference, reader),
+            )
+        ]
+        checked = workers.map("checking files", _check_content, checks, progress)
+        displaced = _compare_grids(pairs, checked[::2], checked[1::2], strict_geometry)
+        spacings = [grid.array_spacing_mm for grid, _ in checked[1::2]]
+        distances = [tolerance.of(organ) for tolerance in tolerances for organ in labels.names]
+        in_voxels = any(distance.unit == "voxel" for distance in distances)
+        jobs = []
+        for pair, spacing in zip(pairs, spacings, strict=True):
+            wanted = {spacing, (1.0,) * len(spacing)} if in_voxels else {spacing}
+            jobs.append(
+                _Job(pair, reader, spacing, labels, tolerances, absent, {each: element_table(each) for each in wanted})
+            )
+        scores = workers.map("scoring cases", _score, jobs, progress)
+    return Evaluation(
+        cases={pair.case: organs for pair, organs in zip(pairs, scores, strict=True)},
+        files={pair.case: (str(pair.prediction), str(pair.reference)) for pair in pairs},
+        labels=labels,
+        tolerances=tuple(tolerance.name for tolerance in tolerances),
+        absent=absent,
+        displaced=displaced,
+    )
+
+
+def ending_of(file: Path) -> str:
+    """The ending of an image file: `.nii.gz` for compressed NIfTI files, else what follows the last dot."""
+    return ".nii.gz" if file.name.lower().endswith(".nii.gz") else file.suffix
+
+
+def _files(folder: Path, ending: str) -> dict[str, Path]:
+    """Case to file."""
+    return {
+        file.name.removesuffix(ending): file
+        for file in sorted(folder.iterdir())
+        if file.name.endswith(ending) and not file.name.startswith(".") and file.is_file()
+    }
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise an EvaluationError that names the first problems and counts the others, if there are any."""
+    if problems:
+        more = len(problems) - NAMED_PROBLEMS
+        raise EvaluationError("\n".join([*problems[:NAMED_PROBLEMS], *([f"... and {more} more"] if more > 0 else [])]))
+
+
+_Checked = tuple[Grid | None, str | None]
+"""Where the voxels of a file are, and what is wrong with it."""
+
+
+def _check_content(check: _Check) -> _Checked:
+    return check_label(check.file, check.known, check.reader)
+
+
+def check_label(file: Path, known: frozenset[int], reader: Reader) -> _Checked:
+    """Read a label image to its end, and compare its values with the known ones.
+
+    Returns:
+        Where its voxels are, None if it cannot be read; and what is wrong with it, if anything.
+    """
+    try:
+        grid, strange = reader.check_labels(file, set(known))
+    except EvaluationError as error:
+        return None, str(error)
+    if not strange:
+        return grid, None
+    values = ", ".join(map(str, sorted(known)))
+    return grid, f"unknown label values {shown_values(strange)} (known: {values}) in {file}"
+
+
+def _compare_grids(
+    pairs: Sequence[Pair], predictions: Sequence[_Checked], references: Sequence[_Checked], strict: bool
+) -> dict[str, Displacement]:
+    """The cases whose prediction and label are not in the same place. Raises EvaluationError for all that is wrong."""
+    problems, displaced = [], {}
+    for pair, prediction, reference in zip(pairs, predictions, references, strict=True):
+        problems += [problem for _, problem in (prediction, reference) if problem is not None]
+        if prediction[0] is None or reference[0] is None:
+            continue
+        difference = voxel_difference(prediction[0], reference[0])
+        if difference is None and (found := displacement(prediction[0], reference[0])):
+            if strict:
+                difference = found.difference
+            else:
+                displaced[pair.case] = found
+        if difference is not None:
+            problems.append(f"{pair.prediction} is not on the grid of {pair.reference}: {difference}")
+    refuse(problems)
+    return displaced
+
+
+def _score(job: _Job) -> dict[str, OrganScores]:
+    most = max(max(job.labels.values), job.labels.ignore or 0)
+    kind = np.min_scalar_type(most)
+    prediction, reference = (
+        job.reader.labels(file).evaluated.astype(kind, copy=False) for file in (job.pair.prediction, job.pair.reference)
+    )
+    return score_case(prediction, reference, job.spacing_mm, job.labels, job.tolerances, job.absent, job.tables)
