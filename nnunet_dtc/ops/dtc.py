@@ -8,7 +8,8 @@
 transposed convolution of figure 3b. Ours, where the paper is silent: the kernel of the coordinate convolution is its
 stride (this fits table 7's parameters), both convolutions have biases, and the coordinates start from weights of a
 normal distribution with standard deviation 0.001 (DySample's choice) and biases of zero. They do not start at exactly
-zero: on an axis with stride 1 the block would sample at voxel centres, where linear interpolation has a kink.
+zero: on an axis with stride 1 the block would sample at voxel centres, where linear interpolation is not
+differentiable.
 
 ``base`` may be any upsampling. One that also wants the encoder's features of the output's size says so by an attribute
 ``needs_skip = True`` and takes them as its second argument; the block then takes them, too, and hands them on.

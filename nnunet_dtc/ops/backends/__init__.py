@@ -9,7 +9,7 @@
 The backend is chosen by the device of the tensors and by what is installed. The environment variable
 ``NNUNET_DTC_BACKEND`` or :func:`use_backend` force one by its name. Shifts without a bound (table 4's rows without
 tanh or without sigmoid) are the reference's in any case. All give the same numbers, up to round-off, and the same
-gradient at the kinks of linear interpolation.
+gradient at voxel centres, where linear interpolation is not differentiable.
 """
 
 import functools

@@ -8,8 +8,9 @@ output's size are as torch has them, channels first, and pass through a small ti
 splits the rows over its own threads. numba's own parallel loops are not used: its OpenMP layer ends a process that
 forks after using it, as nnU-Net does, and its other layer one that calls from two threads.
 
-Positions are computed in voxels. At a kink, a position on a voxel's centre, the gradient is that of the side with the
-higher index; at the last centre of an axis, and beyond the first and the last, it is zero.
+Positions are computed in voxels. Where the interpolation is not differentiable, at a position on a voxel's centre, the
+gradient is that of the side with the higher index; at the last centre of an axis, and beyond the first and the last, it
+is zero.
 """
 
 import math
@@ -172,20 +173,20 @@ def forward_rows(first, last, out, base, has_base, value, coords, starts, bounds
     rows_z, rows_y, row = depth * stride[0], height * stride[1], width * stride[2]
     plane = rows_z * rows_y * row
     low = np.zeros(3 * row, np.int64)
-    share = np.zeros(3 * row, value.dtype)
+    fraction = np.zeros(3 * row, value.dtype)
     tile = np.empty(TILE * channels, value.dtype)
     for line in range(first, last):
         y = line % rows_y
         z = (line // rows_y) % rows_z
         n = line // (rows_y * rows_z)
         offset = (z * rows_y + y) * row
-        _positions(low, share, n, z, y, coords, starts, bounds, tops, weighted, sizes, stride, axes)
+        _positions(low, fraction, n, z, y, coords, starts, bounds, tops, weighted, sizes, stride, axes)
         for x0 in range(0, row, TILE):
             count = min(TILE, row - x0)
             for j in range(count):
                 x = x0 + j
                 z0, y0, x_low = _at(low, x), _at(low, row + x), _at(low, 2 * row + x)
-                fz, fy, fx = _at(share, x), _at(share, row + x), _at(share, 2 * row + x)
+                fz, fy, fx = _at(fraction, x), _at(fraction, row + x), _at(fraction, 2 * row + x)
                 a = (((n * depth + z0) * height + y0) * width + x_low) * channels
                 b = a + (channels if x_low + 1 < width else 0)
                 to_y = channels * width if y0 + 1 < height else 0
@@ -224,8 +225,8 @@ def forward_rows(first, last, out, base, has_base, value, coords, starts, bounds
 
 
 @compiled
-def _positions(low, share, n, z, y, coords, starts, bounds, tops, weighted, sizes, stride, axes):
-    """Of one row: the lower voxel of each axis, and the share of the one above it; (3 * OW,) both."""
+def _positions(low, fraction, n, z, y, coords, starts, bounds, tops, weighted, sizes, stride, axes):
+    """Of one row: the lower voxel of each axis, and the interpolation weight of the one above it; (3 * OW,) both."""
     _, depth, height, width = sizes
     rows_z, rows_y, row = depth * stride[0], height * stride[1], width * stride[2]
     plane = rows_z * rows_y * row
@@ -240,15 +241,15 @@ def _positions(low, share, n, z, y, coords, starts, bounds, tops, weighted, size
             if weighted:
                 shift = shift / (_ONE + _exp(-_read(coords, gate + x)))
             # one that is not a number is none: the caller's threads rely on the bound of the shifts
-            _put(share, here + x, shift if shift == shift else _ZERO)
+            _put(fraction, here + x, shift if shift == shift else _ZERO)
         for x in range(row):
             start = _read(starts, (z if axis == 0 else rows_z + y) if axis < 2 else rows_z + rows_y + x)
-            position = start + _at(share, here + x)
+            position = start + _at(fraction, here + x)
             inside = position if position > _ZERO else _ZERO
             inside = inside if inside < top else top
             below = np.floor(inside)
             _put(low, here + x, np.int64(below))
-            _put(share, here + x, inside - below)
+            _put(fraction, here + x, inside - below)
 
 
 @register_jitable
@@ -291,7 +292,7 @@ def backward_blocks(
     rows_z, rows_y, row = depth * stride[0], height * stride[1], width * stride[2]
     plane = rows_z * rows_y * row
     low = np.zeros(3 * row, np.int64)
-    share = np.zeros(3 * row, value.dtype)
+    fraction = np.zeros(3 * row, value.dtype)
     slope = np.zeros(3 * row, value.dtype)
     tile = np.empty(TILE * channels, value.dtype)
     for block in range(first, last):
@@ -299,7 +300,7 @@ def backward_blocks(
         for z in range(blocks[block, 1], blocks[block, 2]):
             for y in range(blocks[block, 3], blocks[block, 4]):
                 offset = (z * rows_y + y) * row
-                _positions(low, share, n, z, y, coords, starts, bounds, tops, weighted, sizes, stride, axes)
+                _positions(low, fraction, n, z, y, coords, starts, bounds, tops, weighted, sizes, stride, axes)
                 for x0 in range(0, row, TILE):
                     count = min(TILE, row - x0)
                     for i in range(channels):
@@ -309,7 +310,7 @@ def backward_blocks(
                     for j in range(count):
                         x = x0 + j
                         z0, y0, x_low = _at(low, x), _at(low, row + x), _at(low, 2 * row + x)
-                        fz, fy, fx = _at(share, x), _at(share, row + x), _at(share, 2 * row + x)
+                        fz, fy, fx = _at(fraction, x), _at(fraction, row + x), _at(fraction, 2 * row + x)
                         a = (((n * depth + z0) * height + y0) * width + x_low) * channels
                         to_x = channels if x_low + 1 < width else 0
                         to_y = channels * width if y0 + 1 < height else 0
@@ -360,15 +361,15 @@ def _coords_gradients(grad_coords, slope, n, z, y, coords, starts, bounds, tops,
         bound, top = bounds[axis], tops[axis]
         here = axis * row
         for x in range(row):
-            moved = _tanh(_read(coords, head + x))
-            opened = _ONE / (_ONE + _exp(-_read(coords, gate + x))) if weighted else _ONE
+            offset = _tanh(_read(coords, head + x))
+            weight = _ONE / (_ONE + _exp(-_read(coords, gate + x))) if weighted else _ONE
             start = _read(starts, (z if axis == 0 else rows_z + y) if axis < 2 else rows_z + rows_y + x)
-            position = start + bound * moved * opened
+            position = start + bound * offset * weight
             inside = position >= _ZERO and position < top  # false where the shift is not a number, too
             slope_here = bound * _at(slope, here + x)
-            _write(grad_coords, head + x, slope_here * opened * (_ONE - moved * moved) if inside else _ZERO)
+            _write(grad_coords, head + x, slope_here * weight * (_ONE - offset * offset) if inside else _ZERO)
             if weighted:
-                _write(grad_coords, gate + x, slope_here * moved * opened * (_ONE - opened) if inside else _ZERO)
+                _write(grad_coords, gate + x, slope_here * offset * weight * (_ONE - weight) if inside else _ZERO)
 
 
 @register_jitable
@@ -377,7 +378,7 @@ def _zero(array):
 
 
 @compiled
-def _add(result, at, tile, t, share, channels):
-    """``result[at : at + channels] += share * tile[t : t + channels]``."""
+def _add(result, at, tile, t, fraction, channels):
+    """``result[at : at + channels] += fraction * tile[t : t + channels]``."""
     for i in range(channels):
-        _write(result, at + i, _result(result, at + i) + share * _at(tile, t + i))
+        _write(result, at + i, _result(result, at + i) + fraction * _at(tile, t + i))

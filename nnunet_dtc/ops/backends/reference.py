@@ -2,9 +2,10 @@
 
 It is the oracle of the others, and what they fall back to. Positions are computed in voxels and only then normalised to
 the [-1, 1] of ``grid_sample``, whose round-off moves a sample by some millionths of a voxel. For a value that does not
-matter; for a gradient at a kink it would choose the side. So the backward pass evaluates the slope a hair's breadth
-away from the centres of voxels, on the side with the higher index: there lies the gradient that all backends have. The
-gradient of the value is taken there, too: 4 eps S voxels away, a hundred-thousandth of a voxel on an axis of 32.
+matter, but at a voxel's centre, where the interpolation is not differentiable, it would choose the side of the
+gradient. The backward pass therefore evaluates the slope a small step away from the centres of voxels, on the side with
+the higher index, where all backends take the gradient. The gradient of the value is taken there, too: 4 eps S voxels
+away, a hundred-thousandth of a voxel on an axis of 32.
 
 ``grid_sample`` and its gradient are given finite positions alone, by
 :func:`nnunet_dtc.ops.deformation.shifted_positions`: from others torch computes addresses outside of the map.
@@ -56,22 +57,24 @@ def backward(
     """Gradients with respect to value and coords, in their dtypes; None for what is not wanted."""
     dtype, sizes = _dtype(value, coords), value.shape[2:]
     axes = len(sizes)
-    hair = 4 * torch.finfo(dtype).eps
+    small_step = 4 * torch.finfo(dtype).eps
     positions, through = [], []  # where the slope is taken, and the derivatives of the position
-    for size, (moved, gate, scale, shift, position) in zip(
+    for size, (offset, weight, scale, shift, position) in zip(
         sizes, _axes(value, coords, stride, deformation), strict=True
     ):
         inside = (position >= 0) & (position < size - 1)
         below = position.floor()
-        fraction = (position - below).clamp(hair * size, 1 - hair * size)
+        fraction = (position - below).clamp(small_step * size, 1 - small_step * size)
         positions.append(torch.where(inside, below + fraction, position))
         if wants_coords:
-            by_moved = scale * (1 - moved * moved) if deformation.offset == "tanh" else torch.full_like(moved, scale)
-            by_moved = by_moved if gate is None else by_moved * gate
-            by_gate = None
-            if gate is not None:
-                by_gate = scale * moved * (gate * (1 - gate) if deformation.weight == "sigmoid" else 1)
-            through.append((inside & ~shift.isnan(), by_moved, by_gate))
+            by_offset = (
+                scale * (1 - offset * offset) if deformation.offset == "tanh" else torch.full_like(offset, scale)
+            )
+            by_offset = by_offset if weight is None else by_offset * weight
+            by_weight = None
+            if weight is not None:
+                by_weight = scale * offset * (weight * (1 - weight) if deformation.weight == "sigmoid" else 1)
+            through.append((inside & ~shift.isnan(), by_offset, by_weight))
     split = _channel_groups(value)
     function = {2: torch.ops.aten.grid_sampler_2d_backward, 3: torch.ops.aten.grid_sampler_3d_backward}[axes]
     by_value, by_grid = function(
@@ -85,12 +88,12 @@ def backward(
         return grad_value, None
     by_grid = by_grid.unflatten(0, (value.shape[0], split)).sum(1) if split > 1 else by_grid  # (N, *output, g)
     grad_coords = torch.empty_like(coords, memory_format=torch.contiguous_format)
-    for axis, (has_gradient, by_moved, by_gate) in enumerate(through):
+    for axis, (has_gradient, by_offset, by_weight) in enumerate(through):
         slope = by_grid[..., axes - 1 - axis] * (2 / sizes[axis])  # of a voxel, not of the normalised unit
         # selected, not multiplied by zero: the factors may be NaN or infinite where there is no gradient
-        grad_coords[:, axis] = torch.where(has_gradient, slope * by_moved, 0)
-        if by_gate is not None:
-            grad_coords[:, axes + axis] = torch.where(has_gradient, slope * by_gate, 0)
+        grad_coords[:, axis] = torch.where(has_gradient, slope * by_offset, 0)
+        if by_weight is not None:
+            grad_coords[:, axes + axis] = torch.where(has_gradient, slope * by_weight, 0)
     return grad_value, grad_coords
 
 
@@ -102,8 +105,8 @@ def _dtype(value: Tensor, coords: Tensor) -> torch.dtype:
 class _Axis(NamedTuple):
     """Of one axis: Offset and Weight of equation 1; in voxels lambda, the shift, and the position without NaN."""
 
-    moved: Tensor
-    gate: Tensor | None
+    offset: Tensor
+    weight: Tensor | None
     scale: float
     shift: Tensor
     position: Tensor
@@ -112,12 +115,12 @@ class _Axis(NamedTuple):
 def _axes(value: Tensor, coords: Tensor, stride: Sequence[int], deformation: Deformation) -> Iterator[_Axis]:
     dtype, sizes = _dtype(value, coords), value.shape[2:]
     for axis, (size, step) in enumerate(zip(sizes, stride, strict=True)):
-        moved, gate = deformation.activations(coords, len(sizes), axis, dtype)
+        offset, weight = deformation.activations(coords, len(sizes), axis, dtype)
         scale = deformation.scale(size)
         regular = regular_positions(size, step, dtype, coords.device)
         regular = regular.view([-1 if other == axis else 1 for other in range(len(sizes))])
-        shift = scale * (moved if gate is None else moved * gate)
-        yield _Axis(moved, gate, scale, shift, shifted_positions(regular, shift, size))
+        shift = scale * (offset if weight is None else offset * weight)
+        yield _Axis(offset, weight, scale, shift, shifted_positions(regular, shift, size))
 
 
 def _grid(positions: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:

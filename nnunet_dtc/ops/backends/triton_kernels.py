@@ -8,7 +8,7 @@ torch has them. All arithmetic is float32; maps keep their dtype in memory.
 
 Names: N cases, C channels, (D, H, W) the value's size, (SD, SH, SW) the stride, RD, RH, RW the bounds of the shifts in
 voxels; a program has BM samples (or voxels), BC channels at a time. Keep the blocks small: of each of its samples a
-thread holds eight addresses and shares, and registers are soon used up.
+thread holds eight addresses and interpolation weights, and registers are soon used up.
 """
 
 import triton
@@ -21,13 +21,13 @@ def _activations(coords, sample, inside, total, n, AXIS: tl.constexpr, AXES: tl.
     heads: tl.constexpr = 2 * AXES if WEIGHTED else AXES
     head: tl.constexpr = AXIS - (3 - AXES)
     row = coords + (n.to(tl.int64) * heads + head) * total
-    moved = tl.load(row + sample, mask=inside, other=0.0).to(tl.float32)
-    moved = 1.0 - 2.0 / (1.0 + tl.exp(2.0 * moved))  # tanh, exactly zero at zero
-    opened = tl.full(moved.shape, 1.0, tl.float32)
+    offset = tl.load(row + sample, mask=inside, other=0.0).to(tl.float32)
+    offset = 1.0 - 2.0 / (1.0 + tl.exp(2.0 * offset))  # tanh, exactly zero at zero
+    weight = tl.full(offset.shape, 1.0, tl.float32)
     if WEIGHTED:
-        gate = tl.load(row + AXES * total + sample, mask=inside, other=0.0).to(tl.float32)
-        opened = 1.0 / (1.0 + tl.exp(-gate))
-    return moved, opened
+        raw = tl.load(row + AXES * total + sample, mask=inside, other=0.0).to(tl.float32)
+        weight = 1.0 / (1.0 + tl.exp(-raw))
+    return offset, weight
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def _finite(shift):
 
 @triton.jit
 def _between(position, size):
-    """The lower voxel of a position, how far it is to the one above, and the share of that one."""
+    """The position within the map, its lower voxel, 1 where one is above that, and the interpolation weight of it."""
     top = size - 1.0  # a size of one is a constant here, which has no .to()
     position = tl.where(position > 0.0, position, 0.0)
     position = tl.where(position < top, position, top)
@@ -54,7 +54,7 @@ def _between(position, size):
 
 
 @triton.jit
-def _store_gradient(place, position, size, slope, moved, opened, gate, inside, WEIGHTED: tl.constexpr):
+def _store_gradient(place, position, size, slope, offset, weight, gate, inside, WEIGHTED: tl.constexpr):
     """The gradients of one axis' raw offsets at ``place``, and of its raw weights ``gate`` elements behind, of a block.
 
     None beyond the first and from the last voxel on, nor where the position is NaN; selected and not multiplied by
@@ -62,10 +62,10 @@ def _store_gradient(place, position, size, slope, moved, opened, gate, inside, W
     """
     moves = (position >= 0.0) & (position < size - 1.0)
     kind = place.dtype.element_ty
-    by_offset = tl.where(moves, slope * opened * (1.0 - moved * moved), 0.0)
+    by_offset = tl.where(moves, slope * weight * (1.0 - offset * offset), 0.0)
     tl.store(place, by_offset.to(kind), mask=inside)
     if WEIGHTED:
-        by_weight = tl.where(moves, slope * moved * opened * (1.0 - opened), 0.0)
+        by_weight = tl.where(moves, slope * offset * weight * (1.0 - weight), 0.0)
         tl.store(place + gate, by_weight.to(kind), mask=inside)
 
 
@@ -83,14 +83,14 @@ def forward_kernel(
     inside = sample < total
     x, y, z = sample % row, (sample // row) % rows, sample // (row * rows)
 
-    y_moved, y_opened = _activations(coords, sample, inside, total, n, 1, AXES, WEIGHTED)
-    x_moved, x_opened = _activations(coords, sample, inside, total, n, 2, AXES, WEIGHTED)
-    _, y0, y_up, fy = _between(_regular(y, SH) + _finite(RH * y_moved * y_opened), H)
-    _, x0, x_up, fx = _between(_regular(x, SW) + _finite(RW * x_moved * x_opened), W)
+    y_offset, y_weight = _activations(coords, sample, inside, total, n, 1, AXES, WEIGHTED)
+    x_offset, x_weight = _activations(coords, sample, inside, total, n, 2, AXES, WEIGHTED)
+    _, y0, y_up, fy = _between(_regular(y, SH) + _finite(RH * y_offset * y_weight), H)
+    _, x0, x_up, fx = _between(_regular(x, SW) + _finite(RW * x_offset * x_weight), W)
     voxel = n.to(tl.int64) * D * H * W + y0 * W + x0
     if AXES == 3:
-        z_moved, z_opened = _activations(coords, sample, inside, total, n, 0, AXES, WEIGHTED)
-        _, z0, z_up, fz = _between(_regular(z, SD) + _finite(RD * z_moved * z_opened), D)
+        z_offset, z_weight = _activations(coords, sample, inside, total, n, 0, AXES, WEIGHTED)
+        _, z0, z_up, fz = _between(_regular(z, SD) + _finite(RD * z_offset * z_weight), D)
         voxel += z0 * H * W
 
     for first in range(0, C, BC):
@@ -99,12 +99,12 @@ def forward_kernel(
         sums = tl.zeros((BM, BC), tl.float32)
         for corner in tl.static_range(0, 2**AXES):
             at = voxel + (corner & 1) * x_up + ((corner >> 1) & 1) * y_up * W
-            share = (fx if corner & 1 else 1.0 - fx) * (fy if (corner >> 1) & 1 else 1.0 - fy)
+            corner_weight = (fx if corner & 1 else 1.0 - fx) * (fy if (corner >> 1) & 1 else 1.0 - fy)
             if AXES == 3:
                 at += (corner >> 2) * z_up * H * W
-                share *= fz if corner >> 2 else 1.0 - fz
+                corner_weight *= fz if corner >> 2 else 1.0 - fz
             neighbour = tl.load(value + at[:, None] * P + channel[None, :], mask=inside[:, None], other=0.0)
-            sums += share[:, None] * neighbour.to(tl.float32)
+            sums += corner_weight[:, None] * neighbour.to(tl.float32)
         element = (n.to(tl.int64) * C + channel.to(tl.int64))[None, :] * total + sample[:, None]
         if HAS_BASE:
             sums += tl.load(base + element, mask=kept, other=0.0).to(tl.float32)
@@ -126,16 +126,16 @@ def coords_kernel(
     inside = sample < total
     x, y, z = sample % row, (sample // row) % rows, sample // (row * rows)
 
-    y_moved, y_opened = _activations(coords, sample, inside, total, n, 1, AXES, WEIGHTED)
-    x_moved, x_opened = _activations(coords, sample, inside, total, n, 2, AXES, WEIGHTED)
-    y_shift, x_shift = RH * y_moved * y_opened, RW * x_moved * x_opened
+    y_offset, y_weight = _activations(coords, sample, inside, total, n, 1, AXES, WEIGHTED)
+    x_offset, x_weight = _activations(coords, sample, inside, total, n, 2, AXES, WEIGHTED)
+    y_shift, x_shift = RH * y_offset * y_weight, RW * x_offset * x_weight
     y_regular, x_regular = _regular(y, SH), _regular(x, SW)
     py, y0, y_up, fy = _between(y_regular + _finite(y_shift), H)
     px, x0, x_up, fx = _between(x_regular + _finite(x_shift), W)
     voxel = n.to(tl.int64) * D * H * W + y0 * W + x0
     if AXES == 3:
-        z_moved, z_opened = _activations(coords, sample, inside, total, n, 0, AXES, WEIGHTED)
-        z_shift, z_regular = RD * z_moved * z_opened, _regular(z, SD)
+        z_offset, z_weight = _activations(coords, sample, inside, total, n, 0, AXES, WEIGHTED)
+        z_shift, z_regular = RD * z_offset * z_weight, _regular(z, SD)
         pz, z0, z_up, fz = _between(z_regular + _finite(z_shift), D)
         voxel += z0 * H * W
     if POSITIONS:
@@ -172,10 +172,10 @@ def coords_kernel(
         heads: tl.constexpr = 2 * AXES if WEIGHTED else AXES
         place = grad_coords + n.to(tl.int64) * heads * total + sample
         y_place, x_place, gate = place + (AXES - 2) * total, place + (AXES - 1) * total, AXES * total
-        _store_gradient(y_place, y_regular + y_shift, H, by_y * RH, y_moved, y_opened, gate, inside, WEIGHTED)
-        _store_gradient(x_place, x_regular + x_shift, W, by_x * RW, x_moved, x_opened, gate, inside, WEIGHTED)
+        _store_gradient(y_place, y_regular + y_shift, H, by_y * RH, y_offset, y_weight, gate, inside, WEIGHTED)
+        _store_gradient(x_place, x_regular + x_shift, W, by_x * RW, x_offset, x_weight, gate, inside, WEIGHTED)
         if AXES == 3:
-            _store_gradient(place, z_regular + z_shift, D, by_z * RD, z_moved, z_opened, gate, inside, WEIGHTED)
+            _store_gradient(place, z_regular + z_shift, D, by_z * RD, z_offset, z_weight, gate, inside, WEIGHTED)
 
 
 @triton.jit
@@ -212,17 +212,17 @@ def gather_kernel(
                 ox = x * SW - LEAD_W + dx
                 valid = in_y & (ox >= 0) & (ox < row)
                 sample = (oz * rows + oy) * row + ox
-                py = tl.load(place + (AXES - 2) * total + sample, mask=valid, other=-9.0)
-                px = tl.load(place + (AXES - 1) * total + sample, mask=valid, other=-9.0)
-                share = tl.maximum(1.0 - tl.abs(py - y.to(tl.float32)), 0.0)
-                share *= tl.maximum(1.0 - tl.abs(px - x.to(tl.float32)), 0.0)
+                py = tl.load(place + (AXES - 2) * total + sample, mask=valid, other=0.0)
+                px = tl.load(place + (AXES - 1) * total + sample, mask=valid, other=0.0)
+                weight = tl.maximum(1.0 - tl.abs(py - y.to(tl.float32)), 0.0)
+                weight *= tl.maximum(1.0 - tl.abs(px - x.to(tl.float32)), 0.0)
                 if AXES == 3:
-                    pz = tl.load(place + sample, mask=valid, other=-9.0)
-                    share *= tl.maximum(1.0 - tl.abs(pz - z.to(tl.float32)), 0.0)
-                share = tl.where(valid, share, 0.0)
-                touched = (share > 0.0)[:, None] & kept
+                    pz = tl.load(place + sample, mask=valid, other=0.0)
+                    weight *= tl.maximum(1.0 - tl.abs(pz - z.to(tl.float32)), 0.0)
+                weight = tl.where(valid, weight, 0.0)
+                touched = (weight > 0.0)[:, None] & kept
                 upstream = tl.load(grad + source + sample[:, None], mask=touched, other=0.0).to(tl.float32)
-                sums += share[:, None] * upstream
+                sums += weight[:, None] * upstream
     at = (n.to(tl.int64) * D * H * W + voxel)[:, None] * P + channel[None, :]
     tl.store(grad_value + at, sums.to(grad_value.dtype.element_ty), mask=inside[:, None])
 
@@ -251,9 +251,9 @@ def scatter_kernel(
     upstream = tl.load(grad + element, mask=kept, other=0.0).to(tl.float32)
     for corner in tl.static_range(0, 2**AXES):
         at = voxel + (corner & 1) * x_up + ((corner >> 1) & 1) * y_up * W
-        share = (fx if corner & 1 else 1.0 - fx) * (fy if (corner >> 1) & 1 else 1.0 - fy)
+        corner_weight = (fx if corner & 1 else 1.0 - fx) * (fy if (corner >> 1) & 1 else 1.0 - fy)
         if AXES == 3:
             at += (corner >> 2) * z_up * H * W
-            share *= fz if corner >> 2 else 1.0 - fz
+            corner_weight *= fz if corner >> 2 else 1.0 - fz
         neighbour = grad_value + at[:, None] * P + channel[None, :]
-        tl.atomic_add(neighbour, share[:, None] * upstream, mask=kept, sem="relaxed")
+        tl.atomic_add(neighbour, corner_weight[:, None] * upstream, mask=kept, sem="relaxed")
