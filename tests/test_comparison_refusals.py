@@ -168,7 +168,8 @@ def test_a_fold_beyond_the_splits_has_a_random_split(folders):
         (
             "configurations",
             {CONFIGURATION: {"patch_size": [8, 8], "batch_size": 2}},
-            f"configurations.{CONFIGURATION} has no UNet_class_name",
+            f"configurations.{CONFIGURATION} has neither architecture nor the keys of the old format (UNet_class_name, "
+            "...)",
         ),
     ],
 )

@@ -102,7 +102,7 @@ def check_plans(
         where = _join(path, f"configurations.{configuration}")
         _apply(_object(dict.fromkeys(needed, _anything)), resolved, where, origin)
         _apply(_CONFIGURATION, resolved, where, origin)
-        _apply(_ARCHITECTURE if "architecture" in resolved else _OLD_ARCHITECTURE, resolved, where, origin)
+        _apply(_network, resolved, where, origin)
         _apply(_same_axes, resolved, where, origin)
 
 
@@ -478,21 +478,31 @@ _ARCHITECTURE = _object(
     }
 )
 
-_OLD_ARCHITECTURE = _object(
-    {
-        "UNet_class_name": _value(
-            f"{' or '.join(_OLD_ARCHITECTURES)} in plans without architecture (the old format)",
-            lambda value: value in _OLD_ARCHITECTURES,
-        ),
-        "UNet_base_num_features": _count,
-        "unet_max_num_features": _count,
-        "n_conv_per_stage_encoder": _layers_list,
-        "n_conv_per_stage_decoder": _layers_list,
-        "num_pool_per_axis": _list(_whole, "a list of integers"),
-        "pool_op_kernel_sizes": _list(_layers_list, "a list with an entry for each stage"),
-        "conv_kernel_sizes": _list(_layers_list, "a list with an entry for each stage"),
-    }
-)
+_OLD_ARCHITECTURE: dict[str, Rule] = {
+    "UNet_class_name": _value(
+        f"{' or '.join(_OLD_ARCHITECTURES)} in plans without architecture (the old format)",
+        lambda value: value in _OLD_ARCHITECTURES,
+    ),
+    "UNet_base_num_features": _count,
+    "unet_max_num_features": _count,
+    "n_conv_per_stage_encoder": _layers_list,
+    "n_conv_per_stage_decoder": _layers_list,
+    "num_pool_per_axis": _list(_whole, "a list of integers"),
+    "pool_op_kernel_sizes": _list(_layers_list, "a list with an entry for each stage"),
+    "conv_kernel_sizes": _list(_layers_list, "a list with an entry for each stage"),
+}
+
+
+def _network(configuration: Mapping[str, Any], path: str) -> None:
+    """What the network is built from: the architecture, or in plans of the old format several keys."""
+    if "architecture" in configuration:
+        _ARCHITECTURE(configuration, path)
+    elif any(key in configuration for key in _OLD_ARCHITECTURE):
+        _object(_OLD_ARCHITECTURE)(configuration, path)
+    else:
+        first = next(iter(_OLD_ARCHITECTURE))
+        raise _BrokenRuleError(f"{path} has neither architecture nor the keys of the old format ({first}, ...)")
+
 
 _LABELS = _each(
     _name,
