@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+import torch
 from model_folders import (
     CONFIGURATION,
     DATASET,
@@ -30,7 +31,8 @@ from typer.testing import CliRunner
 from nnunet_dtc.cli import app
 from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.study.comparison.compare import compare
-from nnunet_dtc.study.comparison.logs import count_parameters, epoch_rows
+from nnunet_dtc.study.comparison.logs import count_parameters, epoch_rows, read_log
+from nnunet_dtc.study.comparison.models import read_training
 from nnunet_dtc.study.comparison.page import render_page
 from nnunet_dtc.study.comparison.pictures import choose_cases, raw_images
 from nnunet_dtc.study.comparison.plan import Options, plan_comparison
@@ -392,6 +394,19 @@ def test_epochs_of_an_interrupted_training():
     assert math.isnan(rows[1]["val_loss"])
     assert math.isnan(rows[0]["pseudo_dice"])
     assert epoch_rows({}) == []
+
+
+def test_a_trainer_that_logs_other_things_is_compared(folders):
+    """Its curve is left out; nnU-Net itself does not mind what its trainers log."""
+    made = [folders.train(name) for name in ("nnUNetTrainer", "nnUNetTrainerDTC")]
+    file = made[1] / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(file, weights_only=False)
+    content["logging"]["train_losses"] = [None, [1.0]]
+    torch.save(content, file)
+    log = read_log(read_training(made[1]), (0,))
+    assert log.missing == ()
+    assert log.rows["train_loss"].isna().all()
+    assert log.rows["val_loss"].notna().any()
 
 
 def test_parameters_are_those_of_the_network():

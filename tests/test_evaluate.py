@@ -538,7 +538,7 @@ def test_parse_labels():
     named = ev.parse_labels("background=0,right kidney=2,kidneys=2+3,ignore=4")
     assert named == ev.LabelSet((ev.Organ("right kidney", (2,)), ev.Organ("kidneys", (2, 3))), ignore=4)
     assert named.values == {0, 2, 3}
-    for text in ("", "a", "a=b", "1,1", "-1", "0", "a=1,ignore=1", "a=0+1"):
+    for text in ("", "a", "a=b", "1,1", "-1", "0", "a=1,ignore=1"):
         with pytest.raises(ValueError, match="label"):
             ev.parse_labels(text)
 
@@ -557,6 +557,18 @@ def test_dataset_json_that_cannot_be(tmp_path):
             file.write_text(content)
         with pytest.raises(ValueError, match=r"dataset\.json"):
             ev.labels_from_dataset_json(file)
+
+
+def test_label_values_as_nnunet_takes_them(tmp_path):
+    """1.0 and "1" are 1 for nnU-Net, and a region may hold the background's value."""
+    labels = {"background": 0, "spleen": 1.0, "liver": "2", "not spleen": [0, 2.0]}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
+    found, _ = ev.labels_from_dataset_json(tmp_path / "dataset.json")
+    assert [organ.values for organ in found.organs] == [(1,), (2,), (0, 2)]
+    prediction, label = (np.minimum(array, 2) for array in draw(10))
+    scores = score_case(prediction, label, SPACING, found, ev.DEFAULT_TOLERANCES)
+    assert scores["not spleen"].scores["dice"] == pytest.approx(ev.dice(prediction != 1, label != 1))
+    assert scores["not spleen"].reference_voxels == np.count_nonzero(label != 1)
 
 
 def test_dataset_json_is_found_where_nnunet_leaves_it(folders, tmp_path):

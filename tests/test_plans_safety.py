@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from nnunet_dtc.cli import app
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.plugin.checkpoints import open_checkpoint
+from nnunet_dtc.plugin.checkpoints import CheckpointError, open_checkpoint
 from nnunet_dtc.plugin.finder import find_trainer
 from nnunet_dtc.plugin.nnunet_files import check_plans
 from nnunet_dtc.plugin.planned_networks import build_network
@@ -142,6 +142,43 @@ def test_arguments_that_are_no_classes_of_modules(key, name, tmp_path, monkeypat
     assert "module_of_the_working_folder" not in sys.modules
 
 
+def test_one_list_in_many_places_is_walked_once(tmp_path, monkeypatch):
+    """2 to the power of 28 places in four kilobytes of a pickle; a list within itself is refused, too."""
+    monkeypatch.chdir(tmp_path)
+    plans = small_plans()
+    shared = []
+    for _ in range(28):
+        shared = [shared, shared]
+    plans["notes"] = shared
+    torch.save(checkpoint(plans, nnUNetTrainer), "shared.pth")
+    assert (tmp_path / "shared.pth").stat().st_size < 1_000_000
+    assert open_checkpoint("shared.pth")["trainer_name"] == "nnUNetTrainer"
+    plans["image_reader_writer"] = shared  # shown in the message
+    torch.save(checkpoint(plans, nnUNetTrainer), "shown.pth")
+    with pytest.raises(CheckpointError, match=r"image_reader_writer must be a text, got \[\[\[\["):
+        open_checkpoint("shown.pth")
+    shared = plans["notes"] = []
+    shared.append(shared)
+    del plans["image_reader_writer"]
+    torch.save(checkpoint(plans, nnUNetTrainer), "circle.pth")
+    with pytest.raises(CheckpointError, match="nested more deeply"):
+        open_checkpoint("circle.pth")
+
+
+def test_a_registered_reader_may_be_named(monkeypatch):
+    from nnunetv2.imageio import reader_writer_registry
+    from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
+
+    class OwnIO(NibabelIO):
+        """A reader of a user's own."""
+
+    plans = small_plans() | {"image_reader_writer": "OwnIO"}
+    with pytest.raises(UnsafePlansError, match="image_reader_writer must be one of nnU-Net's readers"):
+        check_names(plans, CONFIGURATION, "plans.json")
+    monkeypatch.setattr(reader_writer_registry, "LIST_OF_IO_CLASSES", [OwnIO])
+    check_names(plans, CONFIGURATION, "plans.json")
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -182,7 +219,7 @@ def test_what_nnunet_searches_in_its_own_modules(key, name):
     of = plans if key in plans else plans["configurations"]["2d"]
     of[key] = name
     check_plans(plans, "plans.json", "2d")
-    with pytest.raises(UnsafePlansError, match=f"{key} must be the name of"):
+    with pytest.raises(UnsafePlansError, match=rf"{key} must be (the name of|one of nnU-Net.s readers)"):
         check_names(plans, "2d", "plans.json")
 
 

@@ -65,7 +65,7 @@ def open_checkpoint(path: Path | str, *, to_build: bool = True) -> dict[str, Any
     try:
         check_checkpoint(checkpoint, path)
     except MalformedFileError as error:
-        raise CheckpointError(f"{error} (it is no checkpoint of an nnU-Net v2 trainer)") from error
+        raise CheckpointError(str(error)) from error
     if to_build:
         from nnunet_dtc.plugin.plans_safety import check_names
 

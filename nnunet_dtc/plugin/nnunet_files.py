@@ -8,6 +8,7 @@ its keys. The rules accept everything that nnU-Net 2.0 to 2.8 writes, among it p
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import numbers
@@ -33,6 +34,7 @@ __all__ = [
     "check_splits",
     "check_summary",
     "is_printable",
+    "label_value",
     "label_values_of",
     "read_json",
     "resolved_configuration",
@@ -170,6 +172,9 @@ def check_labels(content: Any, origin: object, path: str = "") -> None:
                 "is a dataset.json of nnU-Net v1, which nnUNetv2_convert_old_nnUNet_dataset converts"
             )
     _apply(_object({"labels": _LABELS}), content, path, origin)
+    if "ignore" in content["labels"]:  # here nnU-Net insists on an integer
+        rule = _value(f"an integer from 0 to {MAX_LABEL}", _is_integer)
+        _apply(rule, content["labels"]["ignore"], _join(path, "labels.ignore"), origin)
 
 
 def check_file_ending(ending: Any, origin: object) -> None:
@@ -201,6 +206,15 @@ def check_summary(content: Any, origin: object) -> None:
     _apply(_object({"metric_per_case": _list(_SUMMARY_CASE, "a list of cases")}), content, "", origin)
 
 
+def label_value(value: Any) -> int | None:
+    """The integer that a label value in dataset.json stands for: nnU-Net also takes 1.0 and "1". None for others."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
+        return int(value)
+    if _is_integer(value) or (isinstance(value, float) and value.is_integer()):
+        return int(value)
+    return None
+
+
 def label_values_of(key: str) -> frozenset[int]:
     """The label values of a key in summary.json, such as "1" or, for a region, "(1, 2)"."""
     return frozenset(int(value) for value in re.findall(r"\d+", key))
@@ -212,6 +226,11 @@ def check_checkpoint(content: Any, origin: object) -> None:
     Raises:
         MalformedFileError: for anything that nnU-Net does not write.
     """
+    missing = [key for key in ("network_weights", "init_args", "trainer_name") if not _has(content, key)]
+    if missing:
+        raise MalformedFileError(
+            f"{origin}: it is no checkpoint of an nnU-Net v2 trainer, it has no {', '.join(missing)}"
+        )
     _apply(_CHECKPOINT, content, "", origin)
     arguments = content["init_args"]
     check_plans(arguments["plans"], origin, arguments["configuration"], "init_args.plans")
@@ -243,26 +262,42 @@ def is_printable(text: str) -> bool:
 def shown(value: Any) -> str:
     """A value as JSON has it, shortened, without characters that a terminal would interpret."""
     try:
-        text = json.dumps(value)
-    except (TypeError, ValueError, RecursionError):
+        text = json.dumps(_beginning(value))
+    except (TypeError, ValueError):
         text = ascii(reprlib.repr(value))
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _beginning(value: Any, depth: int = 4) -> Any:
+    """As much of a value as a message can show: a file may hold one list a thousand times, or within itself."""
+    if not isinstance(value, (dict, list, tuple)):
+        return value
+    if not depth:
+        return "..."
+    if isinstance(value, dict):
+        return {key: _beginning(item, depth - 1) for key, item in itertools.islice(value.items(), 40)}
+    return [_beginning(item, depth - 1) for item in itertools.islice(value, 40)]
 
 
 def _check_depth(content: Any, origin: object) -> None:
     """Refuse what is nested deeper than nnU-Net's files: copying it would fail, and it may hold itself."""
     level = [content]
     for _ in range(_MAX_DEPTH):
-        level = [
+        below = (
             item
             for part in level
             if isinstance(part, (dict, list, tuple))
             for item in (part.values() if isinstance(part, dict) else part)
             if isinstance(item, (dict, list, tuple))
-        ]
+        )
+        level = list({id(item): item for item in below}.values())  # each once: a pickle can hold one in many places
         if not level:
             return
     raise MalformedFileError(_TOO_DEEP.format(origin=origin))
+
+
+def _has(content: Any, key: str) -> bool:
+    return isinstance(content, dict) and key in content
 
 
 def _apply(rule: Rule, value: Any, path: str, origin: object) -> None:
@@ -397,13 +432,12 @@ _count = _value("a positive integer", lambda value: _is_integer(value) and 0 < v
 _layers = _value(f"an integer from 1 to {_MAX_LAYERS}", lambda value: _is_integer(value) and 0 < value <= _MAX_LAYERS)
 _whole = _value("an integer that is not negative", lambda value: _is_integer(value) and 0 <= value < _MAX_NUMBER)
 _length = _value("a positive number", lambda value: _is_number(value) and value > 0 and math.isfinite(value))
-_number = _value("a number", _is_number)
 _voxels = _value(
     "a number of voxels", lambda value: _is_number(value) and math.isfinite(value) and 0 <= value < _MAX_NUMBER
 )
 _label = _value(
     f"an integer from 0 to {MAX_LABEL} (nnU-Net writes labels of 8 or 16 bits)",
-    lambda value: _is_integer(value) and 0 <= value <= MAX_LABEL,
+    lambda value: (whole := label_value(value)) is not None and 0 <= whole <= MAX_LABEL,
 )
 
 _counts = _list(_count, "a list of positive integers")
@@ -505,11 +539,11 @@ def _network(configuration: Mapping[str, Any], path: str) -> None:
 
 
 _LABELS = _each(
-    _name,
+    _text,
     _single_or(_label, _list(_label, "a list of label values", range(1, MAX_LABEL + 1))),
     "an object with a value for each name",
 )
-_CHANNELS = _each(_text, _name, "an object with a name for each channel")
+_CHANNELS = _each(_text, _text, "an object with a name for each channel")
 _file_ending = _value(
     "the ending of file names, such as .nii.gz",
     lambda value: isinstance(value, str) and re.fullmatch(r"\.[\w.-]+", value) is not None,
@@ -547,7 +581,6 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-_LOGGED = _list(_number, "a list of numbers")
 _CHECKPOINT = _object(
     {
         "network_weights": _each(_text, _value("a tensor", _is_tensor), "an object with a tensor for each name"),
@@ -571,23 +604,6 @@ _CHECKPOINT = _object(
             _list(
                 _value("the number of an axis, 0 to 2", lambda value: _is_integer(value) and value in (0, 1, 2)),
                 "a list of axes",
-            )
-        ),
-        "logging": _or_none(
-            _object(
-                {},
-                dict.fromkeys(
-                    (
-                        "train_losses",
-                        "val_losses",
-                        "mean_fg_dice",
-                        "ema_fg_dice",
-                        "lrs",
-                        "epoch_start_timestamps",
-                        "epoch_end_timestamps",
-                    ),
-                    _LOGGED,
-                ),
             )
         ),
     },

@@ -63,12 +63,14 @@ def check_names(plans: Mapping[str, Any], configuration: str, origin: object, pa
     if (name := plans.get("label_manager")) is not None:
         _find_label_manager(name, f"{where}label_manager")
     if (name := resolved.get("preprocessor_name")) is not None:
-        _check_found(name, f"{in_configuration}preprocessor_name", "preprocessing", "a preprocessor class", None)
+        rule = "the name of a preprocessor class of nnunetv2.preprocessing"
+        _check_found(name, f"{in_configuration}preprocessor_name", "preprocessing", rule, None)
     for name in resolved.get("normalization_schemes") or ():
         from nnunetv2.preprocessing.normalization.default_normalization_schemes import ImageNormalization
 
         key = f"{in_configuration}normalization_schemes"
-        _check_found(name, key, "preprocessing.normalization", "a normalization class", ImageNormalization)
+        rule = "the name of a normalization class of nnunetv2.preprocessing.normalization"
+        _check_found(name, key, "preprocessing.normalization", rule, ImageNormalization)
     for key in ("resampling_fn_data", "resampling_fn_seg", "resampling_fn_probabilities"):
         if (name := resolved.get(key)) is not None:
             _check_resampling(name, f"{in_configuration}{key}")
@@ -78,21 +80,28 @@ def reader_class(name: str, where: str) -> type:
     """The class of nnU-Net that reads images, of this name; it is not called.
 
     Args:
-        name: such as "SimpleITKIO", from plans or from ``overwrite_image_reader_writer`` in dataset.json.
+        name: such as "SimpleITKIO", from plans or from ``overwrite_image_reader_writer`` in dataset.json. It is looked
+            up among the readers that are registered with nnU-Net, then by nnU-Net's own search.
         where: the file and the key, for the message.
 
     Raises:
         UnsafePlansError: nnU-Net has no reader of this name.
     """
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+    from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 
-    return _check_found(name, where, "imageio", "a reader class", BaseReaderWriter)
+    registered = {io_class.__name__: io_class for io_class in LIST_OF_IO_CLASSES}
+    if isinstance(name, str) and name in registered:
+        return registered[name]
+    rule = f"one of nnU-Net's readers, {', '.join(registered)}, or one that a module of nnunetv2.imageio holds"
+    return _check_found(name, where, "imageio", rule, BaseReaderWriter)
 
 
 def _find_label_manager(name: str, where: str) -> type:
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-    return _check_found(name, where, "utilities.label_handling", "a label manager class", LabelManager)
+    rule = "the name of a label manager class of nnunetv2.utilities.label_handling"
+    return _check_found(name, where, "utilities.label_handling", rule, LabelManager)
 
 
 def _check_network(name: str, where: str) -> None:
@@ -139,14 +148,15 @@ def _is_defined_in(found: Any, packages: tuple[str, ...]) -> bool:
     return any(found.__module__ == package or found.__module__.startswith(f"{package}.") for package in packages)
 
 
-def _check_found(name: object, where: str, package: str, what: str, base: type | None) -> type:
+def _check_found(name: object, where: str, package: str, rule: str, base: type | None) -> type:
     """The class that nnU-Net's search through one of its packages finds.
 
-    A user's own class must stand in that package to be found by nnU-Net.
+    A class of ``base`` may be a user's own, which a module of that package imports; without ``base`` it must be defined
+    in nnU-Net.
     """
-    rule = f"the name of {what} of nnunetv2.{package}"
     found = _search(name, package, where, rule)
-    if not (isinstance(found, type) and _is_defined_in(found, ("nnunetv2",)) and issubclass(found, base or object)):
+    suitable = isinstance(found, type) and not inspect.isabstract(found)
+    if not suitable or not (_is_defined_in(found, ("nnunetv2",)) if base is None else issubclass(found, base)):
         raise _refusal(where, rule, name)
     return found
 

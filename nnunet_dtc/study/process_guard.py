@@ -17,8 +17,19 @@ PATIENCE_S = 2.0  # for multiprocessing's resource tracker, which removes shared
 
 
 def main() -> None:
+    started: list[subprocess.Popen] = []
+    asked_to_end = threading.Event()
+
+    def on_sigterm(*_: object) -> None:
+        asked_to_end.set()
+        for process in started:
+            _stop(process, kill=False)
+
+    signal.signal(signal.SIGTERM, on_sigterm)  # before the program is there: a signal in between would leave it behind
     program = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=os.name == "posix")
-    signal.signal(signal.SIGTERM, lambda *_: _tell(program, end=True))
+    started.append(program)
+    if asked_to_end.is_set():
+        _stop(program, kill=False)
     threading.Thread(target=_watch, args=(program,), daemon=True).start()
     status = program.wait()
     _end_leftovers(program)
@@ -35,22 +46,19 @@ def main() -> None:
 
 def _watch(program: subprocess.Popen) -> None:
     os.read(0, 1)  # nothing is ever written: it returns when the pipe ends
-    _tell(program, end=True)
+    _stop(program, kill=False)
     time.sleep(PATIENCE_S)
-    _tell(program, end=False)
+    _stop(program, kill=True)
 
 
-def _tell(program: subprocess.Popen, end: bool) -> bool:
-    """Ask the program and all that it started to end, or kill them; whether any of them was there."""
+def _stop(program: subprocess.Popen, kill: bool) -> None:
+    """Ask the program and all that it started to end, or kill them. On Windows both kill them."""
     if os.name != "posix":
         if program.poll() is None:
             subprocess.run(["taskkill", "/F", "/T", "/PID", str(program.pid)], capture_output=True, check=False)
-        return False
-    try:
-        os.killpg(program.pid, signal.SIGTERM if end else signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):  # macOS refuses where only dead ones are left
-        return False
-    return True
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS refuses where only dead ones are left
+        os.killpg(program.pid, signal.SIGKILL if kill else signal.SIGTERM)
 
 
 def _end_leftovers(program: subprocess.Popen) -> None:
@@ -64,7 +72,7 @@ def _end_leftovers(program: subprocess.Popen) -> None:
         except (ProcessLookupError, PermissionError):
             return
         time.sleep(0.02)
-    _tell(program, end=False)
+    _stop(program, kill=True)
 
 
 if __name__ == "__main__":

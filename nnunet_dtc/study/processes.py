@@ -50,7 +50,7 @@ def _watch(sentinel: Any) -> None:
 def guarded(command: Sequence[str | os.PathLike[str]], **options: Any) -> Iterator[subprocess.Popen]:
     """Start a program; when the block is left, or when this process ends, so do the program and all that it started.
 
-    Between the two stands a small process, `process_guard`, which is told by the end of a pipe. On POSIX the program
+    Between the two stands a small process, `process_guard`, which waits for the end of a pipe. On POSIX the program
     has a process group of its own, so Ctrl-C in a terminal reaches this process alone.
 
     Args:
@@ -74,7 +74,7 @@ def guarded(command: Sequence[str | os.PathLike[str]], **options: Any) -> Iterat
             os.close(theirs)
         yield process
     finally:
-        os.close(ours)  # this is what tells the guard
+        os.close(ours)  # the guard ends the program then
         if process is not None:
             with process:  # closes its pipes
                 try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,23 @@ def read_log(
             missing.append(fold)  # scores do not need it
         else:
             _check_origin(file, content, training, expected)
-            log = content.get("logging") or {}
+            log = _numbers(content.get("logging"))
             rows += [{"fold": fold, **row} for row in epoch_rows(log)]
             epochs[fold] = int(content.get("current_epoch", len(log.get("train_losses", ()))))
             parameters[fold] = count_parameters(content["network_weights"])
         progress()
     columns = ["fold", "epoch", *CURVES.values(), "seconds"]
     return TrainingLog(pd.DataFrame(rows, columns=columns), epochs, parameters, tuple(missing))
+
+
+def _numbers(logging: Any) -> dict[str, list[float]]:
+    """What a trainer has logged as lists of numbers; trainers of others may log other things under these names."""
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, Real) and not (isinstance(value, Integral) and abs(value) > 1e300)
+
+    log = logging if isinstance(logging, dict) else {}
+    return {key: values for key, values in log.items() if isinstance(values, list) and all(map(is_number, values))}
 
 
 def epoch_rows(log: Mapping[str, Sequence[Any]]) -> list[dict[str, float]]:

@@ -6,14 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.plugin.nnunet_files import MAX_LABEL, check_file_ending, check_labels, is_printable, read_json, shown
+from nnunet_dtc.plugin.nnunet_files import (
+    MAX_LABEL,
+    check_file_ending,
+    check_labels,
+    is_printable,
+    label_value,
+    read_json,
+    shown,
+)
 
 __all__ = ["LabelSet", "Organ", "find_dataset_json", "labels_from_dataset_json", "parse_labels"]
 
 
 @dataclass(frozen=True)
 class Organ:
-    """What is scored: the voxels that have one of these values (several for one of nnU-Net's regions)."""
+    """What is scored: the voxels that have one of these values (several for one of nnU-Net's regions, which may include
+    the background's)."""
 
     name: str
     values: tuple[int, ...]
@@ -39,7 +48,7 @@ class LabelSet:
         for organ in self.organs:
             if not organ.name.strip() or not is_printable(organ.name):
                 raise NnunetDtcError(f"names of labels must be printable and not empty, got {shown(organ.name)}")
-            if not organ.values or any(_not_a_value(value) for value in organ.values):
+            if set(organ.values) <= {0} or any(_not_a_value(value) and value != 0 for value in organ.values):
                 raise NnunetDtcError(
                     f"label values must be integers above 0 and up to {MAX_LABEL} (labels have 8 or 16 bits), got "
                     f"{organ.name}: {shown(list(organ.values))}"
@@ -76,7 +85,7 @@ def labels_from_dataset_json(file: Path) -> tuple[LabelSet, str | None]:
     check_labels(content, file)
     organs = []
     for name, value in content["labels"].items():
-        values = tuple(value) if isinstance(value, list) else (value,)
+        values = tuple(map(label_value, value if isinstance(value, list) else [value]))
         if name != "ignore" and set(values) != {0}:  # 0 is the background
             organs.append(Organ(name, values))
     ending = content.get("file_ending")

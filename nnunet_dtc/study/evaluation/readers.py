@@ -8,7 +8,6 @@ are nnU-Net's own classes, or those that others have registered with it.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import math
 import warnings
@@ -22,6 +21,7 @@ import SimpleITK as sitk
 
 from nnunet_dtc.files import printable
 from nnunet_dtc.plugin.nnunet_files import read_json
+from nnunet_dtc.plugin.plans_safety import UnsafePlansError, reader_class
 from nnunet_dtc.study.evaluation.images import EvaluationError, Grid, voxel_difference
 from nnunet_dtc.study.label_files import ImageFileError, check_complete, last_line, stored_values, unknown_values
 
@@ -196,23 +196,17 @@ def check_labels_fit(labels: Path, image: Path, reader: Reader) -> None:
 
 
 def _named(name: Any, where: str) -> Reader:
-    """Raises EvaluationError for a name that is none of a reader."""
+    """The reader of this name.
+
+    Raises:
+        EvaluationError: nnU-Net has none.
+    """
     if name == SIMPLE_ITK:
         return Reader()
-    from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-    from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, recursive_find_reader_writer_by_name
-
-    registered = {io_class.__name__: io_class for io_class in LIST_OF_IO_CLASSES}
-    found = registered.get(name) if isinstance(name, str) else None
-    if found is None and isinstance(name, str) and name.isidentifier():
-        with contextlib.suppress(RuntimeError, ImportError):
-            found = recursive_find_reader_writer_by_name(name)
-    if not (inspect.isclass(found) and issubclass(found, BaseReaderWriter) and not inspect.isabstract(found)):
-        raise EvaluationError(
-            f"{where} must be one of nnU-Net's readers, {', '.join(registered)} or one that you have put into "
-            f"nnunetv2.imageio; got {name!r}"
-        )
-    return Reader(found)
+    try:
+        return Reader(reader_class(name, where))
+    except UnsafePlansError as error:
+        raise EvaluationError(str(error)) from error
 
 
 def _by_ending(ending: str, example: Path | None) -> Reader:

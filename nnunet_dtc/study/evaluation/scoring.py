@@ -89,7 +89,10 @@ def score_case(
     metrics = metric_names(tolerance.name for tolerance in tolerances)
     result = {}
     for organ in labels.organs:
-        box = _union([found[value - 1] for found in boxes for value in organ.values if found[value - 1]])
+        if 0 in organ.values:  # a region with the background, which is everywhere
+            box = tuple(slice(0, size) for size in reference.shape)
+        else:
+            box = _union([found[value - 1] for found in boxes for value in organ.values if found[value - 1]])
         masks = None
         if box is not None:
             # One voxel more on each side where the image has it: a voxel to ignore there touches the organ's surface.
