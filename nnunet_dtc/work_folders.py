@@ -1,9 +1,10 @@
 """Hidden folders for what is not finished yet, beside the place where it will be.
 
 They are removed when their block ends, however it ends. Only a process that is killed (SIGKILL, a power failure) leaves
-its folder behind; the next one that makes such a folder in the same place removes it. Whether its process is
-alive shows in a lock on a file in it, which the system releases when the process ends; in addition the file must name this
-machine, because on some network file systems a lock holds on one machine only. In doubt a folder is left alone.
+its folder behind; the next one that makes such a folder in the same place removes it. Whether the process of a folder
+is alive shows in a lock on a file in it, which the system releases when the process ends. In addition the file must
+name this machine, because on some network file systems a lock holds on one machine only. In doubt a folder is left
+alone.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def test_the_verdict_says_no_more_than_interval_and_test(ct, photos, ct_page, ph
     row = photos.differences.query("metric == 'dice' and organ == '' and model == @C").iloc[0]
     text = Parsed(photo_page).text
     assert row["low"] > 0  # the fixture's models do differ
-    assert "Over these cases Dice is better: the interval does not hold 0." in text
+    assert "Over these cases Dice is better: the interval excludes 0." in text
     assert f"95 % interval +{row['low'] * 100:.2f} to +{row['high'] * 100:.2f}" in text
     assert f"better in {row['better']}, worse in {row['worse']}, equal in 0 of 42 cases" in text
 
@@ -161,7 +161,7 @@ def test_the_verdict_says_no_more_than_interval_and_test(ct, photos, ct_page, ph
     [
         ("dice", 0.01, -0.01, 0.03, 0.3, "These cases show no difference in Dice: the interval holds 0."),
         ("dice", 0.01, -0.01, 0.03, 0.04, "No clear difference in Dice: p is below 0.05, but the interval holds 0."),
-        ("dice", 0.01, 0.001, 0.03, 0.06, "No clear difference in Dice: the interval does not hold 0, but p is not"),
+        ("dice", 0.01, 0.001, 0.03, 0.06, "No clear difference in Dice: the interval excludes 0, but p is not"),
         ("dice", -0.01, -0.03, -0.001, 0.01, "Over these cases Dice is worse"),
         ("hd95_mm", -1, -3, -0.1, 0.01, "Over these cases HD95 is better"),
         ("hd95_mm", 1, 0.1, 3, 0.01, "Over these cases HD95 is worse"),

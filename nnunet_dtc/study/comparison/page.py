@@ -421,8 +421,8 @@ def _verdict(metric: str, row: pd.Series) -> str:
     if inside:
         return f"These cases show no difference in {title}: the interval holds 0."
     if not sure:
-        return f"No clear difference in {title}: the interval does not hold 0, but p is not below {SURE:g}."
-    return f"Over these cases {title} is {good}: the interval does not hold 0."
+        return f"No clear difference in {title}: the interval excludes 0, but p is not below {SURE:g}."
+    return f"Over these cases {title} is {good}: the interval excludes 0."
 
 
 def _breakable(name: str) -> Markup:

@@ -47,7 +47,7 @@ def what_was_predicted(kind: str, models: Sequence[ComparedModel], cases: int) -
 
     Args:
         kind: of the comparison.
-        models: whose folds, and which predictions were given, is said.
+        models: their folds and given predictions are named.
         cases: how many.
     """
     what = f"{cases} {'validation' if kind == 'validation' else 'held-out'} case{'s' * (cases != 1)}"
@@ -110,8 +110,7 @@ def _checkpoints(facts: Facts) -> list[str]:
         else:
             folds = f"fold{'s' * (len(plan.folds) > 1)} {', '.join(map(str, plan.folds))}"
             sentences.append(
-                f"{given}; that they are of {folds} is what was said with them, from which checkpoints they were made "
-                "is not known."
+                f"{given}, which the user reported to be of {folds}; from which checkpoints they were made is not known."
             )
     return sentences
 

@@ -59,7 +59,7 @@ NOISE = ("model", "metric", "difference", "run_to_run", "p_noise", "exceeds", "s
 
 def rightly_empty(scores: pd.DataFrame, keys: Sequence[str]) -> pd.Series:
     """Which rows have no Dice (the organ is absent in prediction and reference) while another row of the same `keys`
-    has one. An NSD alone may be NaN for another reason: a surface that touches voxels to ignore everywhere."""
+    has one. An NSD alone may be NaN for another reason: a surface that touches the ignore label everywhere."""
     counts = scores["dice"].notna()
     return ~counts & counts.groupby([scores[key] for key in keys], dropna=False).transform("any")
 

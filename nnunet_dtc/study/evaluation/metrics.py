@@ -12,7 +12,7 @@ implementation is github.com/google-deepmind/surface-distance:
 The table of areas is made by `surface_elements` and is equal to the reference's; the nearest elements are found by
 SciPy's KD-tree. Ours: HD95 is that reference's robust Hausdorff distance, i.e. the percentile is weighted by
 area, taken for each direction, and the larger one counts (other tools weight voxels equally or pool both directions);
-the contract for absent organs; what is done at voxels to ignore.
+the contract for absent organs; what is done at voxels of the ignore label.
 """
 
 from __future__ import annotations

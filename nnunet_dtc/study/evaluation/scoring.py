@@ -1,6 +1,6 @@
 """All scores of one case: every organ, cropped to where it is.
 
-The contract for organs that are absent, i.e. have no voxel (outside the voxels to ignore):
+The contract for organs that are absent, i.e. have no voxel (outside the ignore label):
 
 | | Dice | NSD | HD95 |
 |---|---|---|---|
@@ -12,7 +12,7 @@ The contract for organs that are absent, i.e. have no voxel (outside the voxels 
 and only that: FLARE has no HD95; it scores aorta, vena cava and esophagus only in slices that are labelled, and from
 2023 on sets NSD to 0 where Dice is below 0.1. Those two are not done here.
 
-An organ that is there, but whose surface touches voxels to ignore everywhere, has an NSD and HD95 of NaN.
+An organ that is there, but whose surface touches the ignore label everywhere, has an NSD and HD95 of NaN.
 """
 
 from __future__ import annotations
