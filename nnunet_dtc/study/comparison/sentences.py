@@ -110,7 +110,8 @@ def _checkpoints(facts: Facts) -> list[str]:
         else:
             folds = f"fold{'s' * (len(plan.folds) > 1)} {', '.join(map(str, plan.folds))}"
             sentences.append(
-                f"{given}, which the user reported to be of {folds}; from which checkpoints they were made is not known."
+                f"{given}, which the user reported to be of {folds}; from which checkpoints they were made is not "
+                "known."
             )
     return sentences
 
