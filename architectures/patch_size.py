@@ -7,6 +7,7 @@ is said before it begins, with the patch, the axis and what would do.
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from numbers import Integral
 from typing import Any, Literal
 
 from nnunet_dtc.errors import NnunetDtcError
@@ -51,7 +52,8 @@ def stride_products(strides: Sequence[int | Sequence[int]], axes: int) -> list[i
         strides: of the stages, each one number or one per axis.
         axes: 2 or 3.
     """
-    return [prod(stride if isinstance(stride, int) else stride[axis] for stride in strides) for axis in range(axes)]
+    stages = [[stride] * axes if isinstance(stride, Integral) else stride for stride in strides]
+    return [prod(stage[axis] for stage in stages) for axis in range(axes)]
 
 
 def check_deepest_map(
@@ -105,6 +107,8 @@ def check_planned(patch_size: Sequence[int], arguments: Mapping[str, Any], batch
     strides = arguments.get("strides")
     if not strides:
         return
+    if isinstance(strides, Integral):  # that of every stage
+        strides = [strides] * arguments.get("n_stages", 1)
     steps = stride_products(strides, len(patch_size))
     check_divisible(patch_size, steps)
     deepest = [size // step for size, step in zip(patch_size, steps, strict=True)]

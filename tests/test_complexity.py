@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from plans import CONFIGURATIONS, DATASET, small_plans
+from plans import CONFIGURATIONS, DATASET, SMALL_NETWORKS, small_plans
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
@@ -280,19 +280,24 @@ def test_steps_train_and_inference_gives_logits(configuration, trainer, dataset,
 def test_a_trainer_that_fails_is_named():
     """Instance normalisation cannot train on one voxel, which is left of this patch at the lowest level."""
     training = planned("3d_fullres", patch_size=[2, 8, 4])
-    with pytest.raises(complexity.ComplexityError, match=r"nnUNetTrainerDTC cannot train on cpu: Expected more than 1"):
-        bench.Bench(complexity.find_trainer(DTC), training, CPU).step()
+    with pytest.raises(complexity.ComplexityError, match=r"nnUNetTrainer cannot train on cpu: Expected more than 1"):
+        bench.Bench(complexity.find_trainer(VANILLA), training, CPU).step()
+    refused = (
+        r"nnUNetTrainerDTC cannot set up on cpu: the planned network with patch_size=\(2, 8, 4\) has one voxel left"
+    )
+    with pytest.raises(complexity.ComplexityError, match=refused):
+        bench.Bench(complexity.find_trainer(DTC), training, CPU)
 
 
 def test_the_process_that_measures_memory_says_what_failed(tmp_path):
     """What it writes to stderr in its end is what the user sees."""
     training = planned("3d_fullres", patch_size=[2, 8, 4])
-    request = {"trainer": DTC, "training": dataclasses.asdict(training), "device": "cpu"}
+    request = {"trainer": VANILLA, "training": dataclasses.asdict(training), "device": "cpu"}
     (tmp_path / "request.json").write_text(json.dumps(request))
     with pytest.raises(SystemExit) as ended:
         memory._main(str(tmp_path / "request.json"), str(tmp_path / "result.json"))
     message = str(ended.value)
-    assert message.startswith("nnUNetTrainerDTC cannot train on cpu: Expected more than 1 spatial element")
+    assert message.startswith("nnUNetTrainer cannot train on cpu: Expected more than 1 spatial element")
     assert "\n" not in message
     assert not (tmp_path / "result.json").exists()
     assert process_memory.why_ended(subprocess.CompletedProcess([], 1, "", f"a warning\n{message}\n")) == message
@@ -487,6 +492,117 @@ def test_refused(preprocessed, arguments, message):
     assert "Error:" in done.output
     assert message in done.output
     assert "Measuring" not in done.output
+
+
+@pytest.fixture
+def odd_plans(tmp_path):
+    """Files of plans whose patch nnU-Net would not plan."""
+
+    def odd_plans(configuration, patch_size, batch_size=2, **arguments):
+        plans = small_plans()
+        changed = plans["configurations"][configuration]
+        changed |= {"patch_size": patch_size, "batch_size": batch_size}
+        changed["architecture"]["arch_kwargs"] |= arguments
+        changed["architecture"]["nnunet_dtc"] = SMALL_NETWORKS | {"UNet": {"width": 4}}
+        (tmp_path / "odd.json").write_text(json.dumps(plans))
+        (tmp_path / "dataset.json").write_text(json.dumps(DATASET))
+        return tmp_path / "odd.json"
+
+    return odd_plans
+
+
+BATCH_NORM = {"norm_op": "torch.nn.modules.batchnorm.BatchNorm2d"}
+
+
+@pytest.mark.parametrize("trainer", [VANILLA, DTC, "nnUNetTrainer_7epochs", "nnUNetTrainerNoDeepSupervision"])
+@pytest.mark.parametrize("measure", [True, False], ids=["measured", "counted"])
+@pytest.mark.parametrize(
+    ("configuration", "patch_size", "more", "message"),
+    [
+        ("3d_fullres", [7, 16, 16], {}, "network, 2 x 8 x 4, got 7 x 16 x 16 (axis 0: 7 is not divisible by 2)"),
+        ("2d", [16, 22], {"strides": 2}, "network, 8 x 8, got 16 x 22 (axis 1: 22 is not divisible by 8)"),
+        ("2d", [2, 4], {}, "the planned network with patch_size=(2, 4) has one voxel left in its deepest map"),
+        ("2d", [2, 4], {"batch_size": 1, **BATCH_NORM}, "with a batch of one case batch normalisation has one value"),
+    ],
+    ids=["uneven", "one stride", "instance norm", "batch norm"],
+)  # fmt: skip
+def test_planned_patches_that_the_planned_network_does_not_take(
+    trainer, measure, configuration, patch_size, more, message, odd_plans
+):
+    file = odd_plans(configuration, patch_size, **more)
+    done = run(
+        "--plans", file, "-c", configuration, "-tr", trainer, *(("--device", "cpu") if measure else ("--no-measure",))
+    )
+    if more.get("batch_size") == 1 and not measure:  # a prediction takes it
+        assert done.exit_code == 0, done.output
+        return
+    assert (done.exit_code, type(done.exception)) == (1, SystemExit)
+    assert message in done.output
+    assert f"{file}: the network of {trainer} does not take this patch" in done.output or (
+        f"{trainer} cannot build its network from {file}" in done.output
+    )
+    assert "Measuring" not in done.output
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["--patch-size", "planned"])
+@pytest.mark.parametrize(
+    ("trainer", "configuration", "patch_size"),
+    [
+        ("nnUNetTrainerUNetDTC", "2d", [17, 22]),
+        ("nnUNetTrainerUNETR", "3d_fullres", [7, 20, 18]),
+        ("nnUNetTrainerSegMambaDTC", "3d_fullres", [7, 20, 18]),
+    ],
+)
+def test_networks_that_pad_are_counted_for_any_patch(trainer, configuration, patch_size, asked, odd_plans):
+    file = odd_plans(configuration, [8, 16, 24][-len(patch_size) :] if asked else patch_size)
+    size = ("--patch-size", ",".join(map(str, patch_size))) if asked else ()
+    done = run(
+        "--plans", file, "-c", configuration, "-tr", trainer, *size, "--no-measure", "-o", file.with_name("costs")
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(file.with_name("costs.json").read_text())["patch_size"] == patch_size
+
+
+def test_the_network_of_somebody_elses_trainer_is_tried(odd_plans):
+    """nnU-Net's own variant with batch normalisation in the planned network has a builder of its own."""
+    file = odd_plans("3d_fullres", [7, 16, 16])
+    done = run("--plans", file, "-c", "3d_fullres", "-tr", "nnUNetTrainerBN", "--device", "cpu")
+    assert done.exit_code == 1
+    assert f"{file}: the network of nnUNetTrainerBN does not take this patch: the patch must be divisible by the " in (
+        done.output
+    )
+    assert "(Sizes of tensors must match" in done.output
+    assert "Measuring" not in done.output
+
+
+def test_a_network_that_cannot_be_built_is_refused_before_the_announcement(odd_plans):
+    file = odd_plans("2d", [16, 24], n_stages=99)
+    done = run("--plans", file, "-c", "2d", "-tr", VANILLA, "--device", "cpu")
+    assert done.exit_code == 1
+    assert f"nnUNetTrainer cannot build its network from {file}: AssertionError" in done.output
+    assert "Measuring" not in done.output
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["--plans", "-d"])
+def test_messages_name_the_file_of_the_plans(named, preprocessed):
+    file = preprocessed / "nnUNetPlans.json"
+    where = ("--plans", file) if named else ("-d", 998)
+    plans = small_plans()
+    plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["norm_op"] = "os.system"
+    plans["configurations"]["3d_lowres"] = {"inherits_from": "none"}
+    del plans["configurations"]["3d_fullres"]["architecture"]
+    plans["configurations"]["3d_residual"]["architecture"]["arch_kwargs"]["features_per_stage"] = 1_000_000
+    file.write_text(json.dumps(plans))
+    for configuration, message in {
+        "2d": f"{file}: configurations.2d.architecture.arch_kwargs.norm_op must be",
+        "3d_lowres": f"{file}: configurations.3d_lowres.inherits_from must be a configuration",
+        "3d_fullres": f"{file}: configurations.3d_fullres has neither architecture nor the keys of the old format (",
+        "3d_residual": f"the network of nnUNetTrainer from {file} needs at least",
+        "3d_huge": f"{file}: there is no configuration 3d_huge",
+    }.items():
+        done = run(*where, "-c", configuration, "-tr", VANILLA, "--no-measure")
+        assert done.exit_code == 1
+        assert message in done.output
 
 
 def test_refused_data_sets(preprocessed, tmp_path, monkeypatch):

@@ -47,23 +47,24 @@ def complexity(
     from nnunet_dtc.study.complexity.report import OUTPUTS, caption, title
 
     try:
-        plans, dataset_description = cx.read_plans(dataset, plans_name, plans_file, dataset_json)
+        plans, dataset_description, origin = cx.read_plans(dataset, plans_name, plans_file, dataset_json)
         training = cx.PlannedTraining.of(
-            plans, dataset_description, configuration, _patch(patch_size) if patch_size else None, batch_size
+            plans, dataset_description, configuration, _patch(patch_size) if patch_size else None, batch_size, origin
         )
         chosen = check_device(device) if measure else None
         if output is not None:
             check_writable(output_files(output, OUTPUTS, overwrite)[0].parent)
         found = cx.find_trainers(trainers)
+        with progress_bars() as progress:
+            result = cx.count_trainers(training, found, progress, trains=chosen is not None)
         if chosen is not None:
-            training.check_memory()
             say(
                 f"Measuring {', '.join(found)} on {chosen.type} with random data: first the peak memory, each in a "
                 f"process of its own, then {WARM_UP} training steps or more to warm up and {repeats} timed ones of "
                 "each, in turn, and as many forward passes of one patch. Nothing else should run on this device."
             )
-        with progress_bars() as progress:
-            result = cx.survey_trainers(training, found, chosen, repeats, progress)
+            with progress_bars() as progress:
+                result = cx.measure_trainers(result, found, chosen, repeats, progress)
         say(title(result))  # first: should the writing fail, the numbers are seen
         out.print(cx.rich_table(result))
         say(caption(result))

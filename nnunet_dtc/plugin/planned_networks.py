@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from torch import nn
 
-__all__ = ["NetworkError", "build_network", "check_fits", "describe_error", "gib", "memory_of_machine"]
+__all__ = [
+    "NetworkError",
+    "build_network",
+    "build_without_memory",
+    "check_fits",
+    "describe_error",
+    "gib",
+    "memory_of_machine",
+]
 
 _GIB = 1024**3
 
@@ -60,16 +68,39 @@ def build_network(
     check_plans(plans, origin, configuration)
     check_dataset_json(dataset_json, "dataset.json")
     check_names(plans, configuration, origin)
-    needed = _bytes_of_network(trainer, plans, configuration, dataset_json, deep_supervision)
-    check_fits(needed, f"the network of {trainer.__name__} from {origin}")
+    shapes = build_without_memory(trainer, plans, configuration, dataset_json, deep_supervision)
+    if shapes is not None:
+        check_fits(_bytes_of(shapes), f"the network of {trainer.__name__} from {origin}")
     try:
         return _build(trainer, plans, configuration, dataset_json, deep_supervision)
-    except NnunetDtcError as error:
-        raise NetworkError(f"{trainer.__name__} cannot build its network from {origin}: {error}") from error
     except Exception as error:  # of nnU-Net's networks and of any trainer's own code
         raise NetworkError(
             f"{trainer.__name__} cannot build its network from {origin}: {describe_error(error)}"
         ) from error
+
+
+def build_without_memory(
+    trainer: type[nnUNetTrainer],
+    plans: Mapping[str, Any],
+    configuration: str,
+    dataset_json: Mapping[str, Any],
+    deep_supervision: bool,
+) -> nn.Module | None:
+    """The network with shapes and dtypes alone, on torch's device "meta", where no memory is allocated.
+
+    Args:
+        trainer, plans, configuration, dataset_json, deep_supervision: as :func:`build_network` takes them. What the
+            plans name must have been checked.
+
+    Returns:
+        The network, or None where it cannot be built that way: :func:`build_network` says what is wrong. Some networks
+        read numbers from tensors, which there are none of.
+    """
+    try:
+        with torch.device("meta"):
+            return _build(trainer, plans, configuration, dataset_json, deep_supervision)
+    except Exception:  # of nnU-Net's networks and of any trainer's own code
+        return None
 
 
 def check_fits(needed: float, what: str) -> None:
@@ -103,7 +134,8 @@ def gib(number: float) -> str:
 def describe_error(error: BaseException) -> str:
     """The message of an error of other people's code, with its kind where the message alone says little."""
     text = str(error).strip()
-    return text if text and type(error) in (RuntimeError, ValueError) else f"{type(error).__name__} {text}".strip()
+    clear = type(error) in (RuntimeError, ValueError) or isinstance(error, NnunetDtcError)
+    return text if text and clear else f"{type(error).__name__} {text}".strip()
 
 
 def _build(
@@ -129,11 +161,6 @@ def _build(
         )
 
 
-def _bytes_of_network(*arguments: Any) -> int:
-    """Of its parameters and buffers, without allocating them; 0 where the network cannot be built that way."""
-    try:
-        with torch.device("meta"):
-            network = _build(*arguments)
-    except Exception:  # the real building says what is wrong; some networks read numbers from tensors
-        return 0
+def _bytes_of(network: nn.Module) -> int:
+    """Of its parameters and buffers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))

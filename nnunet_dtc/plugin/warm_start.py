@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
@@ -27,6 +26,7 @@ from nnunet_dtc.plugin.checkpoints import CheckpointError, is_second_name, open_
 from nnunet_dtc.plugin.environment import environment
 from nnunet_dtc.plugin.finder import TrainerNotFoundError, find_trainer
 from nnunet_dtc.plugin.nnunet_files import check_plans, read_json
+from nnunet_dtc.plugin.planned_networks import build_network, build_without_memory
 from nnunet_dtc.work_folders import work_folder
 
 COORDS_SEED = 0  # the same checkpoint gives the same file
@@ -60,6 +60,7 @@ def warm_start(checkpoint: Path | str, trainer_name: str) -> WarmStart:
     Raises:
         CheckpointError: the checkpoint cannot be read safely, is of another architecture than nnU-Net builds from its
             plans, or has weights that are no finite floating numbers; the message lists what differs.
+        NetworkError: a network cannot be built from the plans in the checkpoint, or does not fit into the memory.
         WarmStartError: the trainer has no DTC.
     """
     trainer = _find_dtc_trainer(trainer_name)
@@ -70,25 +71,13 @@ def warm_start(checkpoint: Path | str, trainer_name: str) -> WarmStart:
             f"{checkpoint} is of a DTC network already ({source['trainer_name']}): give it to nnUNetv2_train as it is"
         )
     init_args = source["init_args"]
-    try:
-        plans, dataset = PlansManager(deepcopy(init_args["plans"])), init_args["dataset_json"]
-        configuration = plans.get_configuration(init_args["configuration"])
-        arguments = (
-            plans,
-            configuration,
-            determine_num_input_channels(plans, configuration, dataset),
-            plans.get_label_manager(dataset).num_segmentation_heads,
-            True,
-        )
-        vanilla = nnUNetTrainer.build_network_architecture(*arguments)
-    except Exception as error:  # nnU-Net's networks raise anything for arguments that do not fit, AssertionError too
-        raise CheckpointError(f"nnU-Net cannot build a network from the plans in {checkpoint}: {error!r}") from error
-    differences = describe_differences(vanilla.state_dict(), weights)
-    if differences:
-        raise CheckpointError(
-            f"{checkpoint} (trainer {source['trainer_name']}) is not of the network that nnU-Net builds from its plans:"
-            + _listed(differences)
-        )
+    arguments = (init_args["plans"], init_args["configuration"], init_args["dataset_json"], True)
+    origin = f"the plans in {checkpoint}"
+    shapes = build_without_memory(nnUNetTrainer, *arguments)
+    if shapes is not None:  # first, since the network of the plans may be much larger than that of the weights
+        _check_architecture(shapes, source, checkpoint)
+    vanilla = build_network(nnUNetTrainer, *arguments, origin)
+    _check_architecture(vanilla, source, checkpoint)
     if unfit := describe_unfit_weights(vanilla.state_dict(), weights):
         raise CheckpointError(
             f"{checkpoint} (trainer {source['trainer_name']}): weights must be floating tensors of finite numbers "
@@ -98,7 +87,7 @@ def warm_start(checkpoint: Path | str, trainer_name: str) -> WarmStart:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(COORDS_SEED)
-        network = trainer.build_network_architecture(*arguments)
+        network = build_network(trainer, *arguments, origin)
     blocks = [name for name, module in network.named_modules(remove_duplicate=False) if is_dtc(module)]
     vanilla.load_state_dict(weights, strict=False)  # only second names of a module can be missing, see above
     trained, state = vanilla.state_dict(), network.state_dict()
@@ -112,6 +101,15 @@ def warm_start(checkpoint: Path | str, trainer_name: str) -> WarmStart:
             state[key] = torch.zeros_like(state[key])
     network.load_state_dict(state)
     return WarmStart(network, trainer, source, Path(checkpoint))
+
+
+def _check_architecture(vanilla: nn.Module, source: Mapping[str, Any], checkpoint: Path | str) -> None:
+    """CheckpointError where the weights are not those of this network; it lists what differs."""
+    if differences := describe_differences(vanilla.state_dict(), source["network_weights"]):
+        raise CheckpointError(
+            f"{checkpoint} (trainer {source['trainer_name']}) is not of the network that nnU-Net builds from its plans:"
+            + _listed(differences)
+        )
 
 
 def _find_dtc_trainer(name: str) -> type[nnUNetTrainer]:

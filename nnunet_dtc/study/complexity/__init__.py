@@ -9,7 +9,14 @@ from nnunet_dtc.plugin.finder import find_trainer
 from nnunet_dtc.study.complexity.counting import Macs, count_macs, count_parameters, parameters_mib
 from nnunet_dtc.study.complexity.planned import ComplexityError, PlannedTraining, read_plans
 from nnunet_dtc.study.complexity.report import markdown, rich_table, write_report
-from nnunet_dtc.study.complexity.survey import Complexity, TrainerComplexity, find_trainers, survey_trainers
+from nnunet_dtc.study.complexity.survey import (
+    Complexity,
+    TrainerComplexity,
+    count_trainers,
+    find_trainers,
+    measure_trainers,
+    survey_trainers,
+)
 
 __all__ = [
     "Complexity",
@@ -19,9 +26,11 @@ __all__ = [
     "TrainerComplexity",
     "count_macs",
     "count_parameters",
+    "count_trainers",
     "find_trainer",
     "find_trainers",
     "markdown",
+    "measure_trainers",
     "parameters_mib",
     "read_plans",
     "rich_table",

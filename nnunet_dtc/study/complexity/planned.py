@@ -12,13 +12,15 @@ from typing import Any
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from nnunet_dtc.architectures.patch_size import PatchSizeError, check_planned
 from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.plugin import planned_networks
 from nnunet_dtc.plugin.nnunet_files import MalformedFileError, check_dataset_json, check_plans, read_json
 from nnunet_dtc.plugin.plans_safety import check_names
+from nnunet_dtc.trainers.base import NamedTrainer
 
 __all__ = ["ComplexityError", "PlannedTraining", "is_vanilla", "read_plans"]
 
@@ -36,6 +38,7 @@ class PlannedTraining:
         dataset_json: of the data set.
         configuration: its name.
         planned_patch_size, planned_batch_size: those that nnU-Net planned.
+        origin: the file of the plans, for messages.
     """
 
     plans: dict[str, Any]
@@ -43,6 +46,7 @@ class PlannedTraining:
     configuration: str
     planned_patch_size: tuple[int, ...]
     planned_batch_size: int
+    origin: str = "the plans"
 
     @classmethod
     def of(
@@ -66,17 +70,20 @@ class PlannedTraining:
         Raises:
             MalformedFileError: there is no such configuration, or something is not as nnU-Net writes it.
             UnsafePlansError: the plans name something else than nnU-Net's classes.
-            ComplexityError: the network cannot take such a patch or batch.
+            ComplexityError: the patch has other axes than the planned one, or a size is less than 1.
         """
         plans = deepcopy(plans)
         check_plans(plans, origin, configuration)
         check_dataset_json(dataset_json, "dataset.json")
         check_names(plans, configuration, origin)
         planned = PlansManager(deepcopy(plans)).get_configuration(configuration)
-        training = cls(plans, dataset_json, configuration, tuple(map(int, planned.patch_size)), int(planned.batch_size))
+        planned_patch_size = tuple(map(int, planned.patch_size))
+        training = cls(
+            plans, dataset_json, configuration, planned_patch_size, int(planned.batch_size), origin=str(origin)
+        )
         own = plans["configurations"][configuration]  # over what it may inherit
         if patch_size is not None:
-            own["patch_size"] = _checked_patch(planned, patch_size)
+            own["patch_size"] = _checked_axes(patch_size, planned_patch_size)
         if batch_size is not None:
             if batch_size < 1:
                 raise ComplexityError(f"a batch has at least one case, got {batch_size}")
@@ -116,8 +123,45 @@ class PlannedTraining:
             NetworkError: it cannot be built, or does not fit into the machine's memory.
         """
         return planned_networks.build_network(
-            trainer, self.plans, self.configuration, self.dataset_json, deep_supervision
+            trainer, self.plans, self.configuration, self.dataset_json, deep_supervision, self.origin
         )
+
+    def check_patch(self, trainer: type[nnUNetTrainer], trains: bool) -> None:
+        """Refuse a patch that the network of this trainer does not take.
+
+        The strides of the plans are those of the planned network: they must divide its patches, while the paper's other
+        networks pad theirs. What the network of somebody else's trainer takes is not known before it is tried.
+
+        Args:
+            trainer: its class.
+            trains: whether it must also be possible to train with such batches; else the network is only counted.
+
+        Raises:
+            ComplexityError: the strides do not divide the patch, or a normalisation has one value per channel.
+        """
+        try:
+            if trains and issubclass(trainer, NamedTrainer):
+                trainer.check_patch(self.manager.get_configuration(self.configuration))
+            elif is_vanilla(trainer):
+                self._check_planned(self.batch_size if trains else None)
+        except PatchSizeError as error:
+            raise self.patch_refused(trainer, str(error)) from error
+
+    def patch_refused(self, trainer: type[nnUNetTrainer], reason: str) -> ComplexityError:
+        """The error that names the plans, the trainer, and what is wrong with the patch."""
+        return ComplexityError(f"{self.origin}: the network of {trainer.__name__} does not take this patch: {reason}")
+
+    def why_not_planned(self) -> str:
+        """What is wrong with the patch for the network that nnU-Net has planned; empty where it takes it."""
+        try:
+            self._check_planned(None)
+        except PatchSizeError as error:
+            return str(error)
+        return ""
+
+    def _check_planned(self, batch_size: int | None) -> None:
+        configuration = self.manager.get_configuration(self.configuration)
+        check_planned(configuration.patch_size, configuration.network_arch_init_kwargs, batch_size)
 
     def check_memory(self) -> None:
         """Refuse a batch that does not fit into the machine's memory: its images and labels, and in training on the
@@ -136,19 +180,11 @@ class PlannedTraining:
         )
 
 
-def _checked_patch(planned: ConfigurationManager, patch_size: Sequence[int]) -> list[int]:
+def _checked_axes(patch_size: Sequence[int], planned: Sequence[int]) -> list[int]:
     sizes = [int(size) for size in patch_size]
-    if len(sizes) != len(planned.patch_size) or min(sizes) < 1:
+    if len(sizes) != len(planned) or min(sizes) < 1:
         raise ComplexityError(
-            f"the patch has {len(planned.patch_size)} axes (planned: {_by(planned.patch_size)}), each at least 1; "
-            f"got {_by(sizes)}"
-        )
-    strides = planned.network_arch_init_kwargs.get("strides", [])
-    stages = [[step] * len(sizes) if isinstance(step, int) else step for step in _listed(strides)]
-    steps = [prod(axis) for axis in zip(*stages, strict=True)] if stages else [1] * len(sizes)
-    if any(size % step for size, step in zip(sizes, steps, strict=True)):
-        raise ComplexityError(
-            f"the patch must be divisible by the strides of the planned network, {_by(steps)}, got {_by(sizes)}"
+            f"the patch has {len(planned)} axes (planned: {_by(planned)}), each at least 1; got {_by(sizes)}"
         )
     return sizes
 
@@ -164,7 +200,7 @@ def _by(sizes: Sequence[int]) -> str:
 def read_plans(
     dataset: str | None, plans_name: str = "nnUNetPlans", plans_file: Path | None = None,
     dataset_json: Path | None = None,
-) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+) -> tuple[dict[str, Any], dict[str, Any], Path]:  # fmt: skip
     """Plans and dataset.json: of a data set in ``nnUNet_preprocessed``, or two files.
 
     Args:
@@ -172,6 +208,9 @@ def read_plans(
         plans_name: of the plans in the data set's folder.
         plans_file: instead of a data set.
         dataset_json: beside ``plans_file`` where it is not given.
+
+    Returns:
+        The plans, dataset.json, and the file of the plans, for messages.
 
     Raises:
         ComplexityError: there is neither or both, or the folder is not known.
@@ -203,7 +242,7 @@ def read_plans(
         raise ComplexityError(f"there is no dataset.json beside {plans_file}: copy it there, or give --dataset-json")
     content = read_json(dataset_json)
     check_dataset_json(content, dataset_json)
-    return plans, content
+    return plans, content, plans_file
 
 
 def _is_plans(file: Path) -> bool:

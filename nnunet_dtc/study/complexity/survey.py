@@ -8,7 +8,7 @@ import platform
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +22,16 @@ from nnunet_dtc.study.complexity.counting import count_macs, count_parameters, p
 from nnunet_dtc.study.complexity.memory import PeakMemory, measure_peak_memory
 from nnunet_dtc.study.complexity.planned import ComplexityError, PlannedTraining, is_vanilla
 
-__all__ = ["QUANTITIES", "Complexity", "Machine", "TrainerComplexity", "find_trainers", "survey_trainers"]
+__all__ = [
+    "QUANTITIES",
+    "Complexity",
+    "Machine",
+    "TrainerComplexity",
+    "count_trainers",
+    "find_trainers",
+    "measure_trainers",
+    "survey_trainers",
+]
 
 Progress = Callable[[str, int, int], None]
 
@@ -132,10 +141,7 @@ def survey_trainers(
     repeats: int = 10,
     progress: Progress = lambda step, done, total: None,
 ) -> Complexity:
-    """Count all trainers, then measure them.
-
-    Peak memory comes from a process a trainer. Times are medians of runs in this process, in turn (first trainer,
-    second, first, second, ...), so that what else the machine does meets all of them.
+    """Count all trainers, then measure them: :func:`count_trainers` and, on a device, :func:`measure_trainers`.
 
     Args:
         training: what to train.
@@ -145,12 +151,37 @@ def survey_trainers(
         progress: called with (step, done, total).
 
     Raises:
-        ComplexityError: a trainer fails; it says which and how.
+        NnunetDtcError: as these two raise.
     """
-    if device is not None and repeats < 1:
-        raise ComplexityError(f"--repeats is at least 1, got {repeats}")
     if device is not None:
+        _check_repeats(repeats)
+    counted = count_trainers(training, trainers, progress, trains=device is not None)
+    return counted if device is None else measure_trainers(counted, trainers, device, repeats, progress)
+
+
+def count_trainers(
+    training: PlannedTraining,
+    trainers: dict[str, type],
+    progress: Progress = lambda step, done, total: None,
+    *,
+    trains: bool = False,
+) -> Complexity:
+    """Build the networks of all trainers, and count their parameters and multiply-accumulates.
+
+    Args:
+        training: what to train.
+        trainers: of ``find_trainers``.
+        progress: called with (step, done, total).
+        trains: whether training steps are to follow. Then what cannot be trained is refused, too.
+
+    Raises:
+        ComplexityError: a network does not take the patch, or cannot be trained with such batches.
+        NetworkError: a network cannot be built, or it or a training step does not fit into the machine's memory.
+    """
+    if trains:
         training.check_memory()
+    for trainer in trainers.values():
+        training.check_patch(trainer, trains)
     notes = _notes_before(training, trainers)
     counts = {}
     for done, (name, trainer) in enumerate(trainers.items()):
@@ -159,15 +190,41 @@ def survey_trainers(
         try:
             macs = count_macs(network, training.input_channels, training.patch_size)
         except Exception as error:  # any network's own code
-            raise ComplexityError(f"the network of {name} does not take this patch: {describe_error(error)}") from error
-        counts[name] = count_parameters(network), macs.total
+            reason = describe_error(error)
+            if planned := training.why_not_planned():  # the network may be the planned one all the same
+                reason = f"{planned} ({reason})"
+            raise training.patch_refused(trainer, reason) from error
+        counts[name] = TrainerComplexity(count_parameters(network), macs.total)
         if macs.uncounted:
             notes.append(f"{name}: the MACs leave out {', '.join(macs.uncounted)}, for which there is no formula")
     progress("counting", len(trainers), len(trainers))
-    if device is None:
-        counted = {name: TrainerComplexity(*count) for name, count in counts.items()}
-        return Complexity(training, counted, None, 0, tuple(notes))
+    return Complexity(training, counts, None, 0, tuple(notes))
 
+
+def measure_trainers(
+    counted: Complexity,
+    trainers: dict[str, type],
+    device: torch.device,
+    repeats: int = 10,
+    progress: Progress = lambda step, done, total: None,
+) -> Complexity:
+    """Measure times and memory of trainers that are counted.
+
+    Peak memory comes from a process a trainer. Times are medians of runs in this process, in turn (first trainer,
+    second, first, second, ...), so that what else the machine does meets all of them.
+
+    Args:
+        counted: of ``count_trainers`` with ``trains``.
+        trainers: the same trainers.
+        device: of ``check_device``.
+        repeats: timed training steps, and timed forward passes, of each trainer.
+        progress: called with (step, done, total).
+
+    Raises:
+        ComplexityError: a trainer fails; it says which and how.
+    """
+    _check_repeats(repeats)
+    training, notes = counted.training, list(counted.notes)
     peaks: dict[str, PeakMemory] = {}
     with _own_compiler_cache():
         for done, name in enumerate(trainers):
@@ -176,13 +233,22 @@ def survey_trainers(
         progress("peak memory", len(trainers), len(trainers))
         steps, forwards, compiled = _times(training, trainers, device, repeats, progress, notes)
     measured = {
-        name: TrainerComplexity(
-            *counts[name], tuple(steps[name]), tuple(forwards[name]), peaks[name].peak_mib, peaks[name].reserved_mib
+        name: replace(
+            counted.trainers[name],
+            step_runs=tuple(steps[name]),
+            inference_runs=tuple(forwards[name]),
+            peak_memory_mib=peaks[name].peak_mib,
+            peak_memory_reserved_mib=peaks[name].reserved_mib,
         )
         for name in trainers
     }
     machine = Machine(device.type, _device_name(device), torch.get_num_threads(), compiled)
     return Complexity(training, measured, machine, repeats, tuple(notes))
+
+
+def _check_repeats(repeats: int) -> None:
+    if repeats < 1:
+        raise ComplexityError(f"--repeats is at least 1, got {repeats}")
 
 
 def _times(
