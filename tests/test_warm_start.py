@@ -9,13 +9,16 @@ import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from plans import DATASET, small_plans
 from typer.testing import CliRunner
 
 from nnunet_dtc.cli import app
 from nnunet_dtc.ops.dtc import is_dtc
 from nnunet_dtc.plugin.checkpoints import CheckpointError, open_checkpoint
+from nnunet_dtc.plugin.planned_networks import NetworkError
 from nnunet_dtc.plugin.warm_start import warm_start
+from nnunet_dtc.study.complexity import process_memory
 from nnunet_dtc.trainers import nnUNetTrainerDTC, nnUNetTrainerDTC_RF10
 
 CONFIGURATIONS = ["2d", "3d_fullres", "3d_residual"]
@@ -414,6 +417,80 @@ def test_weights_of_other_floating_dtypes_are_converted(dtype, trained, tmp_path
         assert value.dtype == torch.float32
         if (theirs := key.replace(".base.", ".")) in weights:
             assert torch.equal(value, weights[theirs].to(dtype).float())
+
+
+def with_arguments(file, output, features=None, **changed):
+    """A copy of a 2D checkpoint whose plans describe another network."""
+    content = torch.load(file, weights_only=False)
+    configuration = content["init_args"]["plans"]["configurations"]["2d"]
+    arguments = configuration["architecture"]["arch_kwargs"]
+    if features is not None:
+        arguments["features_per_stage"] = features
+    for key, value in changed.items():
+        (arguments if key in arguments else configuration)[key] = value
+    torch.save(content, output)
+    return content
+
+
+@pytest.mark.parametrize("features", [[4, 2500, 2500], [4, 100_000, 100_000]], ids=["1 GB", "2 TB"])
+def test_plans_of_a_larger_network_than_the_weights_allocate_nothing(features, trained, tmp_path):
+    file, _ = trained("2d")
+    with_arguments(file, tmp_path / "large.pth", features)
+    before = process_memory.resident_mib()
+    process_memory.forget_peak()
+    done = command(tmp_path / "large.pth", "-tr", "nnUNetTrainerDTC", "-o", tmp_path / "out.pth")
+    if before is not None:
+        assert process_memory.peak_resident_mib() - before < 150
+    assert (done.exit_code, type(done.exception)) == (1, SystemExit)
+    assert "large.pth (trainer nnUNetTrainer) is not of the network that nnU-Net builds from its plans" in done.output
+    wide = features[1]
+    assert f"convs.0.conv.weight is (8, 4, 3, 3) in the checkpoint, ({wide}, 4, 3, 3) in nnU-Net's" in done.output
+    assert not (tmp_path / "out.pth").exists()
+
+
+def test_a_network_that_does_not_fit_into_the_memory(trained, tmp_path):
+    """With weights of the same shapes, each of which is one number in the file."""
+    file, _ = trained("2d")
+    content = with_arguments(file, tmp_path / "large.pth", [4, 1_000_000, 1_000_000])
+    manager = PlansManager(content["init_args"]["plans"])
+    with torch.device("meta"):
+        network = nnUNetTrainer.build_network_architecture(manager, manager.get_configuration("2d"), 1, 3, True)
+    content["network_weights"] = {
+        key: torch.zeros(1).expand(value.shape) for key, value in network.state_dict().items()
+    }
+    torch.save(content, tmp_path / "large.pth")
+    assert (tmp_path / "large.pth").stat().st_size < 1_000_000
+    done = command(tmp_path / "large.pth", "-tr", "nnUNetTrainerDTC", "-o", tmp_path / "out.pth")
+    assert (done.exit_code, type(done.exception)) == (1, SystemExit)
+    assert f"the network of nnUNetTrainer from the plans in {tmp_path / 'large.pth'} needs at least" in done.output
+    assert not (tmp_path / "out.pth").exists()
+
+
+def test_a_machine_that_the_vanilla_network_alone_fits_into(trained, monkeypatch):
+    file, trainer = trained()
+    there = sum(4 * parameter.numel() for parameter in trainer.network.parameters())
+    monkeypatch.setattr("nnunet_dtc.plugin.planned_networks.memory_of_machine", lambda: there)
+    with pytest.raises(NetworkError, match=r"the network of nnUNetTrainerDTC from the plans in .* needs at least"):
+        warm_start(file, "nnUNetTrainerDTC")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"n_stages": 99}, "nnUNetTrainer cannot build its network from the plans in {file}: AssertionError"),
+        (
+            {"patch_size": [16, 22]},
+            "nnUNetTrainerDTC cannot build its network from the plans in {file}: the patch must be divisible by the "
+            "strides of the planned network, 2 x 4, got 16 x 22",
+        ),
+    ],
+)
+def test_plans_that_no_network_can_be_built_from(changed, message, trained, tmp_path):
+    file, _ = trained("2d")
+    with_arguments(file, tmp_path / "odd.pth", **changed)
+    done = command(tmp_path / "odd.pth", "-tr", "nnUNetTrainerDTC", "-o", tmp_path / "out.pth")
+    assert (done.exit_code, type(done.exception)) == (1, SystemExit)
+    assert message.format(file=tmp_path / "odd.pth") in done.output
 
 
 def with_batch_norm():
