@@ -563,6 +563,18 @@ def test_networks_that_pad_are_counted_for_any_patch(trainer, configuration, pat
     assert json.loads(file.with_name("costs.json").read_text())["patch_size"] == patch_size
 
 
+def test_networks_that_pad_are_measured_for_any_patch(odd_plans, tmp_path):
+    file = odd_plans("2d", [17, 22])
+    sizes = ("-c", "2d", "--device", "cpu", "--repeats", 1, "-o", tmp_path / "costs")
+    done = run("--plans", file, "-tr", "nnUNetTrainerUNetDTC", *sizes, nnUNet_compile="f")
+    assert done.exit_code == 0, done.output
+    assert done.output.index("Measuring nnUNetTrainerUNetDTC on cpu") < done.output.index("patch 17 x 22")
+    content = json.loads((tmp_path / "costs.json").read_text())
+    assert content["patch_size"] == [17, 22]
+    (costs,) = content["trainers"].values()
+    assert min(costs["step_runs"] + costs["inference_runs"]) > 0
+
+
 def test_the_network_of_somebody_elses_trainer_is_tried(odd_plans):
     """nnU-Net's own variant with batch normalisation in the planned network has a builder of its own."""
     file = odd_plans("3d_fullres", [7, 16, 16])
