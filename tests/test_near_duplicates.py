@@ -333,7 +333,7 @@ def test_isic(tmp_path):
     number = 0
     for part, count in counts.items():
         for number in range(number, number + count):  # noqa: B020 goes on where the last part ended
-            original = {15: 0, 10: 4}.get(number, number)  # a twin in another part of the challenge
+            original = {15: 0, 10: 4}.get(number, number)  # a near duplicate in another part of the challenge
             save(isic_image(tmp_path / "isic", part, number), picture(original))
             save(isic_mask(tmp_path / "isic", part, number), mask(192, 244))
         number += 1

@@ -109,8 +109,8 @@ def draw_groups(
 ) -> list[list[str]]:
     """Draw parts such that no two of them share a group; as `draw` where there are no groups.
 
-    A group has the place of its first name in the order of `draw`, and goes as a whole into the first part that has
-    room for it. One that fits nowhere gives the emptiest part as many cases as that has room for; its others are in the
+    A group has the place of its first name in the order of `draw`, and goes as a whole into the first part that still
+    needs that many cases. One that fits nowhere gives the emptiest part as many cases as that still needs; its others are in the
     rest, where groups may be divided, as the rest is not used. So the parts have exactly the sizes that are asked for
     unless the groups leave no such draw, and are never larger.
 
@@ -139,9 +139,9 @@ def draw_groups(
     rest: list[str] = []
     for unit in waiting:
         k = max(range(len(counts)), key=lambda k: counts[k] - len(parts[k]))
-        room = counts[k] - len(parts[k])
-        parts[k] += unit[:room]
-        rest += unit[room:]
+        missing = counts[k] - len(parts[k])
+        parts[k] += unit[:missing]
+        rest += unit[missing:]
     if any(count and not part for part, count in zip(parts, counts, strict=True)):
         raise NnunetDtcError(
             f"cannot draw {list(counts)} from {len(names)} cases in {len(units)} groups that must not be divided: a "
