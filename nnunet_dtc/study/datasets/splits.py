@@ -110,9 +110,9 @@ def draw_groups(
     """Draw parts such that no two of them share a group; as `draw` where there are no groups.
 
     A group has the place of its first name in the order of `draw`, and goes as a whole into the first part that still
-    needs that many cases. One that fits nowhere gives the emptiest part as many cases as that still needs; its others are in the
-    rest, where groups may be divided, as the rest is not used. So the parts have exactly the sizes that are asked for
-    unless the groups leave no such draw, and are never larger.
+    needs that many cases. One that fits nowhere gives the emptiest part as many cases as that still needs; its others
+    are in the rest, where groups may be divided, as the rest is not used. So the parts have exactly the sizes that are
+    asked for unless the groups leave no such draw, and are never larger.
 
     Args:
         names: of all cases.
