@@ -37,9 +37,14 @@ def _regular(element, STEP: tl.constexpr):
 
 
 @triton.jit
-def _finite(shift):
-    """A shift of NaN is none: the gather relies on the bound of the shifts."""
-    return tl.where(shift == shift, shift, 0.0)
+def _positions(element, STEP: tl.constexpr, shift):
+    """P_new in voxels of an axis, NaN where the shift is; and without NaN, where a shift of NaN counts as zero.
+
+    The gather relies on the bound of the shifts.
+    """
+    regular = _regular(element, STEP)
+    position = regular + shift
+    return position, tl.where(position == position, position, regular)
 
 
 @triton.jit
@@ -85,12 +90,15 @@ def forward_kernel(
 
     y_offset, y_weight = _activations(coords, sample, inside, total, n, 1, AXES, WEIGHTED)
     x_offset, x_weight = _activations(coords, sample, inside, total, n, 2, AXES, WEIGHTED)
-    _, y0, y_up, fy = _between(_regular(y, SH) + _finite(RH * y_offset * y_weight), H)
-    _, x0, x_up, fx = _between(_regular(x, SW) + _finite(RW * x_offset * x_weight), W)
+    _, y_finite = _positions(y, SH, RH * y_offset * y_weight)
+    _, x_finite = _positions(x, SW, RW * x_offset * x_weight)
+    _, y0, y_up, fy = _between(y_finite, H)
+    _, x0, x_up, fx = _between(x_finite, W)
     voxel = n.to(tl.int64) * D * H * W + y0 * W + x0
     if AXES == 3:
         z_offset, z_weight = _activations(coords, sample, inside, total, n, 0, AXES, WEIGHTED)
-        _, z0, z_up, fz = _between(_regular(z, SD) + _finite(RD * z_offset * z_weight), D)
+        _, z_finite = _positions(z, SD, RD * z_offset * z_weight)
+        _, z0, z_up, fz = _between(z_finite, D)
         voxel += z0 * H * W
 
     for first in range(0, C, BC):
@@ -128,15 +136,15 @@ def coords_kernel(
 
     y_offset, y_weight = _activations(coords, sample, inside, total, n, 1, AXES, WEIGHTED)
     x_offset, x_weight = _activations(coords, sample, inside, total, n, 2, AXES, WEIGHTED)
-    y_shift, x_shift = RH * y_offset * y_weight, RW * x_offset * x_weight
-    y_regular, x_regular = _regular(y, SH), _regular(x, SW)
-    py, y0, y_up, fy = _between(y_regular + _finite(y_shift), H)
-    px, x0, x_up, fx = _between(x_regular + _finite(x_shift), W)
+    y_position, y_finite = _positions(y, SH, RH * y_offset * y_weight)
+    x_position, x_finite = _positions(x, SW, RW * x_offset * x_weight)
+    py, y0, y_up, fy = _between(y_finite, H)
+    px, x0, x_up, fx = _between(x_finite, W)
     voxel = n.to(tl.int64) * D * H * W + y0 * W + x0
     if AXES == 3:
         z_offset, z_weight = _activations(coords, sample, inside, total, n, 0, AXES, WEIGHTED)
-        z_shift, z_regular = RD * z_offset * z_weight, _regular(z, SD)
-        pz, z0, z_up, fz = _between(z_regular + _finite(z_shift), D)
+        z_position, z_finite = _positions(z, SD, RD * z_offset * z_weight)
+        pz, z0, z_up, fz = _between(z_finite, D)
         voxel += z0 * H * W
     if POSITIONS:
         place = positions + n.to(tl.int64) * AXES * total + sample
@@ -172,10 +180,10 @@ def coords_kernel(
         heads: tl.constexpr = 2 * AXES if WEIGHTED else AXES
         place = grad_coords + n.to(tl.int64) * heads * total + sample
         y_place, x_place, gate = place + (AXES - 2) * total, place + (AXES - 1) * total, AXES * total
-        _store_gradient(y_place, y_regular + y_shift, H, by_y * RH, y_offset, y_weight, gate, inside, WEIGHTED)
-        _store_gradient(x_place, x_regular + x_shift, W, by_x * RW, x_offset, x_weight, gate, inside, WEIGHTED)
+        _store_gradient(y_place, y_position, H, by_y * RH, y_offset, y_weight, gate, inside, WEIGHTED)
+        _store_gradient(x_place, x_position, W, by_x * RW, x_offset, x_weight, gate, inside, WEIGHTED)
         if AXES == 3:
-            _store_gradient(place, z_regular + z_shift, D, by_z * RD, z_offset, z_weight, gate, inside, WEIGHTED)
+            _store_gradient(place, z_position, D, by_z * RD, z_offset, z_weight, gate, inside, WEIGHTED)
 
 
 @triton.jit
