@@ -11,6 +11,7 @@ from numbers import Integral
 from typing import Any, Literal
 
 from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.ops.checks import times
 
 Normalization = Literal["instance", "batch", "other"]
 
@@ -32,7 +33,7 @@ def check_divisible(patch_size: Sequence[int], steps: Sequence[int], network: st
     """
     patch_size, steps = tuple(map(int, patch_size)), tuple(map(int, steps))
     if len(patch_size) != len(steps):
-        raise PatchSizeError(f"the patch must have {len(steps)} axes for {network}, got {_by(patch_size)}")
+        raise PatchSizeError(f"the patch must have {len(steps)} axes for {network}, got {times(patch_size)}")
     uneven = [
         f"axis {axis}: {size} is not divisible by {step}"
         for axis, (size, step) in enumerate(zip(patch_size, steps, strict=True))
@@ -40,7 +41,7 @@ def check_divisible(patch_size: Sequence[int], steps: Sequence[int], network: st
     ]
     if uneven:
         raise PatchSizeError(
-            f"the patch must be divisible by the strides of {network}, {_by(steps)}, got {_by(patch_size)} "
+            f"the patch must be divisible by the strides of {network}, {times(steps)}, got {times(patch_size)} "
             f"({'; '.join(uneven)})"
         )
 
@@ -115,7 +116,3 @@ def check_planned(patch_size: Sequence[int], arguments: Mapping[str, Any], batch
     norm = str(arguments.get("norm_op"))
     kind: Normalization = "instance" if "InstanceNorm" in norm else "batch" if "BatchNorm" in norm else "other"
     check_deepest_map("the planned network", patch_size, deepest, kind, batch_size)
-
-
-def _by(sizes: Sequence[int]) -> str:
-    return " x ".join(map(str, sizes))

@@ -7,12 +7,8 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nnunet_dtc.errors import NnunetDtcError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "WriteError",

@@ -49,3 +49,8 @@ def check_floating(name: str, tensor: Tensor) -> None:
     """TypeError where the tensor is not floating."""
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be a floating tensor, got {tensor.dtype}")
+
+
+def times(sizes: Sequence[int]) -> str:
+    """Sizes as messages and reports show them, such as ``4 x 12 x 8``."""
+    return " x ".join(map(str, sizes))

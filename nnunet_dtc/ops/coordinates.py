@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nnunet_dtc.ops.checks import times
 from nnunet_dtc.ops.deformation import Deformation, regular_positions, sampling_shifts, shifted_positions
 from nnunet_dtc.ops.dtc import is_dtc
 from nnunet_dtc.ops.sampling import deformable_upsample
@@ -351,8 +352,3 @@ def _thin(coords: Tensor, limit: int) -> Tensor:
         step += 1  # else it would meet the same columns in every row, and not all places within a stride
     thinned = flat[:, :, ::step]
     return thinned.transpose(0, 1).reshape(1, flat.shape[1], -1)
-
-
-def times(sizes: Sequence[int]) -> str:
-    """Such as ``4 x 12 x 8``."""
-    return " x ".join(str(size) for size in sizes)

@@ -17,6 +17,7 @@ from torch import nn
 
 from nnunet_dtc.architectures.patch_size import PatchSizeError, check_planned
 from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.ops.checks import times
 from nnunet_dtc.plugin import planned_networks
 from nnunet_dtc.plugin.nnunet_files import MalformedFileError, check_dataset_json, check_plans, read_json
 from nnunet_dtc.plugin.plans_safety import check_names
@@ -176,7 +177,7 @@ class PlannedTraining:
         values = self.input_channels + 2 * (first if isinstance(first, int) else 1)
         planned_networks.check_fits(
             4 * voxels * values,
-            f"a training step of a batch of {self.batch_size} with patches of {_by(self.patch_size)} voxels",
+            f"a training step of a batch of {self.batch_size} with patches of {times(self.patch_size)} voxels",
         )
 
 
@@ -184,17 +185,13 @@ def _checked_axes(patch_size: Sequence[int], planned: Sequence[int]) -> list[int
     sizes = [int(size) for size in patch_size]
     if len(sizes) != len(planned) or min(sizes) < 1:
         raise ComplexityError(
-            f"the patch has {len(planned)} axes (planned: {_by(planned)}), each at least 1; got {_by(sizes)}"
+            f"the patch has {len(planned)} axes (planned: {times(planned)}), each at least 1; got {times(sizes)}"
         )
     return sizes
 
 
 def _listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, (list, tuple)) else [value]
-
-
-def _by(sizes: Sequence[int]) -> str:
-    return " x ".join(map(str, sizes))
 
 
 def read_plans(

@@ -30,7 +30,7 @@ __all__ = ["coordinates_figure"]
 
 BACKGROUND, INK, FAINT = "#101114", "#e8e8ea", "#9a9ca3"
 AXIS_COLOURS = ("#f2c14e", "#3fa7d6", "#ff8fab")
-OUTLINE, WAY, WARNING = "#59cd90", "#ff9f1c", "#ff8f70"
+WAY, WARNING = "#ff9f1c", "#ff8f70"
 ENLARGED = 24
 """Samples along the shorter side of the enlarged part."""
 

@@ -10,6 +10,7 @@ from typing import Any
 from nnunet_dtc._version import __version__
 from nnunet_dtc.files import check_outputs, check_writable, write_all, writing
 from nnunet_dtc.ops import coordinates
+from nnunet_dtc.ops.checks import times
 from nnunet_dtc.study.coordinates.model import Coordinates
 from nnunet_dtc.study.coordinates.sentences import describe
 from nnunet_dtc.trainers.record import as_csv, as_rows
@@ -161,8 +162,8 @@ def rich_table(found: Coordinates) -> Any:
         output = [size * step for size, step in zip(stage.sizes, stage.stride, strict=True)]
         told = [
             f"{stage.stage} of {stage.stages}",
-            f"{coordinates.times(stage.sizes)} to",
-            coordinates.times(output),
+            f"{times(stage.sizes)} to",
+            times(output),
         ]  # narrow, over the rows
         if len(stage.axes) == 2:
             told = [told[0], " ".join(told[1:])]
