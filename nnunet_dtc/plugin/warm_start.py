@@ -25,6 +25,7 @@ from nnunet_dtc.ops.dtc import is_dtc
 from nnunet_dtc.plugin.checkpoints import CheckpointError, is_second_name, open_checkpoint
 from nnunet_dtc.plugin.environment import environment
 from nnunet_dtc.plugin.finder import TrainerNotFoundError, find_trainer
+from nnunet_dtc.plugin.model_folder import model_path
 from nnunet_dtc.plugin.nnunet_files import check_plans, read_json
 from nnunet_dtc.plugin.planned_networks import build_network, build_without_memory
 from nnunet_dtc.work_folders import work_folder
@@ -202,15 +203,12 @@ def check_fold_folder(start: WarmStart, fold_folder: Path) -> None:
     init_args = start.source["init_args"]
     plans = init_args["plans"]
     fold_folder = Path(os.path.abspath(fold_folder))
-    expected = (
-        plans["dataset_name"],
-        f"{start.trainer.__name__}__{plans['plans_name']}__{init_args['configuration']}",
-        f"fold_{init_args['fold']}",
-    )
-    if fold_folder.parts[-3:] != expected:
+    names = (start.trainer.__name__, plans["plans_name"], init_args["configuration"], init_args["fold"])
+    expected = model_path(plans["dataset_name"], *names)
+    if fold_folder.parts[-3:] != expected.parts:
         raise WarmStartError(
-            f"--into takes the folder where nnU-Net will look for this training, .../{'/'.join(expected)} (a vanilla "
-            f"checkpoint goes on with its own data set, plans and fold), got {fold_folder}"
+            f"fold_folder must be where nnU-Net will look for this training, .../{expected.as_posix()} (a vanilla "
+            f"checkpoint is continued with its own data set, plans and fold), got {fold_folder}"
         )
     there = sorted(file.name for file in fold_folder.glob("checkpoint_*.pth")) if fold_folder.is_dir() else []
     if there:
