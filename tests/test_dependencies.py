@@ -197,7 +197,7 @@ def test_the_base_works_without_what_extras_bring():
 import torch
 from nnunet_dtc import DTC3d
 from nnunet_dtc.architectures import build_network
-from nnunet_dtc.study.evaluation.metrics import element_table
+from nnunet_dtc.study.evaluation.surfaces import element_table
 from nnunet_dtc.trainers import trainer_class
 
 DTC3d(2, 3, stride=(1, 2, 2))(torch.randn(1, 2, 3, 4, 5)).sum().backward()

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from nnunet_dtc.cli import app
 from nnunet_dtc.study import evaluation as ev
 from nnunet_dtc.study.evaluation.labels import find_dataset_json
-from nnunet_dtc.study.evaluation.metrics import dice, surface_distances
+from nnunet_dtc.study.evaluation.overlap import dice
 from nnunet_dtc.study.evaluation.scoring import score_case
+from nnunet_dtc.study.evaluation.surfaces import surface_distances
 
 SHAPE, SPACING = (7, 13, 16), (3.0, 0.8, 0.9)  # of the array: z, y, x
 TURNED = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0)

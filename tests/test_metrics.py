@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from nnunet_dtc.study.evaluation.metrics import dice, element_table, surface_distances
+from nnunet_dtc.study.evaluation.overlap import dice
+from nnunet_dtc.study.evaluation.surfaces import element_table, surface_distances
 
 ANISOTROPIC = (2.5, 0.7, 1.3)
 

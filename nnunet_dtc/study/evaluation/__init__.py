@@ -1,17 +1,19 @@
 """How good are predicted segmentations? Dice, surface Dice (NSD) and HD95, per case and organ, and their means.
 
-`metrics` has the mathematics for two masks, `scoring` applies it to the organs of one case, `folders` to all cases of
-two folders in parallel processes, `report` to means, JSON, CSV and a table. `labels` says what the organs are,
-`tolerances` at which distances NSD is reported, `readers` reads files as nnU-Net does, `images` compares where their
-voxels are.
+`overlap` and `surfaces` have the mathematics for two masks, `metrics` is the registry of metrics, `scoring` applies
+them to the organs of one case, `folders` to all cases of two folders in parallel processes, `report` writes JSON, CSV
+and a table. `labels` says what the organs are, `tolerances` at which distances NSD is reported, `readers` reads files
+as nnU-Net does, `images` compares where their voxels are.
 """
 
 from nnunet_dtc.study.evaluation.folders import Pair, evaluate_folders, evaluate_pairs, find_pairs
 from nnunet_dtc.study.evaluation.images import Displacement, EvaluationError
 from nnunet_dtc.study.evaluation.labels import LabelSet, Organ, labels_from_dataset_json, parse_labels
-from nnunet_dtc.study.evaluation.metrics import SurfaceDistances, dice, surface_distances
+from nnunet_dtc.study.evaluation.metrics import Metric, metric
+from nnunet_dtc.study.evaluation.overlap import dice
 from nnunet_dtc.study.evaluation.readers import Reader, find_reader
 from nnunet_dtc.study.evaluation.report import Evaluation, read_json, write_report
+from nnunet_dtc.study.evaluation.surfaces import SurfaceDistances, surface_distances
 from nnunet_dtc.study.evaluation.tolerances import DEFAULT_TOLERANCES, Tolerance, parse_tolerance
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "Evaluation",
     "EvaluationError",
     "LabelSet",
+    "Metric",
     "Organ",
     "Pair",
     "Reader",
@@ -31,6 +34,7 @@ __all__ = [
     "find_pairs",
     "find_reader",
     "labels_from_dataset_json",
+    "metric",
     "parse_labels",
     "parse_tolerance",
     "read_json",

@@ -9,7 +9,7 @@ so a script of yours that calls this with more than one needs Python's `if __nam
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,10 @@ from nnunet_dtc.study.evaluation.images import (
     voxel_difference,
 )
 from nnunet_dtc.study.evaluation.labels import LabelSet
-from nnunet_dtc.study.evaluation.metrics import ElementTable, element_table
+from nnunet_dtc.study.evaluation.metrics import ABSENT_RULES, Absent
 from nnunet_dtc.study.evaluation.readers import Reader, find_reader
 from nnunet_dtc.study.evaluation.report import Evaluation
-from nnunet_dtc.study.evaluation.scoring import ABSENT_RULES, Absent, OrganScores, score_case
+from nnunet_dtc.study.evaluation.scoring import OrganScores, score_case
 from nnunet_dtc.study.evaluation.tolerances import DEFAULT_TOLERANCES, Tolerance, check_tolerances
 from nnunet_dtc.study.evaluation.workers import Progress, Workers
 from nnunet_dtc.study.label_files import shown_values
@@ -73,7 +73,6 @@ class _Job:
     labels: LabelSet
     tolerances: tuple[Tolerance, ...]
     absent: Absent
-    tables: Mapping[tuple[float, ...], ElementTable]  # by spacing, made once for all workers
 
 
 def default_processes() -> int:
@@ -183,15 +182,10 @@ def evaluate_pairs(
         ]
         checked = workers.map("checking files", _check_content, checks, progress)
         displaced = _compare_grids(pairs, checked[::2], checked[1::2], strict_geometry)
-        spacings = [grid.array_spacing_mm for grid, _ in checked[1::2]]
-        distances = [tolerance.of(organ) for tolerance in tolerances for organ in labels.names]
-        in_voxels = any(distance.unit == "voxel" for distance in distances)
-        jobs = []
-        for pair, spacing in zip(pairs, spacings, strict=True):
-            wanted = {spacing, (1.0,) * len(spacing)} if in_voxels else {spacing}
-            jobs.append(
-                _Job(pair, reader, spacing, labels, tolerances, absent, {each: element_table(each) for each in wanted})
-            )
+        jobs = [
+            _Job(pair, reader, grid.array_spacing_mm, labels, tolerances, absent)
+            for pair, (grid, _) in zip(pairs, checked[1::2], strict=True)
+        ]
         scores = workers.map("scoring cases", _score, jobs, progress)
     return Evaluation(
         cases={pair.case: organs for pair, organs in zip(pairs, scores, strict=True)},
@@ -275,4 +269,4 @@ def _score(job: _Job) -> dict[str, OrganScores]:
     prediction, reference = (
         job.reader.labels(file).evaluated.astype(kind, copy=False) for file in (job.pair.prediction, job.pair.reference)
     )
-    return score_case(prediction, reference, job.spacing_mm, job.labels, job.tolerances, job.absent, job.tables)
+    return score_case(prediction, reference, job.spacing_mm, job.labels, job.tolerances, job.absent)

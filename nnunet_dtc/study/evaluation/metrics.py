@@ -1,215 +1,196 @@
-"""Dice, surface Dice at a tolerance (NSD) and the 95th-percentile Hausdorff distance (HD95) of two binary masks.
+"""The registry of metrics. Tables, files, figures and statistics take from it all that they need to know of a metric.
 
-Surfaces are those of Nikolov et al., *Clinically Applicable Segmentation of Head and Neck Anatomy for Radiotherapy:
-Deep Learning Algorithm Development and Validation Study* (arXiv:1809.04430; J Med Internet Res 2021), whose reference
-implementation is github.com/google-deepmind/surface-distance:
+An organ is absent where it has no voxel outside the ignore label. The scores of absent organs:
 
-- surface elements sit at the corners of voxels. The 2 x 2 (x 2) voxels around a corner, if they are not all inside or
-  all outside, give the element's shape (marching cubes), and with the spacing its area in mm^2 (2D: length in mm);
-- the distance of an element is that of its corner to the nearest corner that has an element of the other surface;
-- whatever is beyond the image is outside: an organ cut off by the image's border has a surface there.
+| | Dice | NSD | HD95 |
+|---|---|---|---|
+| absent in both, `skip` (default) | not counted (NaN) | not counted (NaN) | not counted (NaN) |
+| absent in both, `flare` | 1 | 1 | not counted (NaN) |
+| absent in one | 0 | 0 | infinite |
 
-The table of areas is made by `surface_elements` and is equal to the reference's; the nearest elements are found by
-SciPy's KD-tree. Ours: HD95 is that reference's robust Hausdorff distance, i.e. the percentile is weighted by
-area, taken for each direction, and the larger one counts (other tools weight voxels equally or pool both directions);
-the contract for absent organs; what is done at voxels of the ignore label.
+`flare` is the rule for absent organs in the evaluation code of the MICCAI FLARE challenges (github.com/JunMa11/FLARE).
+FLARE differs in three other points, which are not reproduced: it has no HD95, it scores aorta, vena cava and esophagus
+only in slices that are labelled, and from 2023 on it sets NSD to 0 where Dice is below 0.1.
+
+An organ that is present, but whose surface touches the ignore label everywhere, has an NSD and HD95 of NaN.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Literal
 
 import numpy as np
-from scipy.spatial import KDTree
 
-from nnunet_dtc.study.evaluation.surface_elements import element_areas
+from nnunet_dtc.study.evaluation.overlap import dice
+from nnunet_dtc.study.evaluation.surfaces import SurfaceDistances, surface_distances
+from nnunet_dtc.study.evaluation.tolerances import Distance, Tolerance
 
-__all__ = ["ElementTable", "SurfaceDistances", "dice", "element_table", "surface_distances"]
+__all__ = ["ABSENT_RULES", "METRICS", "Absent", "Metric", "OrganMasks", "metric", "metrics_for", "stored_units"]
 
-ROUNDING = 1e-6
-"""Relative: how far above a tolerance a distance still counts as equal. Files store spacings in single precision: ten
-voxels of 0.1 mm are 1.0000000149 mm."""
-
-
-def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
-    """The Dice coefficient 2 |A and B| / (|A| + |B|), in [0, 1].
-
-    Args:
-        prediction, reference (bool[*S]): the masks.
-
-    Returns:
-        NaN if both are empty, 0 if one is.
-
-    Raises:
-        ValueError: unless both are boolean and of the same shape.
-    """
-    _check_masks(prediction, reference)
-    total = np.count_nonzero(prediction) + np.count_nonzero(reference)
-    return float(2 * np.count_nonzero(prediction & reference) / total) if total else math.nan
+Absent = Literal["skip", "flare"]
+ABSENT_RULES: tuple[Absent, ...] = ("skip", "flare")
 
 
 @dataclass(frozen=True)
-class SurfaceDistances:
-    """Two surfaces, element by element: how far the other surface is, and how large the element is.
+class OrganMasks:
+    """An organ that both the prediction and the reference have, which is what metrics are computed from.
 
     Attributes:
-        prediction_to_reference (float64[P]): distance in mm of each element of the prediction's surface.
-        prediction_areas (float64[P]): its area in mm^2 (2D: length in mm).
-        reference_to_prediction (float64[R]), reference_areas (float64[R]): the same the other way round.
-
-    Distances are infinite if the other mask is empty.
+        name: The organ's name.
+        prediction, reference (bool[*S]): The masks, S = (H, W) or (D, H, W), cropped to the organ and False at the
+            ignore label.
+        spacing_mm: Voxel size in mm of each axis, in the order of the array's axes.
+        ignored (bool[*S]): The voxels of the ignore label; None if there is no such label.
     """
 
-    prediction_to_reference: np.ndarray
-    prediction_areas: np.ndarray
-    reference_to_prediction: np.ndarray
-    reference_areas: np.ndarray
+    name: str
+    prediction: np.ndarray
+    reference: np.ndarray
+    spacing_mm: tuple[float, ...]
+    ignored: np.ndarray | None = None
 
-    def nsd(self, tolerance_mm: float) -> float:
-        """Surface Dice: the share, by area, of both surfaces together that is at most `tolerance_mm` off, in [0, 1].
+    @cached_property
+    def surfaces(self) -> SurfaceDistances:
+        """The distances between the two surfaces in mm."""
+        return surface_distances(self.prediction, self.reference, self.spacing_mm, self.ignored)
 
-        Returns:
-            NaN if there is no surface at all, 0 if one of the masks is empty.
-
-        Raises:
-            ValueError: unless the tolerance is finite and not negative.
-        """
-        if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
-            raise ValueError(f"the tolerance must be finite and not negative, got {tolerance_mm=}")
-        limit = tolerance_mm * (1 + ROUNDING)
-        total = self.prediction_areas.sum() + self.reference_areas.sum()
-        within = (
-            self.prediction_areas[self.prediction_to_reference <= limit].sum()
-            + self.reference_areas[self.reference_to_prediction <= limit].sum()
-        )
-        return float(within / total) if total > 0 else math.nan
-
-    def hausdorff(self, percent: float = 95.0) -> float:
-        """The robust Hausdorff distance in mm: `percent` % of each surface's area is at most so far from the other.
-
-        Returns:
-            NaN if there is no surface at all, infinity if one of the masks is empty.
-
-        Raises:
-            ValueError: unless 0 <= percent <= 100.
-        """
-        if not 0 <= percent <= 100:
-            raise ValueError(f"percent must be in 0..100, got {percent=}")
-        directions = [
-            _weighted_percentile(distances, areas, percent)
-            for distances, areas in (
-                (self.prediction_to_reference, self.prediction_areas),
-                (self.reference_to_prediction, self.reference_areas),
-            )
-            if len(distances)
-        ]
-        return max(directions, default=math.nan)
+    @cached_property
+    def surfaces_in_voxels(self) -> SurfaceDistances:
+        """The distances between the two surfaces with a spacing of 1 along every axis."""
+        return surface_distances(self.prediction, self.reference, (1.0,) * self.prediction.ndim, self.ignored)
 
 
 @dataclass(frozen=True)
-class ElementTable:
-    """Area of a surface element by its neighbourhood code, for one spacing.
+class Metric:
+    """A metric: its function, its names and how its scores are shown.
 
     Attributes:
-        weights: what each voxel around a corner adds to the code, in the order of itertools.product((0, 1), repeat=g).
-        areas (float64[2^(2^g)]): mm^2 in 3D (g = 3), mm in 2D (g = 2).
+        key: The name of its column in CSV files and of its entry in JSON files.
+        title: Its name in tables and figures.
+        compute: From an `OrganMasks` to the score; with `per_tolerance`, from `OrganMasks` and `Tolerance`.
+        stored: The unit of the scores in files.
+        unit: The unit in which scores are shown.
+        factor: What a score is multiplied by to be shown.
+        higher_is_better: Whether the higher of two scores is the better one.
+        absent_in_one: The score of an organ that is absent in either the prediction or the reference.
+        absent_in_both: The score of an organ that is absent in both, for each of `ABSENT_RULES`.
+        per_tolerance: Whether there is one such metric for each tolerance: its name is then appended to key and title.
     """
 
-    weights: tuple[int, ...]
-    areas: np.ndarray
+    key: str
+    title: str
+    compute: Callable[..., float]
+    stored: str
+    unit: str
+    factor: float
+    higher_is_better: bool
+    absent_in_one: float
+    absent_in_both: Mapping[Absent, float] = field(hash=False)
+    per_tolerance: bool = False
+
+    @property
+    def heading(self) -> str:
+        """Title and unit: ``NSD 1mm (%)``."""
+        return f"{self.title} ({self.unit})"
+
+    @property
+    def difference_unit(self) -> str:
+        """The unit in which a difference is shown: percentage points if scores are shown in per cent."""
+        return "points" if self.unit == "%" else self.unit
+
+    @property
+    def infinite_key(self) -> str | None:
+        """The name in JSON files of the number of infinite scores, ``hd95_infinite``; None if no score is infinite."""
+        return f"{self.key.removesuffix(f'_{self.unit}')}_infinite" if math.isinf(self.absent_in_one) else None
+
+    def shown(self, score: float) -> str:
+        """A score as it is shown, without its unit; a hyphen for NaN."""
+        return "-" if math.isnan(score) else f"{score * self.factor:.2f}"
+
+    def signed(self, difference: float) -> str:
+        """A difference of scores as it is shown, with its sign and without its unit; a hyphen for NaN."""
+        return "-" if math.isnan(difference) else f"{difference * self.factor:+.2f}"
+
+    def named(self, tolerance: str) -> Metric:
+        """The entry of a metric with `per_tolerance` for the tolerance of this name."""
+        return replace(self, key=f"{self.key}_{tolerance}", title=f"{self.title} {tolerance}", per_tolerance=False)
 
 
-@lru_cache(maxsize=256)
-def element_table(spacing_mm: tuple[float, ...]) -> ElementTable:
-    """The table for a spacing in mm, 2 or 3 positive numbers in the order of the array's axes."""
-    weights = tuple(2**bit for bit in reversed(range(2 ** len(spacing_mm))))
-    return ElementTable(weights, element_areas(spacing_mm))
+def _nsd(organ: OrganMasks, tolerance: Tolerance) -> float:
+    distance: Distance = tolerance.of(organ.name)
+    surfaces = organ.surfaces_in_voxels if distance.unit == "voxel" else organ.surfaces
+    return surfaces.nsd(distance.value)
 
 
-def surface_distances(
-    prediction: np.ndarray,
-    reference: np.ndarray,
-    spacing_mm: Sequence[float],
-    ignored: np.ndarray | None = None,
-    table: ElementTable | None = None,
-) -> SurfaceDistances:
-    """The distances between the surfaces of two masks. Time and memory grow with the arrays: crop them (see `scoring`).
+_DICE = Metric(
+    "dice",
+    "Dice",
+    lambda organ: dice(organ.prediction, organ.reference),
+    stored="0 to 1",
+    unit="%",
+    factor=100.0,
+    higher_is_better=True,
+    absent_in_one=0.0,
+    absent_in_both={"skip": math.nan, "flare": 1.0},
+)
+_NSD = replace(_DICE, key="nsd", title="NSD", compute=_nsd, per_tolerance=True)
+_HD95 = Metric(
+    "hd95_mm",
+    "HD95",
+    lambda organ: organ.surfaces.hausdorff(95),
+    stored="mm",
+    unit="mm",
+    factor=1.0,
+    higher_is_better=False,
+    absent_in_one=math.inf,
+    absent_in_both={"skip": math.nan, "flare": math.nan},
+)
 
-    Args:
-        prediction, reference (bool[*S]): the masks, S = (H, W) or (D, H, W).
-        spacing_mm: voxel size in mm of each axis, in the order of the array's axes.
-        ignored (bool[*S]): voxels of which nothing is known. Both masks are emptied there, so that beyond its border
-            both surfaces are the same; elements that touch such a voxel are not counted, yet the other surface's
-            distances may lead to them: a surface close to the unknown is given the benefit of the doubt (ours).
-        table: `element_table(spacing_mm)`, where it is there already.
+METRICS = {entry.key: entry for entry in (_DICE, _NSD, _HD95)}
+"""All metrics by key, in the order of the columns."""
+
+
+def metric(key: str) -> Metric:
+    """The metric of this key, to show its scores: ``dice``, ``nsd_1mm``, ``hd95_mm``.
 
     Raises:
-        ValueError: unless the arrays are boolean, of one shape with 2 or 3 axes, and the spacing is positive and fits.
+        ValueError: There is no such metric.
+
+    Example:
+        >>> nsd = metric("nsd_1mm")
+        >>> nsd.heading, nsd.shown(0.98765), nsd.signed(-0.01), nsd.difference_unit
+        ('NSD 1mm (%)', '98.77', '-1.00', 'points')
     """
-    masks = [prediction, reference] if ignored is None else [prediction, reference, ignored]
-    _check_masks(*masks)
-    spacing_mm = tuple(float(length) for length in spacing_mm)
-    if prediction.ndim not in (2, 3) or len(spacing_mm) != prediction.ndim:
-        raise ValueError(f"masks must have 2 or 3 axes and the spacing as many, got {prediction.shape=}, {spacing_mm=}")
-    if not all(math.isfinite(length) and length > 0 for length in spacing_mm):
-        raise ValueError(f"the spacing must be positive, got {spacing_mm=}")
-    table = table or element_table(spacing_mm)
-
-    unknown = None
-    if ignored is not None and ignored.any():
-        prediction, reference = prediction & ~ignored, reference & ~ignored
-        unknown = _codes(ignored, table).ravel()
-    codes = [_codes(mask, table) for mask in (prediction, reference)]
-    full = len(table.areas) - 1
-    elements = [np.flatnonzero((code != 0) & (code != full)) for code in codes]  # flat positions of the corners
-    shape = codes[0].shape
-    codes = [code.ravel() for code in codes]
-
-    result = []
-    for mine, other in ((0, 1), (1, 0)):
-        counted = elements[mine] if unknown is None else elements[mine][unknown[elements[mine]] == 0]
-        distances = np.full(len(counted), math.inf)
-        if len(elements[other]) and len(counted):
-            there = codes[other][counted]
-            apart = (there == 0) | (there == full)
-            distances[~apart] = 0.0  # both surfaces have an element here
-            if apart.any():
-                # sliding midpoints split faster than medians, and the query does not suffer on surfaces
-                tree = KDTree(_positions(elements[other], shape, spacing_mm), balanced_tree=False, compact_nodes=False)
-                distances[apart] = tree.query(_positions(counted[apart], shape, spacing_mm))[0]
-        result += [distances, table.areas[codes[mine][counted]]]
-    return SurfaceDistances(*result)
+    if key in METRICS and not METRICS[key].per_tolerance:
+        return METRICS[key]
+    for entry in METRICS.values():
+        if entry.per_tolerance and key.startswith(f"{entry.key}_"):
+            return entry.named(key.removeprefix(f"{entry.key}_"))
+    raise ValueError(f"metric must be one of {', '.join(METRICS)} (nsd with a tolerance: nsd_1mm), got {key!r}")
 
 
-def _codes(mask: np.ndarray, table: ElementTable) -> np.ndarray:
-    """bool[*S] to uint8[S_1 + 1, ...]: for each corner which of the voxels around it are inside."""
-    padded = np.pad(mask, 1).view(np.uint8)
-    code = np.zeros([size + 1 for size in mask.shape], np.uint8)
-    for offset, weight in zip(itertools.product((0, 1), repeat=mask.ndim), table.weights, strict=True):
-        voxels = padded[tuple(slice(o, o + size) for o, size in zip(offset, code.shape, strict=True))]
-        code |= voxels * np.uint8(weight)
-    return code
+def metrics_for(tolerances: Iterable[Tolerance]) -> list[Metric]:
+    """All metrics with these tolerances, in the order of the columns; `compute` of each takes an `OrganMasks` alone."""
+    tolerances = list(tolerances)
+    found = []
+    for entry in METRICS.values():
+        if entry.per_tolerance:
+            found += [
+                replace(entry.named(tolerance.name), compute=partial(entry.compute, tolerance=tolerance))
+                for tolerance in tolerances
+            ]
+        else:
+            found.append(entry)
+    return found
 
 
-def _positions(flat: np.ndarray, shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> np.ndarray:
-    """Flat positions int[N] to mm, float64[N, g]."""
-    return np.stack(np.unravel_index(flat, shape), axis=-1) * np.asarray(spacing_mm)
-
-
-def _weighted_percentile(values: np.ndarray, weights: np.ndarray, percent: float) -> float:
-    """The smallest value such that values up to it have at least `percent` % of the weight."""
-    order = np.argsort(values, kind="stable")
-    cumulative = np.cumsum(weights[order])
-    index = np.searchsorted(cumulative, cumulative[-1] * (percent / 100))
-    return float(values[order[min(index, len(order) - 1)]])
-
-
-def _check_masks(*masks: np.ndarray) -> None:
-    if any(mask.dtype != bool for mask in masks):
-        raise ValueError(f"masks must be boolean, got {[str(mask.dtype) for mask in masks]}")
-    if any(mask.shape != masks[0].shape for mask in masks):
-        raise ValueError(f"masks must have the same shape, got {[mask.shape for mask in masks]}")
+def stored_units() -> str:
+    """The units of the scores in files: ``dice and nsd: 0 to 1; hd95_mm: mm``."""
+    keys: dict[str, list[str]] = {}
+    for entry in METRICS.values():
+        keys.setdefault(entry.stored, []).append(entry.key)
+    return "; ".join(f"{' and '.join(of_unit)}: {unit}" for unit, of_unit in keys.items())

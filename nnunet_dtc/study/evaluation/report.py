@@ -23,7 +23,7 @@ from nnunet_dtc._version import __version__
 from nnunet_dtc.files import output_files, write_all
 from nnunet_dtc.study.evaluation.images import Displacement, displacement_note
 from nnunet_dtc.study.evaluation.labels import LabelSet, Organ
-from nnunet_dtc.study.evaluation.scoring import OrganScores, metric_names
+from nnunet_dtc.study.evaluation.scoring import OrganScores
 from nnunet_dtc.study.texts import visible
 
 __all__ = ["OUTPUTS", "Evaluation", "read_json", "write_report"]
@@ -60,7 +60,7 @@ class Evaluation:
     @property
     def metrics(self) -> list[str]:
         """`dice`, `nsd_<tolerance>` ..., `hd95_mm`."""
-        return metric_names(self.tolerances)
+        return [*next(organs for case in self.cases.values() for organs in case.values()).scores]
 
     def case_mean(self, case: str, metric: str) -> float:
         """Over the organs of a case."""
