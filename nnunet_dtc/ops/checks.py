@@ -1,4 +1,7 @@
-"""The rules for arguments that modules and functions share: strides, counts, and tensors that fit them."""
+"""Checks of arguments that several modules and functions have: strides, counts, and the shapes and dtypes of tensors.
+
+Each raises an error with the rule and the value that was given.
+"""
 
 from collections.abc import Sequence
 
@@ -6,7 +9,17 @@ from torch import Tensor
 
 
 def check_stride(stride: int | Sequence[int], axes: int) -> tuple[int, ...]:
-    """The stride as a tuple, one per axis; ValueError where it is not, or a stride is not an integer >= 1."""
+    """Return the stride as a tuple with one integer per axis.
+
+    Raises:
+        ValueError: it has another number of entries, or an entry is not an integer >= 1.
+
+    Example:
+        >>> check_stride(2, axes=3)
+        (2, 2, 2)
+        >>> check_stride((1, 2, 2), axes=3)
+        (1, 2, 2)
+    """
     steps = tuple(stride) if hasattr(stride, "__iter__") else (stride,) * axes
     if len(steps) != axes:
         raise ValueError(f"stride must have one entry per spatial axis ({axes}), got {stride=}")
@@ -19,38 +32,70 @@ def check_stride(stride: int | Sequence[int], axes: int) -> tuple[int, ...]:
 
 
 def check_count(name: str, count: int) -> int:
-    """The count; ValueError where it is not a positive integer."""
+    """Return ``count``; raise ValueError if it is not a positive integer."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"{name} must be a positive integer, got {name}={count!r}")
     return count
 
 
 def check_value(value: Tensor, stride: int | Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The stride as a tuple, and the sizes of the result, (S_1 * stride_1, ..).
+    """Check features that are to be upsampled.
 
-    ValueError where ``value`` is not (N, C, S_1, .., S_g) with g = 2 or 3, or where the stride does not fit it;
-    TypeError where it is not floating.
+    Args:
+        value (Tensor[N, C, S_1, .., S_g]): g = 2 or 3, floating.
+        stride: output elements per input element, one integer or one per axis.
+
+    Returns:
+        The stride as a tuple, and the size of the result, (S_1 * stride_1, .., S_g * stride_g).
+
+    Raises:
+        ValueError: ``value`` has another number of axes, or the stride does not fit it.
+        TypeError: ``value`` is not floating.
     """
     if value.ndim not in (4, 5):
         raise ValueError(f"value must be (N, C, S_1, .., S_g) with 2 or 3 axes, got {tuple(value.shape)}")
     check_floating("value", value)
-    stride = check_stride(stride, value.ndim - 2)
-    return stride, tuple(size * step for size, step in zip(value.shape[2:], stride, strict=True))
+    steps = check_stride(stride, value.ndim - 2)
+    return steps, tuple(size * step for size, step in zip(value.shape[2:], steps, strict=True))
+
+
+def check_features(name: str, x: Tensor, channels: int, axes: int) -> None:
+    """Check the input of the module ``name``.
+
+    Raises:
+        ValueError: ``x`` is not (N, channels, S_1, .., S_g) with that number of axes.
+        TypeError: ``x`` is not floating.
+    """
+    if x.ndim != axes + 2 or x.shape[1] != channels:
+        shape = ", ".join(["N", str(channels), *"DHW"[-axes:]])
+        raise ValueError(f"{name} takes ({shape}), got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} takes a floating tensor, got {x.dtype}")
 
 
 def check_fits(name: str, tensor: Tensor, rule: str, expected: Sequence[int]) -> None:
-    """ValueError, with the rule, where the tensor has not the expected shape; TypeError where it is not floating."""
+    """Check an argument against the shape ``expected``, which the message explains by ``rule``.
+
+    Raises:
+        ValueError: the tensor has another shape.
+        TypeError: it is not floating.
+    """
     if tuple(tensor.shape) != tuple(expected):
         raise ValueError(f"{name} must be {rule} = {tuple(expected)}, got {tuple(tensor.shape)}")
     check_floating(name, tensor)
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
-    """TypeError where the tensor is not floating."""
+    """Raise TypeError if the tensor is not floating."""
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be a floating tensor, got {tensor.dtype}")
 
 
 def times(sizes: Sequence[int]) -> str:
-    """Sizes as messages and reports show them, such as ``4 x 12 x 8``."""
+    """Format sizes for messages and reports.
+
+    Example:
+        >>> times((4, 12, 8))
+        '4 x 12 x 8'
+    """
     return " x ".join(map(str, sizes))

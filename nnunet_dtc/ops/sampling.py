@@ -1,9 +1,9 @@
-"""The deformable branch of DTC: the low-resolution features, sampled where their coordinates say.
+"""The deformable branch of DTC: low-resolution features, sampled at learned positions.
 
-Sun et al., arXiv:2601.17939, section 3.1, equations 1 and 2. ``nnunet_dtc.ops.deformation`` has the positions of the
-samples, ``nnunet_dtc.ops.backends`` the ways to compute them on a device. Decisions that the paper leaves open (ours):
-``align_corners=False`` and ``padding_mode="border"``. Where linear interpolation is not differentiable, at a position
-on a voxel's centre, the gradient is that of the side with the higher index (on the last voxel of an axis: zero).
+Sun et al., arXiv:2601.17939, section 3.1, equations 1 and 2. ``nnunet_dtc.ops.deformation`` defines the positions of
+the samples, and ``nnunet_dtc.ops.backends`` computes the samples on a device. Decisions that the paper leaves open
+(ours): ``align_corners=False`` and ``padding_mode="border"``. At a voxel centre, where linear interpolation is not
+differentiable, the gradient is that of the side with the higher index (on the last voxel of an axis it is zero).
 """
 
 from collections.abc import Sequence
@@ -25,55 +25,69 @@ def deformable_upsample(
     offset: Offset = "tanh",
     weight: Weight = "sigmoid",
 ) -> Tensor:
-    """Sample ``value`` at learned positions, ``stride`` times as densely as it is given.
+    """Sample ``value`` at learned positions, with ``stride`` samples per voxel along each axis.
 
     With ``g`` spatial axes, in tensor order (D, H, W), the position of output element ``o`` on axis ``a`` is::
 
         shift_a    = (RF / 4) * tanh(coords[a]) * sigmoid(coords[g + a])         voxels of the input map
         position_a = (o_a + 1/2) / stride_a - 1/2 + shift_a                      clamped to [0, S_a - 1]
 
-    and the result is the linear interpolation of ``value`` there. With ``coords`` of zeros, or a receptive
-    field of 0, that is ``F.interpolate(value, mode="bilinear" or "trilinear", align_corners=False)``.
+    and the result is the linear interpolation of ``value`` at these positions. With ``coords`` of zeros, or with a
+    receptive field of 0, it equals ``F.interpolate(value, mode="bilinear" or "trilinear", align_corners=False)``.
 
     Args:
         value (Tensor[N, C, S_1, .., S_g]): features at low resolution, g = 2 or 3, any floating dtype.
         coords (Tensor[N, 2 * g, S_1 * stride_1, .., S_g * stride_g]): raw (before the activations) offsets in
             channels 0 to g - 1 and weights in channels g to 2 g - 1; with ``weight="none"`` the g offsets alone.
-        stride: voxels of the output per voxel of the input, one number or one per axis, each >= 1.
-        receptive_field: RF of section 3.2, in voxels of the input map, from 0 to ``float("inf")``. No shift is
-            longer than RF / 4 voxels (for infinity: S_a / 2), unless ``offset`` or ``weight`` is "linear".
-        base (Tensor[N, C, S_1 * stride_1, .., S_g * stride_g], optional): what the samples are added to, the
-            upsampling of figure 3a. Adding it here costs less than adding it afterwards.
+        stride: output voxels per input voxel, one integer or one per axis, each >= 1.
+        receptive_field: RF of section 3.2 in voxels of the input map, 0 to ``float("inf")``. No shift is longer than
+            RF / 4 voxels (for infinity S_a / 2), unless ``offset`` or ``weight`` is "linear".
+        base (Tensor[N, C, S_1 * stride_1, .., S_g * stride_g], optional): the upsampling of figure 3a, to which the
+            samples are added. Adding it here costs less than adding it afterwards.
         offset: "tanh" as in equation 1, or "linear" for table 4's rows without tanh: a shift without bound.
         weight: "sigmoid" as in equation 1, "linear" for table 4's rows without sigmoid (a shift without
             bound), "none" for its rows without weight.
 
     Returns:
-        Tensor[N, C, S_1 * stride_1, .., S_g * stride_g]: the samples in the dtype of ``value``, or their sum with
-        ``base`` in the dtype of that.
+        Tensor[N, C, S_1 * stride_1, .., S_g * stride_g]: the samples in the dtype of ``value``, or, with ``base``,
+        their sum in the dtype of ``base``.
 
     Raises:
         TypeError: ``value``, ``coords`` or ``base`` is not a floating tensor.
         ValueError: a size, the stride, the receptive field or a variant is not as described.
-        NotImplementedError: second derivatives were asked for.
+        NotImplementedError: second derivatives were requested.
 
     Note:
-        :mod:`nnunet_dtc.ops.backends` says which backend computes it. On CUDA the gradient with respect to ``value``
-        sums with atomic additions where shifts are long (in 3D from about RF 4 on) and where the reference computes, so
-        there it is not bit-identical from run to run. A shift that is NaN counts as zero (ours), one that is infinite
-        reaches the end of the map, and the gradient of its coordinates is zero, with every backend. A training that
-        diverges thus ends in a loss of NaN, and not in a crash.
+        :mod:`nnunet_dtc.ops.backends` lists the backends and how one is chosen. On CUDA the gradient with respect to
+        ``value`` is summed with atomic additions where shifts are long (in 3D from about RF 4 on) and in the reference
+        backend; it is then not bit-identical from run to run. With every backend a shift of NaN counts as zero (ours),
+        an infinite shift reaches the end of the map, and the gradient of such coordinates is zero, so that a training
+        that diverges ends with a loss of NaN and not with a crash.
+
+    Example:
+        Coordinates of zero give linear interpolation. An offset and a weight that are both saturated shift every sample
+        by the bound, RF / 4, which is half a voxel here:
+
+        >>> import torch
+        >>> from nnunet_dtc import deformable_upsample
+        >>> value = torch.tensor([0.0, 1, 2, 3]).view(1, 1, 1, 4)
+        >>> coords = torch.zeros(1, 4, 1, 8)  # offsets along H and W, then weights along H and W
+        >>> deformable_upsample(value, coords, stride=(1, 2)).flatten().tolist()
+        [0.0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.0]
+        >>> coords[:, 1::2] = 100  # along W
+        >>> deformable_upsample(value, coords, stride=(1, 2)).flatten().tolist()
+        [0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.0, 3.0]
     """
     if value.ndim not in (4, 5):
         raise ValueError(f"value must be (N, C, H, W) or (N, C, D, H, W), got {tuple(value.shape)=}")
-    stride = check_stride(stride, value.ndim - 2)
-    return upsample_checked(base, value, coords, stride, Deformation(receptive_field, offset, weight))
+    steps = check_stride(stride, value.ndim - 2)
+    return upsample_checked(base, value, coords, steps, Deformation(receptive_field, offset, weight))
 
 
 def upsample_checked(
     base: Tensor | None, value: Tensor, coords: Tensor, stride: tuple[int, ...], deformation: Deformation
 ) -> Tensor:
-    """:func:`deformable_upsample` for a stride and a deformation that were checked before; it checks the tensors."""
+    """As :func:`deformable_upsample`, for a stride and a deformation that are already checked; checks the tensors."""
     _check_tensors(value, coords, base, stride, deformation)
     return upsample(base, value, coords, stride, deformation)
 
