@@ -22,7 +22,7 @@ from comparison_example import make_comparison
 from PIL import Image
 
 from nnunet_dtc.study.comparison.page import render_page
-from nnunet_dtc.study.comparison.page_pictures import PictureError, draw_picture, is_ct
+from nnunet_dtc.study.comparison.picture_drawing import PictureError, draw_picture, is_ct
 from nnunet_dtc.study.comparison.sentences import what_was_predicted
 from nnunet_dtc.study.comparison.statistics import paired_differences, summarise
 from nnunet_dtc.study.comparison.tables import case_table, difference_table, markdown, noise_table, overview_table

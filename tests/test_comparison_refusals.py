@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from nnunet_dtc.cli import app
 from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.study.comparison import ComparisonError, models
-from nnunet_dtc.study.comparison.compare import compare
+from nnunet_dtc.study.comparison.execution import compare
 from nnunet_dtc.study.comparison.logs import read_peak_memory
 from nnunet_dtc.study.comparison.plan import Options, plan_comparison
 

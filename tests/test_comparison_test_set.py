@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from nnunet_dtc.cli import app
 from nnunet_dtc.study.comparison import ComparisonError, predictions
-from nnunet_dtc.study.comparison.compare import compare
+from nnunet_dtc.study.comparison.execution import compare
 from nnunet_dtc.study.comparison.models import read_training
 from nnunet_dtc.study.comparison.plan import Options, plan_comparison
 from nnunet_dtc.study.evaluation import EvaluationError
@@ -327,7 +327,7 @@ def test_nnunet_itself_averages_softmax(tmp_path, monkeypatch):
     assert clear.mean() > 0.9
     assert (of_softmax != of_logits)[clear].any()
 
-    test = predictions.TestSet(folders.raw / DATASET / "imagesTs", ("test_1",), "checkpoint_final.pth", "cpu", print)
+    test = predictions.HeldOutSet(folders.raw / DATASET / "imagesTs", ("test_1",), "checkpoint_final.pth", "cpu", print)
     made = predictions.predict_ensemble(read_training(model), (0, 1), "softmax", test, tmp_path / "made")
     predicted = read_image(made / "test_1.nii.gz")
     assert predicted.shape == shape

@@ -30,11 +30,12 @@ from typer.testing import CliRunner
 
 from nnunet_dtc.cli import app
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.study.comparison.compare import compare
+from nnunet_dtc.study.comparison.case_images import training_images
+from nnunet_dtc.study.comparison.execution import compare
 from nnunet_dtc.study.comparison.logs import count_parameters, epoch_rows, read_log
 from nnunet_dtc.study.comparison.models import read_training
 from nnunet_dtc.study.comparison.page import render_page
-from nnunet_dtc.study.comparison.pictures import choose_cases, raw_images
+from nnunet_dtc.study.comparison.picture_choice import choose_cases
 from nnunet_dtc.study.comparison.plan import Options, plan_comparison
 from nnunet_dtc.study.evaluation import EvaluationError
 from nnunet_dtc.study.evaluation.metrics import surface_distances
@@ -341,7 +342,7 @@ def test_images_of_a_data_set_that_lists_them(tmp_path, monkeypatch):
     listed = {"a": {"images": ["$PLACE/a_ct.nii.gz", str(tmp_path / "a_pet.nii.gz")], "label": "a.nii.gz"}}
     (tmp_path / "dataset.json").write_text(json.dumps({"dataset": listed}))
     expected = (tmp_path / "elsewhere" / "a_ct.nii.gz", tmp_path / "a_pet.nii.gz")
-    assert raw_images(tmp_path, ".nii.gz") == {"a": expected}
+    assert training_images(tmp_path, ".nii.gz") == {"a": expected}
 
 
 def test_png_images_of_two_axes(tmp_path, monkeypatch):

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from nnunet_dtc import files
 from nnunet_dtc.cli import app
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.study.comparison import report as comparison_report
-from nnunet_dtc.study.coordinates import report as coordinates_report
+from nnunet_dtc.study.comparison import output_folder as comparison_report
+from nnunet_dtc.study.coordinates import sampling_report
 from nnunet_dtc.study.datasets.btcv import write_btcv
 from nnunet_dtc.study.datasets.nnunet_raw import new_raw_dataset
 from nnunet_dtc.study.datasets.phantom import PhantomCase, write_phantom
@@ -81,7 +81,7 @@ def test_evaluate_refuses_a_folder_in_the_place_of_a_file_before_scoring(folders
 def test_every_report_refuses_a_folder_in_the_place_of_a_file(tmp_path):
     for name, check in (
         ("costs.md", lambda: files.output_files(tmp_path / "costs", (".json", ".csv", ".md"), True)),
-        ("coordinates.png", lambda: coordinates_report.output_files(tmp_path, True)),
+        ("coordinates.png", lambda: sampling_report.output_files(tmp_path, True)),
         ("index.html", lambda: comparison_report.check_output(tmp_path, True)),
     ):
         check()
@@ -108,7 +108,7 @@ def test_a_full_disk_is_found_before_the_work(folders, small_disk, monkeypatch):
     assert done.exit_code == 1
     assert f"cannot write into {small_disk} (No space left on device)" in done.output
     for check in (
-        lambda: coordinates_report.output_files(small_disk / "coordinates"),
+        lambda: sampling_report.output_files(small_disk / "coordinates"),
         lambda: comparison_report.check_output(small_disk / "comparison" / "of_two", False),
     ):
         with pytest.raises(OSError, match=f"cannot write into {small_disk} "):
@@ -255,14 +255,14 @@ def test_prepare_with_a_source_that_is_not_utf8(odd):
 
 
 def test_compare_and_coordinates_take_no_such_path(odd):
-    from nnunet_dtc.study.comparison.predictions import image_cases
+    from nnunet_dtc.study.comparison.case_images import image_cases
 
     (odd.parent / "images").mkdir()
     (odd.parent / "images" / f"{NOT_UTF8}_0000.nii.gz").touch()
     for check in (
         lambda: image_cases(odd.parent / "images", ".nii.gz"),
         lambda: comparison_report.check_output(odd / "out", False),
-        lambda: coordinates_report.output_files(odd / "out"),
+        lambda: sampling_report.output_files(odd / "out"),
     ):
         with pytest.raises(NnunetDtcError, match=r"must be UTF-8, got .*caf\\xe9"):
             check()

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from comparison_example import make_comparison
 
+from nnunet_dtc.study.comparison.output_folder import write_comparison
 from nnunet_dtc.study.comparison.page import render_page
-from nnunet_dtc.study.comparison.report import write_comparison
 from nnunet_dtc.study.comparison.tables import markdown, rich_tables
 from nnunet_dtc.study.texts import markdown_text, visible, xml_text
 

@@ -75,11 +75,11 @@ def compare(
     """Compare trained models: organ by organ, fold by fold, case by case, with the noise beside the difference."""
     try:
         from nnunet_dtc.cli.devices import check_device
-        from nnunet_dtc.study.comparison.compare import compare as run
+        from nnunet_dtc.study.comparison.execution import compare as run
         from nnunet_dtc.study.comparison.models import environment_folder, find_trainings
+        from nnunet_dtc.study.comparison.output_folder import check_output, default_output, write_comparison
         from nnunet_dtc.study.comparison.page import render_page
         from nnunet_dtc.study.comparison.plan import Options, plan_comparison
-        from nnunet_dtc.study.comparison.report import check_output, default_output, write_comparison
         from nnunet_dtc.study.comparison.tables import rich_tables
         from nnunet_dtc.study.evaluation import parse_tolerance
 

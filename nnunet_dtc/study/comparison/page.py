@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 
 from nnunet_dtc._version import __version__
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.study.comparison.page_pictures import draw_picture, is_ct
-from nnunet_dtc.study.comparison.readable import readable
+from nnunet_dtc.study.comparison.picture_drawing import draw_picture, is_ct
+from nnunet_dtc.study.comparison.printable_names import readable
 from nnunet_dtc.study.comparison.result import CasePicture, ComparedModel, Comparison
 from nnunet_dtc.study.comparison.sentences import what_was_predicted
 from nnunet_dtc.study.comparison.statistics import (

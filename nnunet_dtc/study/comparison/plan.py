@@ -17,7 +17,7 @@ from nnunet_dtc.study.comparison.models import (
     group_repeats,
     read_training,
 )
-from nnunet_dtc.study.comparison.predictions import AVERAGES, Average, TestSet, check_predictable
+from nnunet_dtc.study.comparison.predictions import AVERAGES, Average, HeldOutSet, check_predictable
 from nnunet_dtc.study.evaluation import DEFAULT_TOLERANCES, LabelSet, Reader, Tolerance, find_pairs, find_reader
 from nnunet_dtc.study.evaluation.folders import Progress
 from nnunet_dtc.study.evaluation.scoring import ABSENT_RULES, Absent
@@ -217,6 +217,6 @@ def held_out_set(
     cases: tuple[str, ...],
     tell: Callable[[str], None] = lambda line: None,
     progress: Progress | None = None,
-) -> TestSet:
+) -> HeldOutSet:
     images = options.images or environment_folder("nnUNet_raw", "imagesTs") / training.dataset / "imagesTs"
-    return TestSet(images, cases, options.checkpoint, options.device, tell, progress)
+    return HeldOutSet(images, cases, options.checkpoint, options.device, tell, progress)

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from nnunet_dtc.files import check_utf8
 from nnunet_dtc.plugin.registration import EXT_VARIABLE, environment_value
+from nnunet_dtc.study.comparison.case_images import image_cases
 from nnunet_dtc.study.comparison.models import ComparisonError, Training
 from nnunet_dtc.study.evaluation.folders import Progress
 from nnunet_dtc.study.processes import guarded
@@ -29,9 +29,8 @@ from nnunet_dtc.study.processes import guarded
 __all__ = [
     "AVERAGES",
     "Average",
-    "TestSet",
+    "HeldOutSet",
     "check_predictable",
-    "image_cases",
     "predict_ensemble",
     "predict_fold",
     "prediction_files",
@@ -48,7 +47,7 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class TestSet:
+class HeldOutSet:
     """What is predicted, and with what.
 
     Attributes:
@@ -60,8 +59,6 @@ class TestSet:
         progress: is called with (step, done, total), images, while a command predicts.
     """
 
-    __test__ = False  # pytest takes the name for a test
-
     images: Path
     cases: tuple[str, ...]
     checkpoint: str
@@ -70,23 +67,7 @@ class TestSet:
     progress: Progress | None = None
 
 
-def image_cases(folder: Path, ending: str) -> dict[str, tuple[Path, ...]]:
-    """The channels of each case, from names such as `CASE_0000.nii.gz`.
-
-    Raises:
-        ComparisonError: if there is no such folder.
-        NnunetDtcError: a path is not UTF-8.
-    """
-    if not folder.is_dir():
-        raise ComparisonError(f"there is no folder of images {folder}")
-    cases: dict[str, list[Path]] = {}
-    for file in sorted(folder.glob(f"*_[0-9][0-9][0-9][0-9]{ending}")):
-        if not file.name.startswith("."):
-            cases.setdefault(check_utf8(file).name.removesuffix(ending)[:-5], []).append(file)
-    return {case: tuple(files) for case, files in cases.items()}
-
-
-def check_predictable(trainings: Sequence[Training], folds: Sequence[int], test: TestSet) -> None:
+def check_predictable(trainings: Sequence[Training], folds: Sequence[int], held_out: HeldOutSet) -> None:
     """All that can be known before the first prediction.
 
     Raises:
@@ -95,21 +76,21 @@ def check_predictable(trainings: Sequence[Training], folds: Sequence[int], test:
     """
     for training in trainings:
         for fold in folds:
-            if not (file := training.fold_folder(fold) / test.checkpoint).is_file():
+            if not (file := training.fold_folder(fold) / held_out.checkpoint).is_file():
                 raise ComparisonError(f"there is no {file}; --checkpoint takes the file name of another one")
         if training.plans["configurations"][training.configuration].get("previous_stage"):
             raise ComparisonError(
                 f"{training.configuration} is the second stage of a cascade: predict both stages by nnU-Net's commands "
                 "and give the folders by --predictions TRAINER=FOLDER"
             )
-    images = image_cases(test.images, trainings[0].file_ending)
-    if missing := sorted(set(test.cases) - set(images)):
-        raise ComparisonError(f"labels without an image in {test.images}: {', '.join(missing[:6])}")
+    images = image_cases(held_out.images, trainings[0].file_ending)
+    if missing := sorted(set(held_out.cases) - set(images)):
+        raise ComparisonError(f"labels without an image in {held_out.images}: {', '.join(missing[:6])}")
     for command in ("nnUNetv2_predict_from_modelfolder", "nnUNetv2_ensemble"):
         _program(command)
 
 
-def predict_fold(training: Training, fold: int, test: TestSet, target: Path) -> Path:
+def predict_fold(training: Training, fold: int, held_out: HeldOutSet, target: Path) -> Path:
     """The folder `target/fold_<k>` of one fold's predictions, made where it is not there yet.
 
     Raises:
@@ -117,14 +98,16 @@ def predict_fold(training: Training, fold: int, test: TestSet, target: Path) -> 
     """
     return _make(
         target / f"fold_{fold}",
-        _record(training, [fold], "none", test),
-        test,
+        _record(training, [fold], "none", held_out),
+        held_out,
         training.file_ending,
         _predicting(training, [fold]),
     )
 
 
-def predict_ensemble(training: Training, folds: Sequence[int], average: Average, test: TestSet, target: Path) -> Path:
+def predict_ensemble(
+    training: Training, folds: Sequence[int], average: Average, held_out: HeldOutSet, target: Path
+) -> Path:
     """The folder `target/ensemble` (or `ensemble_softmax`) of the predictions of all folds together, made where it is
     not there yet.
 
@@ -134,8 +117,8 @@ def predict_ensemble(training: Training, folds: Sequence[int], average: Average,
     softmax = average == "softmax"
     return _make(
         target / ("ensemble_softmax" if softmax else "ensemble"),
-        _record(training, folds, average, test),
-        test,
+        _record(training, folds, average, held_out),
+        held_out,
         training.file_ending,
         (_averaging_softmax if softmax else _predicting)(training, folds),
     )
@@ -153,18 +136,20 @@ def prediction_files(folder: Path, cases: Sequence[str], ending: str) -> dict[st
     return files
 
 
-def _record(training: Training, folds: Sequence[int], average: str, test: TestSet) -> dict[str, Any]:
+def _record(training: Training, folds: Sequence[int], average: str, held_out: HeldOutSet) -> dict[str, Any]:
     """What decides the predictions."""
-    images = image_cases(test.images, training.file_ending)
+    images = image_cases(held_out.images, training.file_ending)
     return {
         "format": _FORMAT,
         "model": str(training.folder),
         "checkpoints": {
-            str(training.fold_folder(fold) / test.checkpoint): _stamp(training.fold_folder(fold) / test.checkpoint)
+            str(training.fold_folder(fold) / held_out.checkpoint): _stamp(
+                training.fold_folder(fold) / held_out.checkpoint
+            )
             for fold in folds
         },
         "average": average,
-        "images": {str(file): _stamp(file) for case in test.cases for file in images[case]},
+        "images": {str(file): _stamp(file) for case in held_out.cases for file in images[case]},
     }
 
 
@@ -174,10 +159,10 @@ def _stamp(file: Path) -> list[int]:
 
 
 def _make(
-    folder: Path, record: Mapping[str, Any], test: TestSet, ending: str, make: Callable[[Path, TestSet], None]
+    folder: Path, record: Mapping[str, Any], held_out: HeldOutSet, ending: str, make: Callable[[Path, HeldOutSet], None]
 ) -> Path:
-    if _is_made_from(folder, record, test.cases, ending):
-        test.tell(f"{folder} is there already, of the same checkpoints and images")
+    if _is_made_from(folder, record, held_out.cases, ending):
+        held_out.tell(f"{folder} is there already, of the same checkpoints and images")
         return folder
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     for old in (folder, unfinished):
@@ -186,8 +171,8 @@ def _make(
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     _write_record(unfinished, {"unfinished": True})
-    make(unfinished, test)
-    prediction_files(unfinished, test.cases, ending)  # nnU-Net may end well without some
+    make(unfinished, held_out)
+    prediction_files(unfinished, held_out.cases, ending)  # nnU-Net may end well without some
     _write_record(unfinished, record)
     if folder.exists():
         shutil.rmtree(folder)
@@ -195,33 +180,35 @@ def _make(
     return folder
 
 
-def _predicting(training: Training, folds: Sequence[int], *more: str) -> Callable[[Path, TestSet], None]:
-    def make(folder: Path, test: TestSet) -> None:
-        command = ["nnUNetv2_predict_from_modelfolder", "-m", str(training.folder), "-i", str(test.images)]
-        command += ["-o", str(folder), "-f", *map(str, folds), "-chk", test.checkpoint, "-device", test.device]
-        files = [folder / f"{case}{training.file_ending}" for case in image_cases(test.images, training.file_ending)]
+def _predicting(training: Training, folds: Sequence[int], *more: str) -> Callable[[Path, HeldOutSet], None]:
+    def make(folder: Path, held_out: HeldOutSet) -> None:
+        command = ["nnUNetv2_predict_from_modelfolder", "-m", str(training.folder), "-i", str(held_out.images)]
+        command += ["-o", str(folder), "-f", *map(str, folds), "-chk", held_out.checkpoint, "-device", held_out.device]
+        files = [
+            folder / f"{case}{training.file_ending}" for case in image_cases(held_out.images, training.file_ending)
+        ]
         step = f"{training.trainer}, fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))}"
 
         def watch() -> None:
-            if test.progress:
-                test.progress(step, sum(file.is_file() for file in files), len(files))
+            if held_out.progress:
+                held_out.progress(step, sum(file.is_file() for file in files), len(files))
 
-        _run([*command, "--disable_progress_bar", *more], _log_of(folder), test.tell, watch)
+        _run([*command, "--disable_progress_bar", *more], _log_of(folder), held_out.tell, watch)
 
     return make
 
 
-def _averaging_softmax(training: Training, folds: Sequence[int]) -> Callable[[Path, TestSet], None]:
+def _averaging_softmax(training: Training, folds: Sequence[int]) -> Callable[[Path, HeldOutSet], None]:
     """nnU-Net keeps each fold's probabilities, its ensembling command averages them; then they are removed, being a
     hundred times as large as the segmentations."""
 
-    def make(folder: Path, test: TestSet) -> None:
+    def make(folder: Path, held_out: HeldOutSet) -> None:
         parts = [folder / f"fold_{fold}" for fold in folds]
         for fold, part in zip(folds, parts, strict=True):
             part.mkdir()
             predict = _predicting(training, [fold], "--save_probabilities")
-            predict(part, test)
-        _run(["nnUNetv2_ensemble", "-i", *map(str, parts), "-o", str(folder)], _log_of(folder), test.tell)
+            predict(part, held_out)
+        _run(["nnUNetv2_ensemble", "-i", *map(str, parts), "-o", str(folder)], _log_of(folder), held_out.tell)
         for part in parts:
             shutil.rmtree(part)
 

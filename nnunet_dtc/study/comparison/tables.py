@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from nnunet_dtc._version import __version__
-from nnunet_dtc.study.comparison.readable import readable
+from nnunet_dtc.study.comparison.printable_names import readable
 from nnunet_dtc.study.comparison.result import Comparison
 from nnunet_dtc.study.comparison.statistics import average_repeats, case_differences, case_means, fold_means
 from nnunet_dtc.study.evaluation import units

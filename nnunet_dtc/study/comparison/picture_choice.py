@@ -6,18 +6,15 @@ chosen by a rule, not by hand.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from nnunet_dtc.study.comparison.predictions import image_cases
 from nnunet_dtc.study.comparison.result import CasePicture
 from nnunet_dtc.study.comparison.statistics import case_means
 
-__all__ = ["choose_cases", "make_pictures", "raw_images"]
+__all__ = ["choose_cases", "make_pictures"]
 
 
 def choose_cases(dice: pd.DataFrame) -> dict[str, str]:
@@ -73,18 +70,3 @@ def make_pictures(
         )
         for case, why in choose_cases(all_means[list(models)]).items()
     )
-
-
-def raw_images(raw: Path, ending: str) -> dict[str, tuple[Path, ...]]:
-    """The channels of all training cases of a raw data set: in `imagesTr`, or where its dataset.json says."""
-    try:
-        listed = json.loads((raw / "dataset.json").read_text(encoding="utf-8")).get("dataset")
-        if listed is not None:
-            return {
-                case: tuple(Path(os.path.abspath(raw / os.path.expandvars(image))) for image in entry["images"])
-                for case, entry in listed.items()
-            }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # pictures are no reason to fail
-    folder = raw / "imagesTr"
-    return image_cases(folder, ending) if folder.is_dir() else {}

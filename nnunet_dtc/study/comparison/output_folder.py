@@ -10,7 +10,7 @@ import pandas as pd
 
 from nnunet_dtc.files import check_outputs, check_writable, write_all, writing
 from nnunet_dtc.study.comparison.models import ComparisonError
-from nnunet_dtc.study.comparison.readable import readable
+from nnunet_dtc.study.comparison.printable_names import readable
 from nnunet_dtc.study.comparison.result import Comparison
 from nnunet_dtc.study.comparison.tables import as_json, markdown
 

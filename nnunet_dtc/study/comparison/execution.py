@@ -11,12 +11,14 @@ from pathlib import Path
 import pandas as pd
 
 from nnunet_dtc.files import check_utf8
-from nnunet_dtc.study.comparison import checks, pictures, statistics
-from nnunet_dtc.study.comparison.held_out import check_held_out
+from nnunet_dtc.study.comparison import checks, statistics
+from nnunet_dtc.study.comparison.case_images import image_cases, training_images
+from nnunet_dtc.study.comparison.held_out_checks import check_held_out
 from nnunet_dtc.study.comparison.logs import CURVES, TrainingLog, read_log, read_peak_memory
 from nnunet_dtc.study.comparison.models import ComparisonError, Model, Training
+from nnunet_dtc.study.comparison.picture_choice import make_pictures
 from nnunet_dtc.study.comparison.plan import Plan, held_out_set
-from nnunet_dtc.study.comparison.predictions import image_cases, predict_ensemble, predict_fold, prediction_files
+from nnunet_dtc.study.comparison.predictions import predict_ensemble, predict_fold, prediction_files
 from nnunet_dtc.study.comparison.result import CasePicture, ComparedModel, Comparison
 from nnunet_dtc.study.comparison.sentences import GIVEN, Facts, write_sentences
 from nnunet_dtc.study.evaluation import Displacement, Pair, evaluate_pairs
@@ -252,7 +254,7 @@ def _pictures(plan: Plan, sources: Sequence[_Source], scores: pd.DataFrame) -> t
     elif raw := os.environ.get("nnUNet_raw"):
         folder = Path(raw) / plan.dataset
         if plan.options.kind == "validation":
-            images = pictures.raw_images(folder, plan.first.file_ending)
+            images = training_images(folder, plan.first.file_ending)
         elif (folder / "imagesTs").is_dir():
             images = image_cases(folder / "imagesTs", plan.first.file_ending)
 
@@ -262,5 +264,5 @@ def _pictures(plan: Plan, sources: Sequence[_Source], scores: pd.DataFrame) -> t
 
     averaged = statistics.average_repeats(scores, ["dice"], over_folds=True)
     names = [model.name for model in plan.models]
-    made = pictures.make_pictures(used, names, files, plan.references, images_of, averaged)
+    made = make_pictures(used, names, files, plan.references, images_of, averaged)
     return made, any(not picture.images for picture in made)
