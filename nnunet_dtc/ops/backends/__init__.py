@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from torch import Tensor
 from nnunet_dtc.ops.backends import reference
 from nnunet_dtc.ops.backends.operators import define
 from nnunet_dtc.ops.deformation import Deformation
+from nnunet_dtc.torch_internals import constant_result
 
 __all__ = ["BACKENDS", "VARIABLE", "Backend", "backend_for", "upsample", "use_backend"]
 
@@ -53,10 +55,10 @@ class Backend:
         return self.device in (None, device)
 
 
-def _lazily(module: str, function: str) -> Callable:
+def _lazily(module: str, function: str) -> Callable[..., Any]:
     """A function of a backend's module, imported when it is called first: numba and Triton take their time."""
 
-    def call(*arguments):
+    def call(*arguments: Any) -> Any:
         return getattr(importlib.import_module(f"nnunet_dtc.ops.backends.{module}"), function)(*arguments)
 
     return call
@@ -147,6 +149,7 @@ def backend_for(device: str, *, bounded: bool = True) -> Backend:
     return BACKENDS[name]
 
 
+@constant_result
 def _choice(forced: str | None, device: str, bounded: bool) -> str:
     """The backend's name."""
     source = "use_backend"
@@ -171,11 +174,6 @@ def _choice(forced: str | None, device: str, bounded: bool) -> str:
         return chosen.name
     _say_unbounded(chosen.name)
     return "reference"
-
-
-# torch.compile asks once and takes the answer for a constant of the arguments; this is what
-# torch.compiler.assume_constant_result sets, which would import all of torch.compile here
-_choice._dynamo_marked_constant = True
 
 
 def _usable(name: str, source: str) -> Backend:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.library import CustomOpDef, custom_op
 from torch.utils.flop_counter import register_flop_formula
 
-from nnunet_dtc.ops.deformation import Deformation
+from nnunet_dtc.ops.deformation import Deformation, Offset, Weight
 
 NAMESPACE = "nnunet_dtc"
 
@@ -30,7 +30,9 @@ SCHEMA_BACKWARD = (
 )
 
 
-def define(name: str, forward: Callable[..., Tensor], backward: Callable[..., tuple[Tensor | None, Tensor | None]]):
+def define(
+    name: str, forward: Callable[..., Tensor], backward: Callable[..., tuple[Tensor | None, Tensor | None]]
+) -> CustomOpDef:
     """Register ``forward`` and ``backward`` (as those of the reference) as the operator of the backend ``name``.
 
     Returns:
@@ -49,8 +51,8 @@ def _forward_operator(name: str, forward: Callable[..., Tensor]) -> CustomOpDef:
         coords: Tensor,
         stride: Sequence[int],
         receptive_field: float,
-        offset: str,
-        weight: str,
+        offset: Offset,
+        weight: Weight,
     ) -> Tensor:
         deformation = Deformation(receptive_field, offset, weight)
         return forward(_plain(base), _plain(value), _plain(coords), stride, deformation)
@@ -58,7 +60,7 @@ def _forward_operator(name: str, forward: Callable[..., Tensor]) -> CustomOpDef:
     operator = custom_op(f"{NAMESPACE}::upsample_{name}", run, mutates_args=(), schema=SCHEMA)
 
     @operator.register_fake
-    def _(base, value, coords, stride, receptive_field, offset, weight):
+    def _(base: Tensor | None, value: Tensor, coords: Tensor, *_: Any) -> Tensor:
         dtype = value.dtype if base is None else base.dtype
         return value.new_empty((*value.shape[:2], *coords.shape[2:]), dtype=dtype)
 
@@ -74,8 +76,8 @@ def _backward_operator(name: str, backward: Callable[..., tuple[Tensor | None, T
         coords: Tensor,
         stride: Sequence[int],
         receptive_field: float,
-        offset: str,
-        weight: str,
+        offset: Offset,
+        weight: Weight,
         wants_value: bool,
         wants_coords: bool,
     ) -> tuple[Tensor, Tensor]:
@@ -90,7 +92,17 @@ def _backward_operator(name: str, backward: Callable[..., tuple[Tensor | None, T
     operator = custom_op(f"{NAMESPACE}::upsample_{name}_backward", run, mutates_args=(), schema=SCHEMA_BACKWARD)
 
     @operator.register_fake
-    def _(grad, value, coords, stride, receptive_field, offset, weight, wants_value, wants_coords):
+    def _(
+        grad: Tensor,
+        value: Tensor,
+        coords: Tensor,
+        stride: Sequence[int],
+        receptive_field: float,
+        offset: str,
+        weight: str,
+        wants_value: bool,
+        wants_coords: bool,
+    ) -> tuple[Tensor, Tensor]:
         return (
             torch.empty_like(value) if wants_value else value.new_empty(0),
             coords.new_empty(coords.shape if wants_coords else 0),
@@ -128,11 +140,11 @@ def _count_products(name: str) -> None:
     operators = getattr(torch.ops, NAMESPACE)
 
     @register_flop_formula(getattr(operators, f"upsample_{name}"))
-    def _(base, value, coords, *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    def _(*_: Any, out_shape: Sequence[int], **__: Any) -> int:
         return 2 * 2 ** (len(out_shape) - 2) * math.prod(out_shape)
 
     @register_flop_formula(getattr(operators, f"upsample_{name}_backward"))
-    def _(grad, value, coords, *_: Any, out_shape: Any = None, **__: Any) -> int:  # both gradients are as many products
+    def _(grad: Sequence[int], *_: Any, **__: Any) -> int:  # both gradients are as many products
         return 2 * 2 * 2 ** (len(grad) - 2) * math.prod(grad)
 
 

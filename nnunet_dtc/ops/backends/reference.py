@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_dtc.ops.deformation import Deformation, regular_positions, shifted_positions
+from nnunet_dtc.torch_internals import GRID_SAMPLE_BACKWARD
 
 _BORDER, _LINEAR = 1, 0  # as grid_sample's own operators call them
 
@@ -76,8 +77,7 @@ def backward(
                 by_weight = scale * offset * (weight * (1 - weight) if deformation.weight == "sigmoid" else 1)
             through.append((inside & ~shift.isnan(), by_offset, by_weight))
     split = _channel_groups(value)
-    function = {2: torch.ops.aten.grid_sampler_2d_backward, 3: torch.ops.aten.grid_sampler_3d_backward}[axes]
-    by_value, by_grid = function(
+    by_value, by_grid = GRID_SAMPLE_BACKWARD[axes](
         _split_channels(grad.to(dtype), split),
         _split_channels(value.to(dtype), split),
         _shared(_grid(positions, sizes), split),
