@@ -283,4 +283,4 @@ def test_plans_of_the_old_format_are_built():
     assert shapes[0] == shapes[1]
     configuration["UNet_class_name"] = "MyUNet"
     with pytest.raises(NnunetDtcError, match=r"UNet_class_name must be PlainConvUNet or ResidualEncoderUNet .*MyUNet"):
-        build_network(nnUNetTrainer, plans, "2d", DATASET, True)
+        check_plans(plans, "plans.json", "2d")

@@ -1,9 +1,9 @@
-"""What nnU-Net's files hold: plans, dataset.json, summary.json, splits_final.json, and the contents of checkpoints.
+"""Checks of nnU-Net's files: plans, dataset.json, summary.json, splits_final.json, and the contents of checkpoints.
 
-Files are checked once, where they are read, so that whatever comes later can rely on the structure: the message of a
-refusal has the file, the path of the key, the rule and what was there. What is checked is handed on as it is, with all
-its keys. The rules accept everything that nnU-Net 2.0 to 2.8 writes, among it plans of the old format (without
-``architecture``), regions, the ignore label and ``modality`` for ``channel_names``; keys that no rule names are free.
+Files are checked once, where they are read, so that later code can rely on their structure. An error names the file,
+the path of the key, the rule and the value. The content itself is not changed. The rules accept everything that nnU-Net
+2.0 to 2.8 writes, including plans of the old format (without ``architecture``), regions, the ignore label, and
+``modality`` instead of ``channel_names``. Keys without a rule may have any value.
 """
 
 from __future__ import annotations
@@ -44,31 +44,31 @@ __all__ = [
 MAX_LABEL = 65_535
 """The largest label value: nnU-Net writes segmentations of 8 or 16 bits."""
 
-_MAX_COUNT = 1_000_000  # of voxels along an axis, cases in a batch, features: more is a mistake
-_MAX_LAYERS = 1000  # of stages, blocks and convolutions of a stage, voxels along an axis of a kernel: likewise
-_MAX_NAME = 200  # of characters: names become folders, whose names have 255 bytes at most
+_MAX_COUNT = 1_000_000  # voxels along an axis, cases in a batch, features: more is a mistake
+_MAX_LAYERS = 1000  # stages, blocks and convolutions of a stage, voxels along an axis of a kernel: more is a mistake
+_MAX_NAME = 200  # characters: names become folders, whose names have at most 255 bytes
 _MAX_NUMBER = 1e300
 _MAX_DEPTH = 30
-_TOO_DEEP = "{origin}: it is nested more deeply than files of nnU-Net"
+_TOO_DEEP = "{origin}: it is nested more deeply than nnU-Net's files are"
 _OLD_ARCHITECTURES = ("PlainConvUNet", "ResidualEncoderUNet")
 
 Rule = Callable[[Any, str], None]
-"""Takes a value and the path of its key; raises _BrokenRuleError."""
+"""A function that takes a value and the path of its key, and raises _BrokenRuleError."""
 
 
 class MalformedFileError(NnunetDtcError):
-    """A file that is not what nnU-Net writes; the message has the file, the key, the rule and the value."""
+    """A file that is not as nnU-Net writes it. The message gives the file, the key, the rule and the value."""
 
 
 class _BrokenRuleError(Exception):
-    """Becomes a MalformedFileError where the name of the file is known."""
+    """Raised by rules, which do not know the file; becomes a MalformedFileError."""
 
 
 def read_json(file: Path) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Raises:
-        MalformedFileError: the file is missing or cannot be read, or is no JSON.
+        MalformedFileError: the file is missing, cannot be read, or is not JSON.
     """
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -89,13 +89,13 @@ def check_plans(
 
     Args:
         plans: the content of the file.
-        origin: the file, for the message.
-        configuration: the configuration that is used, which must be complete. The others may be anything.
-        path: where the plans are in the file, for the message.
-        needed: keys that this configuration must have, beside the sizes of patch and batch and the architecture.
+        origin: the file, for messages.
+        configuration: the configuration that is used and must be complete. Others are not checked.
+        path: where the plans are in the file, for messages.
+        needed: keys that this configuration must have besides patch size, batch size and architecture.
 
     Raises:
-        MalformedFileError: for anything that nnU-Net does not write.
+        MalformedFileError: the plans are not as nnU-Net writes them.
     """
     _check_depth(plans, origin)
     _apply(_PLANS, plans, path, origin)
@@ -113,8 +113,14 @@ def resolved_configuration(
 ) -> dict[str, Any]:
     """A configuration of plans with what it inherits, as nnU-Net resolves it.
 
+    Args:
+        plans: the content of the file.
+        configuration: name of the configuration.
+        origin: the file, for messages.
+        path: where the plans are in the file, for messages.
+
     Raises:
-        MalformedFileError: there is no such configuration, or it inherits from none or from itself.
+        MalformedFileError: there is no such configuration, or it inherits from a missing one or from itself.
     """
     configurations = plans["configurations"]
     chain: list[str] = []
@@ -127,8 +133,8 @@ def resolved_configuration(
                 raise MalformedFileError(f"{origin}: {where} must be a configuration ({there}), got {shown(name)}")
             raise MalformedFileError(f"{origin}: there is no configuration {_key(name)}; the plans have: {there}")
         if name in chain:
-            circle = " -> ".join((*chain, name))
-            raise MalformedFileError(f"{origin}: {where} must not lead back to the configuration itself, got {circle}")
+            cycle = " -> ".join((*chain, name))
+            raise MalformedFileError(f"{origin}: {where} must not lead back to the configuration itself, got {cycle}")
         chain.append(name)
         _apply(_an_object, configurations[name], _join(path, f"configurations.{name}"), origin)
         if "inherits_from" not in configurations[name]:
@@ -141,10 +147,15 @@ def resolved_configuration(
 
 
 def check_dataset_json(content: Any, origin: object, path: str = "") -> None:
-    """Check the structure of dataset.json: labels, channels and the ending of files.
+    """Check the structure of dataset.json: labels, channels and file ending.
+
+    Args:
+        content: the content of the file.
+        origin: the file, for messages.
+        path: where the content is in the file, for messages.
 
     Raises:
-        MalformedFileError: for anything that nnU-Net v2 does not take.
+        MalformedFileError: the content is not as nnU-Net v2 needs it.
     """
     _apply(_an_object, content, path, origin)
     check_labels(content, origin, path)
@@ -154,10 +165,16 @@ def check_dataset_json(content: Any, origin: object, path: str = "") -> None:
 
 
 def check_labels(content: Any, origin: object, path: str = "") -> None:
-    """Check the labels of dataset.json alone, which is all that scoring needs of it.
+    """Check only the labels of dataset.json, which is all that evaluation needs.
+
+    Args:
+        content: the content of the file.
+        origin: the file, for messages.
+        path: where the content is in the file, for messages.
 
     Raises:
-        MalformedFileError: there are no labels as nnU-Net v2 has them; labels in nnU-Net v1's order are named as such.
+        MalformedFileError: the labels are not as nnU-Net v2 needs them. If they have nnU-Net v1's order, the message
+            says so.
     """
     _check_depth(content, origin)
     _apply(_an_object, content, path, origin)
@@ -172,7 +189,7 @@ def check_labels(content: Any, origin: object, path: str = "") -> None:
                 "is a dataset.json of nnU-Net v1, which nnUNetv2_convert_old_nnUNet_dataset converts"
             )
     _apply(_object({"labels": _LABELS}), content, path, origin)
-    if "ignore" in content["labels"]:  # here nnU-Net insists on an integer
+    if "ignore" in content["labels"]:  # nnU-Net requires an integer here
         rule = _value(f"an integer from 0 to {MAX_LABEL}", _is_integer)
         _apply(rule, content["labels"]["ignore"], _join(path, "labels.ignore"), origin)
 
@@ -181,7 +198,7 @@ def check_file_ending(ending: Any, origin: object) -> None:
     """Check the ``file_ending`` of dataset.json.
 
     Raises:
-        MalformedFileError: it is no ending of file names.
+        MalformedFileError: it is not an ending of file names.
     """
     _apply(_file_ending, ending, "file_ending", origin)
 
@@ -190,7 +207,7 @@ def check_splits(content: Any, origin: object) -> None:
     """Check splits_final.json: a list of folds, each with the names of its cases.
 
     Raises:
-        MalformedFileError: for anything else.
+        MalformedFileError: the content is something else.
     """
     _apply(
         _list(_object({"val": _CASES}, {"train": _CASES}), "a list of folds with train and val"), content, "", origin
@@ -198,16 +215,21 @@ def check_splits(content: Any, origin: object) -> None:
 
 
 def check_summary(content: Any, origin: object) -> None:
-    """Check the part of nnU-Net's summary.json that this package reads: the voxels of each label, case by case.
+    """Check the part of nnU-Net's summary.json that this package reads: the voxels of each label in each case.
 
     Raises:
-        MalformedFileError: for anything else.
+        MalformedFileError: the content is something else.
     """
     _apply(_object({"metric_per_case": _list(_SUMMARY_CASE, "a list of cases")}), content, "", origin)
 
 
 def label_value(value: Any) -> int | None:
-    """The integer that a label value in dataset.json stands for: nnU-Net also takes 1.0 and "1". None for others."""
+    """The integer that a label value in dataset.json stands for, or None. nnU-Net also accepts 1.0 and "1".
+
+    Example:
+        >>> label_value("7"), label_value(2.0), label_value(2.5)
+        (7, 2, None)
+    """
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
         return int(value)
     if _is_integer(value) or (isinstance(value, float) and value.is_integer()):
@@ -216,15 +238,20 @@ def label_value(value: Any) -> int | None:
 
 
 def label_values_of(key: str) -> frozenset[int]:
-    """The label values of a key in summary.json, such as "1" or, for a region, "(1, 2)"."""
+    """The label values of a key in summary.json, such as "1" or, for a region, "(1, 2)".
+
+    Example:
+        >>> sorted(label_values_of("(1, 12)"))
+        [1, 12]
+    """
     return frozenset(int(value) for value in re.findall(r"\d+", key))
 
 
 def check_checkpoint(content: Any, origin: object) -> None:
-    """Check the contents of a checkpoint of nnU-Net's trainers, with the plans and the dataset.json inside.
+    """Check the content of a checkpoint of nnU-Net's trainers, with the plans and the dataset.json in it.
 
     Raises:
-        MalformedFileError: for anything that nnU-Net does not write.
+        MalformedFileError: the content is not as nnU-Net writes it.
     """
     missing = [key for key in ("network_weights", "init_args", "trainer_name") if not _has(content, key)]
     if missing:
@@ -238,11 +265,15 @@ def check_checkpoint(content: Any, origin: object) -> None:
 
 
 def check_plain_name(name: Any, what: str) -> None:
-    """A name that becomes a folder or a file, or part of one.
+    """Check a name that becomes the name of a file or folder, or a part of it.
+
+    Args:
+        name: the name.
+        what: what it is the name of, for messages.
 
     Raises:
-        MalformedFileError: it is no text, empty, has a separator or characters that cannot be printed, or starts with
-            a dot or a hyphen.
+        MalformedFileError: it is not text, is empty or too long, has path separators or unprintable characters, or
+            starts with a dot or a hyphen.
     """
     try:
         _plain_name(name, what)
@@ -251,8 +282,15 @@ def check_plain_name(name: Any, what: str) -> None:
 
 
 def is_printable(text: str) -> bool:
-    """Whether a text can be shown as it is: it has no line breaks, no control or direction characters, and no bytes
-    that are not UTF-8 (Python reads these as surrogates). Any space and the joiners of some scripts are allowed."""
+    """Whether a text can be shown unchanged.
+
+    It must not contain line breaks, control or direction characters, or bytes that are not UTF-8 (which Python reads as
+    surrogates). All kinds of spaces and the joiners of some scripts are allowed.
+
+    Example:
+        >>> is_printable("spleen"), is_printable("spl\\x1been")
+        (True, False)
+    """
     return all(
         character.isprintable() or character in "\u200c\u200d" or unicodedata.category(character) == "Zs"
         for character in text
@@ -260,7 +298,12 @@ def is_printable(text: str) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value as JSON has it, shortened, without characters that a terminal would interpret."""
+    """A value as shortened JSON, without characters that a terminal would interpret.
+
+    Example:
+        >>> shown({"spacing": [3, None]})
+        '{"spacing": [3, null]}'
+    """
     try:
         text = json.dumps(_beginning(value))
     except (TypeError, ValueError):
@@ -269,7 +312,7 @@ def shown(value: Any) -> str:
 
 
 def _beginning(value: Any, depth: int = 4) -> Any:
-    """As much of a value as a message can show: a file may hold one list a thousand times, or within itself."""
+    """The part of a value that a message can show. A file may contain a list many times, or within itself."""
     if not isinstance(value, (dict, list, tuple)):
         return value
     if not depth:
@@ -280,17 +323,17 @@ def _beginning(value: Any, depth: int = 4) -> Any:
 
 
 def _check_depth(content: Any, origin: object) -> None:
-    """Refuse what is nested deeper than nnU-Net's files: copying it would fail, and it may hold itself."""
+    """Refuse content that is nested deeper than nnU-Net's files: copying it would fail, and it may contain itself."""
     level = [content]
     for _ in range(_MAX_DEPTH):
-        below = (
+        next_level = (
             item
             for part in level
             if isinstance(part, (dict, list, tuple))
             for item in (part.values() if isinstance(part, dict) else part)
             if isinstance(item, (dict, list, tuple))
         )
-        level = list({id(item): item for item in below}.values())  # each once: a pickle can hold one in many places
+        level = list({id(item): item for item in next_level}.values())  # each once: a pickle can repeat an object
         if not level:
             return
     raise MalformedFileError(_TOO_DEEP.format(origin=origin))
@@ -312,7 +355,7 @@ def _join(path: str, key: str) -> str:
 
 
 def _key(key: Any) -> str:
-    """A key in a path: as it is where it is plain, else as JSON has it."""
+    """A key as part of a path: unchanged if it is a plain word, else as JSON."""
     return key if isinstance(key, str) and re.fullmatch(r"[\w-]+", key) else shown(key)
 
 
@@ -372,7 +415,7 @@ def _or_none(rule: Rule) -> Rule:
 
 
 def _single_or(single: Rule, several: Rule) -> Rule:
-    """For values that may stand alone or in a list."""
+    """A rule for values that may be a list or a single value."""
 
     def check(value: Any, path: str) -> None:
         (several if isinstance(value, (list, tuple)) else single)(value, path)
@@ -385,7 +428,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """A real number, NaN and infinity among them, that a float can hold."""
+    """Whether it is a real number that fits into a float; NaN and infinity are allowed."""
     if isinstance(value, numbers.Integral):
         return not isinstance(value, bool) and abs(value) < _MAX_NUMBER
     return isinstance(value, numbers.Real)
@@ -404,11 +447,11 @@ def _plain_name(value: Any, path: str) -> None:
 
 
 def _anything(value: Any, path: str) -> None:
-    """Another rule has checked it."""
+    """A rule that accepts any value."""
 
 
 def _same_axes(configuration: Mapping[str, Any], path: str) -> None:
-    """Patch, spacing, kernels and strides have one value for each axis."""
+    """Patch size, spacing, kernels and strides must have one value for each axis."""
     axes = len(configuration["patch_size"])
     lists = {"spacing": configuration.get("spacing")}
     arguments = configuration.get("architecture", {}).get("arch_kwargs", {})
@@ -419,7 +462,7 @@ def _same_axes(configuration: Mapping[str, Any], path: str) -> None:
             lists |= {f"{inner}[{index}]": stage for index, stage in enumerate(stages)}
     for key, value in lists.items():
         if isinstance(value, (list, tuple)) and len(value) != axes:
-            raise _broken(_join(path, key), f"of {axes} axes like patch_size", value)
+            raise _broken(_join(path, key), f"a list of {axes} values, one for each axis of patch_size", value)
 
 
 _text = _value("a text", lambda value: isinstance(value, str))
@@ -528,7 +571,7 @@ _OLD_ARCHITECTURE: dict[str, Rule] = {
 
 
 def _network(configuration: Mapping[str, Any], path: str) -> None:
-    """What the network is built from: the architecture, or in plans of the old format several keys."""
+    """The network must be described by ``architecture``, or in plans of the old format by several keys."""
     if "architecture" in configuration:
         _ARCHITECTURE(configuration, path)
     elif any(key in configuration for key in _OLD_ARCHITECTURE):

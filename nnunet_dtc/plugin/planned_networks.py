@@ -1,7 +1,7 @@
-"""Build the network of a trainer from plans that may have come from anywhere.
+"""The networks that trainers build from plans which may come from anywhere.
 
-What plans name is checked before it is called, and what would not fit into the machine's memory is not tried: the
-kernel may end the process that asks for it, without a word.
+A network that does not fit into the machine's memory is refused before it is built, because the system may kill a
+process that runs out of memory without any message.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.plugin.nnunet_files import check_dataset_json, check_plans
-from nnunet_dtc.plugin.plans_safety import check_names
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -50,30 +48,30 @@ def build_network(
     deep_supervision: bool,
     origin: object = "the plans",
 ) -> nn.Module:
-    """The network that nnU-Net builds with this trainer, on the CPU, with random weights.
+    """Build the network of a trainer on the CPU, with random weights.
+
+    Nothing is checked here: nnU-Net imports and calls what plans name, so plans of unknown origin must have passed
+    :func:`nnunet_dtc.plugin.nnunet_files.check_plans` and :func:`nnunet_dtc.plugin.plans_safety.check_names`.
 
     Args:
-        trainer: its class.
-        plans: nnU-Net's plans, which stay as they are.
-        configuration: the name of the configuration.
-        dataset_json: of the data set, for the numbers of channels and classes.
-        deep_supervision: whether the network gives an output per level.
+        trainer: class of the trainer.
+        plans: nnU-Net's plans; they are not changed.
+        configuration: name of the configuration.
+        dataset_json: content of dataset.json, for the numbers of channels and classes.
+        deep_supervision: whether the network returns an output for each level of its decoder.
         origin: the file of the plans, for messages.
 
     Raises:
-        MalformedFileError: the plans or dataset.json are not as nnU-Net writes them.
-        UnsafePlansError: the plans name something else than nnU-Net's classes.
         NetworkError: the trainer cannot build its network from these plans, or it does not fit into the memory.
     """
-    check_plans(plans, origin, configuration)
-    check_dataset_json(dataset_json, "dataset.json")
-    check_names(plans, configuration, origin)
     shapes = build_without_memory(trainer, plans, configuration, dataset_json, deep_supervision)
     if shapes is not None:
-        check_fits(_bytes_of(shapes), f"the network of {trainer.__name__} from {origin}")
+        tensors = (*shapes.parameters(), *shapes.buffers())
+        needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        check_fits(needed, f"the network of {trainer.__name__} from {origin}")
     try:
         return _build(trainer, plans, configuration, dataset_json, deep_supervision)
-    except Exception as error:  # of nnU-Net's networks and of any trainer's own code
+    except Exception as error:  # nnU-Net's networks and users' trainers may raise anything
         raise NetworkError(
             f"{trainer.__name__} cannot build its network from {origin}: {describe_error(error)}"
         ) from error
@@ -86,53 +84,61 @@ def build_without_memory(
     dataset_json: Mapping[str, Any],
     deep_supervision: bool,
 ) -> nn.Module | None:
-    """The network with shapes and dtypes alone, on torch's device "meta", where no memory is allocated.
+    """Build the network of a trainer on torch's device "meta": shapes and dtypes without memory.
 
     Args:
-        trainer, plans, configuration, dataset_json, deep_supervision: as :func:`build_network` takes them. What the
-            plans name must have been checked.
+        trainer, plans, configuration, dataset_json, deep_supervision: as for :func:`build_network`.
 
     Returns:
-        The network, or None where it cannot be built that way: :func:`build_network` says what is wrong. Some networks
-        read numbers from tensors, which there are none of.
+        The network, or None if it cannot be built on that device. Either the plans are wrong, which
+        :func:`build_network` reports, or the network reads values of tensors while it is built.
     """
     try:
         with torch.device("meta"):
             return _build(trainer, plans, configuration, dataset_json, deep_supervision)
-    except Exception:  # of nnU-Net's networks and of any trainer's own code
+    except Exception:  # nnU-Net's networks and users' trainers may raise anything
         return None
 
 
 def check_fits(needed: float, what: str) -> None:
-    """Refuse what needs more bytes than the machine's memory has.
+    """Refuse what does not fit into the machine's memory.
+
+    Args:
+        needed: number of bytes.
+        what: what needs them, for the message.
 
     Raises:
-        NetworkError: with both numbers.
+        NetworkError: the machine has less memory.
     """
-    there = memory_of_machine()
-    if there is not None and needed > there:
-        raise NetworkError(f"{what} needs at least {gib(needed)} of memory, this machine has {gib(there)}")
+    available = memory_of_machine()
+    if available is not None and needed > available:
+        raise NetworkError(f"{what} needs at least {gib(needed)} of memory, this machine has {gib(available)}")
 
 
 def memory_of_machine() -> int | None:
-    """Bytes of memory of the machine, or of the container where it has a limit; None where that is not known."""
+    """Bytes of memory of the machine, or of the container if that has a limit; None if unknown."""
     try:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on Windows
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
         return None
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # "max" where there is none
-            there = min(there, int(Path(limit).read_text()))
-    return there
+        with contextlib.suppress(OSError, ValueError):  # the file says "max" if there is no limit
+            memory = min(memory, int(Path(limit).read_text()))
+    return memory
 
 
 def gib(number: float) -> str:
-    """Bytes in GiB, with three digits."""
+    """Bytes in GiB with three digits.
+
+    Example:
+        >>> gib(5 * 2**29)
+        '2.5 GiB'
+    """
     return f"{number / _GIB:,.3g} GiB" if number < 1000 * _GIB else f"{number / _GIB:,.0f} GiB"
 
 
 def describe_error(error: BaseException) -> str:
-    """The message of an error of other people's code, with its kind where the message alone says little."""
+    """The message of an error raised by other libraries, with the error's class if the message alone is not clear."""
     text = str(error).strip()
     clear = type(error) in (RuntimeError, ValueError) or isinstance(error, NnunetDtcError)
     return text if text and clear else f"{type(error).__name__} {text}".strip()
@@ -149,7 +155,7 @@ def _build(
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     manager = PlansManager(deepcopy(dict(plans)))  # nnU-Net changes plans of the old format
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # it says what it looks for
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # nnU-Net prints what it searches for
         warnings.simplefilter("ignore")
         planned = manager.get_configuration(configuration)
         return trainer.build_network_architecture(
@@ -159,8 +165,3 @@ def _build(
             manager.get_label_manager(dict(dataset_json)).num_segmentation_heads,
             deep_supervision,
         )
-
-
-def _bytes_of(network: nn.Module) -> int:
-    """Of its parameters and buffers."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))

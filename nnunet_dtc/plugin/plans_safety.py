@@ -1,11 +1,11 @@
 """The names of classes in nnU-Net's plans, checked before anything is built from them.
 
-Plans are text, but nnU-Net imports and calls what they name: ``network_class_name`` and the arguments listed in
-``_kw_requires_import`` by :func:`pydoc.locate`, which imports any module and returns any object of it (``os.system``
-among them), the rest (reader, preprocessor, normalization, resampling, label manager) by a search through modules of
-nnU-Net, which returns any attribute of theirs. Plans that come from elsewhere, as a file or inside a checkpoint, could
-run code that way. Here every such name is looked up without calling it, in packages that may be named there and no
-others, and must be a class or function that was made for its place.
+Plans are text, but nnU-Net imports and calls what they name. It finds ``network_class_name`` and the arguments listed
+in ``_kw_requires_import`` by :func:`pydoc.locate`, which imports any module and returns any object in it, such as
+``os.system``. It finds the others (reader, preprocessor, normalization, resampling, label manager) by a search through
+modules of nnU-Net, which returns any attribute of them. Plans of unknown origin, in a file or in a checkpoint, could
+run code that way. Here each name is looked up without calling it, only in the packages that are allowed for it, and
+must be a class or function made for its purpose.
 """
 
 from __future__ import annotations
@@ -22,30 +22,25 @@ from nnunet_dtc.plugin.nnunet_files import resolved_configuration, shown
 __all__ = ["UnsafePlansError", "check_names", "reader_class"]
 
 _ARCHITECTURES = "dynamic_network_architectures"
-_MODULES = ("torch.nn.modules", _ARCHITECTURES)  # where the classes that a network is built from are defined
-_ALWAYS_CLASSES = (
-    "conv_op",
-    "norm_op",
-    "dropout_op",
-    "nonlin",
-)  # looked up by some trainers even if they are not listed
+_MODULES = ("torch.nn.modules", _ARCHITECTURES)  # where the classes that networks are built from are defined
+_ALWAYS_CLASSES = ("conv_op", "norm_op", "dropout_op", "nonlin")  # some trainers look them up even if not listed
 
 
 class UnsafePlansError(NnunetDtcError):
-    """Plans that name something else than the classes that nnU-Net builds networks and preprocessing from."""
+    """Plans that name something other than the classes that nnU-Net builds networks and preprocessing from."""
 
 
 def check_names(plans: Mapping[str, Any], configuration: str, origin: object, path: str = "") -> None:
     """Check every name that nnU-Net would look up and call for one configuration. Nothing is called.
 
     Args:
-        plans: nnU-Net's plans, after ``nnunet_files.check_plans``.
-        configuration: the name of the configuration that is used; what it inherits is checked with it.
-        origin: the file that the plans come from, for the message.
-        path: where the plans are in that file, such as "init_args.plans", for the message.
+        plans: nnU-Net's plans, after :func:`nnunet_dtc.plugin.nnunet_files.check_plans`.
+        configuration: name of the configuration; what it inherits is checked too.
+        origin: the file of the plans, for messages.
+        path: where the plans are in that file, such as "init_args.plans", for messages.
 
     Raises:
-        UnsafePlansError: a name is not that of a suitable class or function; the message has the key and the name.
+        UnsafePlansError: a name is not that of a suitable class or function; the message gives the key and the name.
     """
     where = f"{origin}: {path}." if path else f"{origin}: "
     in_configuration = f"{where}configurations.{configuration}."
@@ -77,12 +72,12 @@ def check_names(plans: Mapping[str, Any], configuration: str, origin: object, pa
 
 
 def reader_class(name: str, where: str) -> type:
-    """The class of nnU-Net that reads images, of this name; it is not called.
+    """Find a class of nnU-Net that reads images, without calling it.
 
     Args:
         name: such as "SimpleITKIO", from plans or from ``overwrite_image_reader_writer`` in dataset.json. It is looked
-            up among the readers that are registered with nnU-Net, then by nnU-Net's own search.
-        where: the file and the key, for the message.
+            up in nnU-Net's registry of readers, then by nnU-Net's own search.
+        where: the file and the key, for messages.
 
     Raises:
         UnsafePlansError: nnU-Net has no reader of this name.
@@ -93,7 +88,7 @@ def reader_class(name: str, where: str) -> type:
     registered = {io_class.__name__: io_class for io_class in LIST_OF_IO_CLASSES}
     if isinstance(name, str) and name in registered:
         return registered[name]
-    rule = f"one of nnU-Net's readers, {', '.join(registered)}, or one that a module of nnunetv2.imageio holds"
+    rule = f"one of nnU-Net's readers, {', '.join(registered)}, or one in a module of nnunetv2.imageio"
     return _check_found(name, where, "imageio", rule, BaseReaderWriter)
 
 
@@ -105,11 +100,11 @@ def _find_label_manager(name: str, where: str) -> type:
 
 
 def _check_network(name: str, where: str) -> None:
-    """As ``nnunetv2.utilities.get_network_from_plans`` finds the class of a network."""
+    """Check the class of the network, found as ``nnunetv2.utilities.get_network_from_plans`` finds it."""
     rule = f"a network class of {_ARCHITECTURES}.architectures"
-    advice = "; this package builds networks from these classes alone, so that plans cannot run other code"
+    advice = "; only networks of these classes are built, so that plans cannot run other code"
     found = _locate(name, (f"{_ARCHITECTURES}.architectures",), where, rule, advice)
-    if found is None:  # nnU-Net then searches for the last part of the name: classes have moved between its versions
+    if found is None:  # nnU-Net then searches for the last part of the name, as classes move between its versions
         import dynamic_network_architectures
         from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
@@ -126,7 +121,7 @@ def _check_module_class(name: str, where: str) -> None:
 
 
 def _locate(name: object, packages: tuple[str, ...], where: str, rule: str, advice: str = "") -> object:
-    """What ``pydoc.locate`` finds, for a name in one of these packages: no other package is imported."""
+    """What ``pydoc.locate`` finds for a name in one of these packages. No other package is imported."""
     if not (isinstance(name, str) and name.isascii() and all(part.isidentifier() for part in name.split("."))):
         raise _refusal(where, rule, name, advice)
     if not name.startswith(tuple(f"{package}." for package in packages)):
@@ -138,7 +133,7 @@ def _locate(name: object, packages: tuple[str, ...], where: str, rule: str, advi
 
 
 def _is_module_class(found: object, packages: tuple[str, ...]) -> bool:
-    """Whether it is a class of torch modules that is defined in one of these packages."""
+    """Whether it is a subclass of ``torch.nn.Module`` that is defined in one of these packages."""
     from torch import nn
 
     return isinstance(found, type) and issubclass(found, nn.Module) and _is_defined_in(found, packages)
@@ -151,8 +146,8 @@ def _is_defined_in(found: Any, packages: tuple[str, ...]) -> bool:
 def _check_found(name: object, where: str, package: str, rule: str, base: type | None) -> type:
     """The class that nnU-Net's search through one of its packages finds.
 
-    A class of ``base`` may be a user's own, which a module of that package imports; without ``base`` it must be defined
-    in nnU-Net.
+    A subclass of ``base`` may be a user's own that a module of the package imports; without ``base`` the class must be
+    defined in nnU-Net.
     """
     found = _search(name, package, where, rule)
     suitable = isinstance(found, type) and not inspect.isabstract(found)

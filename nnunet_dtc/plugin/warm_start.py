@@ -1,8 +1,8 @@
-"""Turn a trained vanilla checkpoint into one of a DTC trainer that computes the same function.
+"""Turn a trained vanilla checkpoint into a checkpoint of a DTC trainer that computes the same function.
 
-The base of every block is the trained transposed convolution, and the value convolution starts at zero, so the branch
-adds exactly nothing (ours; the paper trains from scratch). The value receives a gradient from the first step on, the
-coordinates from the second.
+The trained transposed convolution becomes the base of each DTC block, and the value convolution starts at zero, so that
+the deformable branch adds exactly zero. This is ours; the paper trains from scratch. The value convolution has a
+gradient from the first step on, the coordinates from the second.
 """
 
 import contextlib
@@ -21,8 +21,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.files import WriteError, writing
 from nnunet_dtc.ops.dtc import is_dtc
-from nnunet_dtc.plugin.checkpoints import CheckpointError, is_second_name, open_checkpoint
+from nnunet_dtc.plugin.checkpoints import CheckpointError, first_line, is_second_name, open_checkpoint
 from nnunet_dtc.plugin.environment import environment
 from nnunet_dtc.plugin.finder import TrainerNotFoundError, find_trainer
 from nnunet_dtc.plugin.model_folder import model_path
@@ -30,52 +31,55 @@ from nnunet_dtc.plugin.nnunet_files import check_plans, read_json
 from nnunet_dtc.plugin.planned_networks import build_network, build_without_memory
 from nnunet_dtc.work_folders import work_folder
 
-COORDS_SEED = 0  # the same checkpoint gives the same file
+COORDS_SEED = 0  # a checkpoint always gives the same file
 WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class WarmStartError(NnunetDtcError):
-    """A trainer or a folder that a vanilla checkpoint cannot be turned into, with the reason."""
+    """A trainer or a folder that does not fit a vanilla checkpoint, with the reason."""
 
 
 @dataclass
 class WarmStart:
-    """A DTC network with a vanilla checkpoint's weights.
+    """A DTC network with the weights of a vanilla checkpoint.
 
     Attributes:
-        network: the DTC network, deep supervision on; its logits are the vanilla network's.
-        trainer: the DTC trainer's class.
-        source: the vanilla checkpoint.
-        origin: where that was read from.
+        network: the DTC network with deep supervision. Its logits are those of the vanilla network.
+        trainer: class of the DTC trainer.
+        source: content of the vanilla checkpoint.
     """
 
     network: nn.Module
     trainer: type[nnUNetTrainer]
     source: dict[str, Any]
-    origin: Path
 
 
 def warm_start(checkpoint: Path | str, trainer_name: str) -> WarmStart:
-    """Build a trainer's network and fill it from a vanilla checkpoint.
+    """Build the network of a DTC trainer and load the weights of a vanilla checkpoint into it.
+
+    Args:
+        checkpoint: a file that nnU-Net's own trainer saved, such as checkpoint_final.pth.
+        trainer_name: the DTC trainer, such as "nnUNetTrainerDTC".
 
     Raises:
-        CheckpointError: the checkpoint cannot be read safely, is of another architecture than nnU-Net builds from its
-            plans, or has weights that are no finite floating numbers; the message lists what differs.
+        CheckpointError: the checkpoint cannot be read safely, its weights are not those of the network that nnU-Net
+            builds from its plans, or they are not finite floating-point numbers. The message lists what differs.
         NetworkError: a network cannot be built from the plans in the checkpoint, or does not fit into the memory.
-        WarmStartError: the trainer has no DTC.
+        WarmStartError: there is no such trainer, it has no DTC, or its network without DTC is not the planned U-Net.
     """
     trainer = _find_dtc_trainer(trainer_name)
     source = open_checkpoint(checkpoint)
     weights = source["network_weights"]
     if any(key.endswith(".coords.weight") for key in weights):
         raise CheckpointError(
-            f"{checkpoint} is of a DTC network already ({source['trainer_name']}): give it to nnUNetv2_train as it is"
+            f"the weights in {checkpoint} are of a DTC network already ({source['trainer_name']}): give the file to "
+            "nnUNetv2_train as it is"
         )
     init_args = source["init_args"]
     arguments = (init_args["plans"], init_args["configuration"], init_args["dataset_json"], True)
     origin = f"the plans in {checkpoint}"
     shapes = build_without_memory(nnUNetTrainer, *arguments)
-    if shapes is not None:  # first, since the network of the plans may be much larger than that of the weights
+    if shapes is not None:  # first, because the planned network may be much larger than that of the weights
         _check_architecture(shapes, source, checkpoint)
     vanilla = build_network(nnUNetTrainer, *arguments, origin)
     _check_architecture(vanilla, source, checkpoint)
@@ -90,7 +94,7 @@ def warm_start(checkpoint: Path | str, trainer_name: str) -> WarmStart:
         torch.manual_seed(COORDS_SEED)
         network = build_network(trainer, *arguments, origin)
     blocks = [name for name, module in network.named_modules(remove_duplicate=False) if is_dtc(module)]
-    vanilla.load_state_dict(weights, strict=False)  # only second names of a module can be missing, see above
+    vanilla.load_state_dict(weights, strict=False)  # only second names of a weight can be missing, see above
     trained, state = vanilla.state_dict(), network.state_dict()
     for key in state:
         block = next((name for name in blocks if key.startswith(name + ".")), None)
@@ -101,11 +105,11 @@ def warm_start(checkpoint: Path | str, trainer_name: str) -> WarmStart:
         elif key.startswith(f"{block}.value."):
             state[key] = torch.zeros_like(state[key])
     network.load_state_dict(state)
-    return WarmStart(network, trainer, source, Path(checkpoint))
+    return WarmStart(network, trainer, source)
 
 
 def _check_architecture(vanilla: nn.Module, source: Mapping[str, Any], checkpoint: Path | str) -> None:
-    """CheckpointError where the weights are not those of this network; it lists what differs."""
+    """Raise a CheckpointError that lists the differences if the weights are not those of this network."""
     if differences := describe_differences(vanilla.state_dict(), source["network_weights"]):
         raise CheckpointError(
             f"{checkpoint} (trainer {source['trainer_name']}) is not of the network that nnU-Net builds from its plans:"
@@ -114,12 +118,8 @@ def _check_architecture(vanilla: nn.Module, source: Mapping[str, Any], checkpoin
 
 
 def _find_dtc_trainer(name: str) -> type[nnUNetTrainer]:
-    """The class.
-
-    Raises:
-        WarmStartError: nobody has this trainer, it has no DTC, or its network without DTC is not the planned one.
-    """
-    needed = f"-tr takes a DTC trainer such as nnUNetTrainerDTC, got {name}"
+    """The class of a trainer that has the planned U-Net with DTC, or a WarmStartError."""
+    needed = f"the trainer must be a DTC trainer such as nnUNetTrainerDTC, got {name}"
     try:
         trainer = find_trainer(name)
     except TrainerNotFoundError as error:
@@ -135,10 +135,14 @@ def _find_dtc_trainer(name: str) -> type[nnUNetTrainer]:
 
 
 def save_pretrained(start: WarmStart, output: Path) -> None:
-    """Write a file for ``nnUNetv2_train -pretrained_weights``, which takes all but the segmentation layers from it.
+    """Write a file for ``nnUNetv2_train -pretrained_weights``, which loads all weights but the segmentation layers.
+
+    Args:
+        start: what :func:`warm_start` returned.
+        output: the file to write.
 
     Raises:
-        OSError: ``output`` is there already, or cannot be written.
+        OSError: ``output`` exists already or cannot be written.
     """
     check_output(output)
     init_args = start.source["init_args"]
@@ -153,18 +157,21 @@ def save_pretrained(start: WarmStart, output: Path) -> None:
 
 
 def save_latest(start: WarmStart, fold_folder: Path) -> Path:
-    """Write ``checkpoint_latest.pth`` for ``nnUNetv2_train ... --c``: all weights, epoch 0, a fresh optimizer.
+    """Write ``checkpoint_latest.pth`` for ``nnUNetv2_train ... --c``: all weights, epoch 0, a new optimizer.
 
-    The file is nnU-Net's own: its trainer makes the optimizer and saves.
+    nnU-Net's own trainer creates the optimizer and saves the file.
 
     Args:
-        start: the filled network.
-        fold_folder: ``nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION/fold_k``; made where it is not there.
+        start: what :func:`warm_start` returned.
+        fold_folder: ``nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION/fold_k``; it is created if necessary.
+
+    Returns:
+        The file.
 
     Raises:
-        WarmStartError: the folder is another trainer's, data set's, plans', configuration's or fold's than the weights.
-        MalformedFileError: plans in that place cannot be read.
-        OSError: a checkpoint is there already, or it cannot be written; folders that were made are removed again.
+        WarmStartError: data set, trainer, plans, configuration or fold of the folder are not those of the weights.
+        MalformedFileError: plans that the training would use cannot be read.
+        OSError: the fold has a checkpoint already, or the file cannot be written. New folders are then removed.
     """
     check_fold_folder(start, fold_folder)
     init_args = deepcopy(start.source["init_args"])
@@ -185,20 +192,25 @@ def save_latest(start: WarmStart, fold_folder: Path) -> Path:
 
 
 def check_output(output: Path) -> None:
-    """FileExistsError where ``output`` is there, FileNotFoundError where its folder is not."""
+    """Check that a file can be created.
+
+    Raises:
+        FileExistsError: it exists already.
+        FileNotFoundError: its folder does not exist.
+    """
     if output.exists():
-        raise FileExistsError(f"{output} is there already and is not overwritten")
+        raise FileExistsError(f"{output} exists already and is not overwritten")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {output.parent} to write {output.name} into")
 
 
 def check_fold_folder(start: WarmStart, fold_folder: Path) -> None:
-    """Whether a fold's folder is the one that nnU-Net will look into.
+    """Check that a fold's folder is the one that nnU-Net will read, and that it has no training yet.
 
     Raises:
-        WarmStartError: the folder does not belong to the weights.
-        MalformedFileError: plans in that place cannot be read.
-        FileExistsError: it has checkpoints.
+        WarmStartError: data set, trainer, plans, configuration or fold of the folder are not those of the weights.
+        MalformedFileError: plans that the training would use cannot be read.
+        FileExistsError: the folder has checkpoints.
     """
     init_args = start.source["init_args"]
     plans = init_args["plans"]
@@ -212,7 +224,7 @@ def check_fold_folder(start: WarmStart, fold_folder: Path) -> None:
         )
     there = sorted(file.name for file in fold_folder.glob("checkpoint_*.pth")) if fold_folder.is_dir() else []
     if there:
-        raise FileExistsError(f"{fold_folder} has a training already ({', '.join(there)}), nothing is overwritten")
+        raise FileExistsError(f"{fold_folder} has a training already ({', '.join(there)}); nothing is overwritten")
     configuration = init_args["configuration"]
     ours = PlansManager(deepcopy(plans)).get_configuration(configuration).configuration
     for file in _plans_files(fold_folder, plans):
@@ -225,7 +237,7 @@ def check_fold_folder(start: WarmStart, fold_folder: Path) -> None:
 
 
 def _plans_files(fold_folder: Path, plans: dict[str, Any]) -> Iterator[Path]:
-    """The plans that nnU-Net would go on with: those beside the fold, and those that it trains with."""
+    """The plans that nnU-Net would continue the training with: those of the model, and those of the data set."""
     files = [fold_folder.parent / "plans.json"]
     if preprocessed := os.environ.get("nnUNet_preprocessed"):
         files.append(Path(preprocessed) / plans["dataset_name"] / f"{plans['plans_name']}.json")
@@ -233,9 +245,14 @@ def _plans_files(fold_folder: Path, plans: dict[str, Any]) -> Iterator[Path]:
 
 
 def describe_differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """Readable lines on how the weights ``given`` differ from the ``expected`` ones, empty where they fit.
+    """Describe how weights differ from the expected ones: one line per module, or per weight of another shape.
 
-    Weights of one module are one line, and the encoder's second names below the decoder are left out.
+    Args:
+        expected: state dict of the network.
+        given: state dict of the checkpoint.
+
+    Returns:
+        The lines, without second names of weights; empty if the weights fit.
     """
     lines = []
     missing = [key for key in expected if key not in given]
@@ -254,13 +271,16 @@ def describe_differences(expected: Mapping[str, Tensor], given: Mapping[str, Ten
 
 
 def describe_unfit_weights(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """Readable lines on weights that are no floating tensors of finite numbers, empty where all are.
+    """Describe weights that are not finite floating-point numbers, one line each.
 
-    A counter, such as ``num_batches_tracked`` of a batch normalisation, is a whole number in both.
+    Counters, such as ``num_batches_tracked`` of a batch normalisation, must be integers in both.
 
     Args:
-        expected: of the network, of the same shapes.
-        given: the weights; those that the network has not are not looked at.
+        expected: state dict of the network.
+        given: state dict of the checkpoint, with the same shapes. Weights that the network does not have are ignored.
+
+    Returns:
+        The lines; empty if all weights can be used.
     """
     lines = []
     for key, ours in expected.items():
@@ -269,7 +289,7 @@ def describe_unfit_weights(expected: Mapping[str, Tensor], given: Mapping[str, T
         value = given[key]
         if not ours.is_floating_point():
             if value.dtype == torch.bool or value.is_floating_point() or value.is_complex():
-                lines.append(f"{key} is {_dtype_name(value)}, but counts")
+                lines.append(f"{key} is {_dtype_name(value)}, but is a counter")
         elif value.layout != torch.strided or value.is_quantized or value.dtype not in WEIGHT_DTYPES:
             lines.append(f"{key} is {_dtype_name(value)}")
         elif wrong := int((~value.to(ours.dtype).isfinite()).sum()):  # in the network's dtype: float64 holds more
@@ -283,7 +303,7 @@ def _dtype_name(tensor: Tensor) -> str:
 
 
 def _listed(lines: list[str], shown: int = 12) -> str:
-    """The first lines, each on one of its own, and how many more there are."""
+    """The first lines, and how many more there are."""
     more = [f"... and {len(lines) - shown} more"] if len(lines) > shown else []
     return "".join(f"\n  {line}" for line in [*lines[:shown], *more])
 
@@ -293,34 +313,30 @@ def _module_of(key: str) -> str:
 
 
 def _write(target: Path, write: Callable[[Path], None]) -> None:
-    """All or nothing: in a folder of its own first.
+    """Write a file in a temporary folder first, so that it is complete or absent.
 
-    Under the same name, since torch writes the name of the file into it, and refuses one that is all suffix (".x").
+    It has its final name there, because torch writes the name into the file.
 
     Raises:
-        OSError: it cannot be written; with the target's name, not that of the folder in between.
+        WriteError: it cannot be written.
     """
     try:
-        with work_folder(target.parent, "warm_start") as folder:
-            unfinished = folder / target.name
-            write(unfinished)
-            unfinished.replace(target)
-    except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer, on a full disk
-        reason = (
-            error.strerror if isinstance(error, OSError) and error.strerror else next(iter(str(error).splitlines()), "")
-        )
-        raise OSError(f"{target} cannot be written ({reason or type(error).__name__})") from error
+        with writing(target), work_folder(target.parent, "warm_start") as folder:
+            write(folder / target.name)
+            (folder / target.name).replace(target)
+    except RuntimeError as error:  # torch's writer on a full disk
+        raise WriteError(target, OSError(first_line(error))) from error
 
 
 @contextlib.contextmanager
 def _new_folders(folder: Path) -> Iterator[None]:
-    """Make a folder with its parents; those that are new are removed again where what is inside the ``with`` fails."""
-    missing = [part for part in (folder, *folder.parents) if not part.exists()]
+    """Create a folder with its parents. New ones are removed if the block fails."""
+    missing = [part for part in (folder, *folder.parents) if not part.exists()]  # the deepest first
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
-        for part in missing:  # the deepest first
+        for part in missing:
             with contextlib.suppress(OSError):
                 part.rmdir()
         raise

@@ -97,7 +97,7 @@ class TestRefusals:
         assert f"DTC network already ({DTC})" in printed
 
     def test_a_vanilla_trainer(self, refuse, vanilla, workspace):
-        assert "-tr takes a DTC trainer" in refuse(
+        assert "must be a DTC trainer" in refuse(
             vanilla, "-tr", "nnUNetTrainer_1epochs", "-o", workspace.root / "new.pth"
         )
 
