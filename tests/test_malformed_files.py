@@ -30,7 +30,9 @@ from nnunet_dtc.plugin.finder import find_trainer
 from nnunet_dtc.plugin.planned_networks import build_network
 from nnunet_dtc.study.comparison.logs import read_log
 from nnunet_dtc.study.comparison.plan import Options, plan_comparison
-from nnunet_dtc.study.coordinates.model import find_coordinates, load_model, load_patch
+from nnunet_dtc.study.coordinates.forward_pass import find_coordinates
+from nnunet_dtc.study.coordinates.image_patch import load_patch
+from nnunet_dtc.study.coordinates.trained_model import load_model
 
 FEWER = settings(max_examples=max(settings().max_examples // 3, 1))  # where networks are built
 CONFIGURATION = "2d"

@@ -33,7 +33,7 @@ def trainer_class(name: str) -> type:
     )
 
     from nnunet_dtc.trainers.base import NamedTrainer
-    from nnunet_dtc.trainers.coordinates import CoordinatesRecord
+    from nnunet_dtc.trainers.coordinates_record import CoordinatesRecord
     from nnunet_dtc.trainers.networks import network_trainer
     from nnunet_dtc.trainers.planned_unet import nnUNetTrainerDTC
 

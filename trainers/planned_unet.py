@@ -10,7 +10,7 @@ from torch import nn
 from nnunet_dtc.architectures import with_dtc, with_upsampler
 from nnunet_dtc.architectures.patch_size import check_planned
 from nnunet_dtc.trainers.base import NamedTrainer
-from nnunet_dtc.trainers.coordinates import CoordinatesRecord
+from nnunet_dtc.trainers.coordinates_record import CoordinatesRecord
 from nnunet_dtc.trainers.names import TrainerName
 
 
@@ -49,7 +49,7 @@ class PlannedUNetTrainer(NamedTrainer):
 class nnUNetTrainerDTC(CoordinatesRecord, PlannedUNetTrainer):
     """The planned U-Net with transposed convolution + DTC, receptive field 2 (the paper's default, section 3.2).
 
-    Once an epoch it records where the samples of the blocks go, see ``nnunet_dtc.trainers.coordinates``.
+    Once an epoch it records where the samples of the blocks go, see ``nnunet_dtc.trainers.coordinates_record``.
 
     On CUDA a training is not reproducible bit for bit, as with nnU-Net itself; DTC's own part is, with the shifts of
     RF 2 (``nnunet_dtc.ops.backends.cuda``).

@@ -14,39 +14,39 @@ def coordinates(
     images: Annotated[
         list[Path],
         typer.Option(
-            "-i", help="The image. Of several channels give CASE_0000 alone, or each in its order (-i A -i B)."
+            "-i", help="The image. For several channels give CASE_0000 alone, or each one in order (-i A -i B)."
         ),
     ],
-    fold: Annotated[str, typer.Option("-f", help="The fold whose model it is: a number, or all.")] = "0",
-    checkpoint: Annotated[str, typer.Option("-chk", help="Its checkpoint.")] = "checkpoint_final.pth",
+    fold: Annotated[str, typer.Option("-f", help="Fold of the model: a number, or all.")] = "0",
+    checkpoint: Annotated[str, typer.Option("-chk", help="Checkpoint of the fold.")] = "checkpoint_final.pth",
     labels: Annotated[
         Path | None,
         typer.Option(
             "--labels",
-            help="A segmentation of the image, truth or prediction: look where most of it is. For the second stage of "
-            "a cascade the first one's prediction.",
+            help="A segmentation of the image, reference or prediction: the patch is cut where it has the most "
+            "foreground. For the second stage of a cascade give the prediction of the first one.",
         ),
     ] = None,
     center: Annotated[
-        str | None, typer.Option("--center", help="Look here: z,y,x or y,x, in voxels of the image as it is stored.")
+        str | None, typer.Option("--center", help="Centre of the patch: z,y,x or y,x, in voxels of the stored image.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", help="Folder to write into; by default ./coordinates_CASE.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files there.")] = False,
+    output: Annotated[Path | None, typer.Option("-o", help="Output folder; by default ./coordinates_CASE.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     device: Annotated[
-        str | None, typer.Option("--device", help="cuda, cpu or mps; by default CUDA where there is one.")
+        str | None, typer.Option("--device", help="cuda, cpu or mps; by default CUDA if available.")
     ] = None,
 ) -> None:
-    """Show where the samples of a trained DTC model go, for an image (the paper's figure 7).
+    """Show where a trained DTC model samples an image (the paper's figure 7).
 
-    One patch of the image goes through the network once. For every decoder stage and axis: how long the shifts are, how
-    much of their bound they use, and which coordinates are dead, saturated, shut or open. Written as coordinates.png,
-    .csv and .json.
+    One patch of the image goes through the network once. The command reports for every decoder stage and axis how long
+    the shifts are, how much of their bound they use, and where they are constant or an offset or weight is saturated.
+    It writes coordinates.png, coordinates.csv and coordinates.json.
     """
     from nnunet_dtc.cli.devices import check_device
-    from nnunet_dtc.study.coordinates import model as models
-    from nnunet_dtc.study.coordinates import report
+    from nnunet_dtc.study.coordinates import sampling_report as report
+    from nnunet_dtc.study.coordinates.forward_pass import find_coordinates
+    from nnunet_dtc.study.coordinates.image_patch import load_patch
+    from nnunet_dtc.study.coordinates.trained_model import load_model
 
     try:
         if output is not None:
@@ -54,13 +54,13 @@ def coordinates(
         place = _numbers(center)
         on = check_device(device)
         with err.status("loading the model ..."):
-            loaded = models.load_model(model, fold, checkpoint)
+            loaded = load_model(model, fold, checkpoint)
         with err.status("preprocessing the image ..."):
-            patch = models.load_patch(loaded, images, labels, place)
+            patch = load_patch(loaded, images, labels, place)
         output = output or Path(f"coordinates_{patch.case}")
         report.output_files(output, overwrite)
         with err.status("running the network ..."):
-            found = models.find_coordinates(loaded, patch, on)
+            found = find_coordinates(loaded, patch, on)
         out.print(report.rich_table(found))
         say(*report.sentences(found))
         with err.status("drawing ..."):

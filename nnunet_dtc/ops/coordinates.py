@@ -1,25 +1,29 @@
-"""Collect the coordinates of DTC blocks, and what they amount to, per decoder stage and axis.
+"""Collect the coordinates that DTC blocks predict, and summarise them per decoder stage and axis.
 
-Sun et al., arXiv:2601.17939, figure 7, show where the samples of the last stage go. The numbers and their thresholds
-are ours. With the shift of :func:`nnunet_dtc.ops.deformation.sampling_shifts`, lambda * Offset * Weight in voxels of
-the stage's input map, and its scale lambda (RF / 4 voxels, for infinity half the map), an axis of a stage is
+Figure 7 of Sun et al., arXiv:2601.17939, shows the sampling positions of the last stage. The statistics and their
+thresholds are ours. They describe the shift of :func:`nnunet_dtc.ops.deformation.sampling_shifts`, lambda * Offset *
+Weight in voxels of the stage's input map, relative to its scale lambda (RF / 4 voxels, or half the map where RF is
+infinite). An axis of a stage can have these states:
 
-- **dead** where its shift is the same at all positions, within ``DEAD_VARIATION`` of the scale: no deformation is
-  learned there, whatever the image;
-- **saturated** where the offset's tanh is beyond ``SATURATED_OFFSET`` at more than ``NAMED_SHARE`` of the positions:
-  the offset's gradient is nearly gone (4 % of what it is at zero), and the shift would go farther if it could;
-- **shut** where the weight's sigmoid is below ``SHUT_WEIGHT`` at more than ``NAMED_SHARE`` of the positions: the
-  offset hardly counts, and the weight's gradient is nearly gone;
-- **open** where the weight is above ``OPEN_WEIGHT`` there: it no longer chooses;
-- **not finite** where a coordinate is NaN or infinite;
-- **fixed** with a receptive field of 0, the control: no shift, by its definition;
-- **single** where the map has one voxel along the axis: a shift along it changes nothing.
+- ``constant``: the shift varies by less than ``CONSTANT_SHIFT`` times the scale over all positions, so no deformation
+  is learned there, whatever the image.
+- ``offset_saturated``: the absolute value of the offset's tanh exceeds ``SATURATED_OFFSET`` at more than
+  ``MOST_POSITIONS`` of the positions. The gradient of the offset is below 4 % of its value at zero there.
+- ``weight_at_0``: the weight's sigmoid is below ``WEIGHT_NEAR_0`` at more than ``MOST_POSITIONS`` of the positions. The
+  shift and the gradients of offset and weight almost vanish there.
+- ``weight_at_1``: the weight's sigmoid exceeds ``WEIGHT_NEAR_1`` at more than ``MOST_POSITIONS`` of the positions. The
+  weight no longer modulates the offset there.
+- ``not finite``: a coordinate is NaN or infinite.
+- ``empty``: there is no position.
+- ``fixed``: the receptive field is 0, the control without shifts.
+- ``single``: the map has one voxel along the axis, so that a shift has no effect.
 
-Torch and numpy only.
+This module needs torch and numpy only.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -31,11 +35,11 @@ from nnunet_dtc.ops.deformation import Deformation, regular_positions, sampling_
 from nnunet_dtc.ops.dtc import is_dtc
 from nnunet_dtc.ops.sampling import deformable_upsample
 
+CONSTANT_SHIFT = 1e-3
 SATURATED_OFFSET = 0.98
-SHUT_WEIGHT = 0.02
-OPEN_WEIGHT = 0.98
-DEAD_VARIATION = 1e-3
-NAMED_SHARE = 0.5
+WEIGHT_NEAR_0 = 0.02
+WEIGHT_NEAR_1 = 0.98
+MOST_POSITIONS = 0.5
 BINS = 20
 
 
@@ -47,9 +51,9 @@ class StageCoordinates:
         block: the block's name in the network, such as ``decoder.transpconvs.0``.
         sizes: (S_1, .., S_g), voxels of the block's input map per axis.
         stride: voxels of the output per voxel of the input, per axis.
-        deformation: of the block: its receptive field and variant.
+        deformation: the block's receptive field and activations.
         coords (Tensor[N, channels, *(S * stride)] or Tensor[1, channels, P]): raw offsets and weights, float32, on the
-            CPU; of all positions, or of P of them.
+            CPU, at all positions or at P of them.
     """
 
     block: str
@@ -63,14 +67,14 @@ class StageCoordinates:
         return sampling_shifts(self.coords, self.sizes, **asdict(self.deformation))
 
     def regular_positions(self) -> Tensor:
-        """Tensor[g, *(S * stride)]: where the positions would be without shifts, in voxels of the input map."""
+        """Tensor[g, *(S * stride)]: the positions without shifts, in voxels of the input map."""
         axes = [
             regular_positions(size, step, torch.float32) for size, step in zip(self.sizes, self.stride, strict=True)
         ]
         return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
     def positions(self) -> Tensor:
-        """Tensor[N, g, *(S * stride)]: where the samples are taken, in voxels of the input map; of all positions."""
+        """Tensor[N, g, *(S * stride)]: the sampling positions in voxels of the input map; needs all coordinates."""
         regular, shifts = self.regular_positions(), self.shifts()
         along = [
             shifted_positions(regular[axis], shifts[:, axis], size).clamp(0, size - 1)
@@ -78,11 +82,11 @@ class StageCoordinates:
         ]
         return torch.stack(along, dim=1)
 
-    def reads(self) -> Tensor:
-        """Tensor[N, *S]: how often each voxel of the input map is read, as a multiple of the regular grid's share.
+    def sampling_density(self) -> Tensor:
+        """Tensor[N, *S]: how often each voxel of the input map is sampled, relative to the regular grid.
 
-        The sum of the interpolation weights that a voxel has in all samples, divided by the product of the strides:
-        1 everywhere without shifts, above 1 where samples gather, 0 where no sample goes. The mean is 1.
+        It is the sum of the voxel's interpolation weights over all samples, divided by the product of the strides: 1
+        everywhere without shifts, above 1 where samples gather, 0 where there is none. The mean is 1.
         """
         value = torch.ones(self.coords.shape[0], 1, *self.sizes, requires_grad=True)
         with torch.enable_grad():
@@ -92,23 +96,25 @@ class StageCoordinates:
 
 
 @dataclass(frozen=True)
-class AxisNumbers:
-    """One axis of one stage. What cannot be said of it is NaN.
+class AxisStatistics:
+    """Statistics of the shifts along one axis of one stage. A number that is not defined is NaN.
 
     Attributes:
-        axis: its name, such as "z".
-        size: voxels of the input map.
-        spacing_mm: of these voxels.
-        scale_voxels: lambda of equation 1 in these voxels; the bound of a shift where it has one.
-        bound_voxels: that bound, NaN where there is none (table 4's variants without tanh or sigmoid).
-        mean_voxels, p95_voxels, max_voxels: of the length of the shift along this axis.
-        used: mean length as a share of the scale, of the bound where there is one; NaN with a receptive field of 0.
-        histogram: positions by the length as a share of the scale, in ``BINS`` equal bins from 0 to 1, and in one more
-            those beyond 1 (none where there is a bound).
-        saturated: share of positions whose tanh is beyond ``SATURATED_OFFSET``; NaN without tanh.
-        shut, open: share of positions whose sigmoid is below ``SHUT_WEIGHT``, above ``OPEN_WEIGHT``; NaN without it.
-        variation: largest minus smallest shift as a share of the scale; NaN with a receptive field of 0.
-        states: which of the words in this module's description hold.
+        axis: the name of the axis, such as "z".
+        size: voxels of the stage's input map along the axis.
+        spacing_mm: spacing of these voxels.
+        scale_voxels: lambda of equation 1 in these voxels.
+        bound_voxels: the largest possible shift, which is lambda; NaN for table 4's variants without a bound.
+        mean_voxels, p95_voxels, max_voxels: mean, 95th percentile and maximum of the absolute shift.
+        used: mean of the absolute shift as a fraction of the scale; NaN with a receptive field of 0.
+        histogram: number of positions by the absolute shift as a fraction of the scale, in ``BINS`` equal bins from 0
+            to 1, and one more bin above 1, which is empty where shifts are bounded.
+        offset_saturated: fraction of positions where the offset's absolute tanh exceeds ``SATURATED_OFFSET``; NaN
+            without tanh.
+        weight_at_0: fraction of positions where the weight's sigmoid is below ``WEIGHT_NEAR_0``; NaN without sigmoid.
+        weight_at_1: fraction of positions where the weight's sigmoid exceeds ``WEIGHT_NEAR_1``; NaN without sigmoid.
+        variation: largest minus smallest shift as a fraction of the scale; NaN with a receptive field of 0.
+        states: the states of this module's description that apply.
     """
 
     axis: str
@@ -116,16 +122,16 @@ class AxisNumbers:
     spacing_mm: float
     scale_voxels: float
     bound_voxels: float
-    mean_voxels: float
-    p95_voxels: float
-    max_voxels: float
-    used: float
-    histogram: tuple[int, ...]
-    saturated: float
-    shut: float
-    open: float
-    variation: float
-    states: tuple[str, ...]
+    mean_voxels: float = math.nan
+    p95_voxels: float = math.nan
+    max_voxels: float = math.nan
+    used: float = math.nan
+    histogram: tuple[int, ...] = (0,) * (BINS + 1)
+    offset_saturated: float = math.nan
+    weight_at_0: float = math.nan
+    weight_at_1: float = math.nan
+    variation: float = math.nan
+    states: tuple[str, ...] = ()
 
     @property
     def mean_mm(self) -> float:
@@ -145,15 +151,16 @@ class AxisNumbers:
 
 
 @dataclass(frozen=True)
-class StageNumbers:
-    """One decoder stage.
+class StageStatistics:
+    """Statistics of the shifts of one decoder stage.
 
     Attributes:
-        stage: 1 is the first in the forward pass, the deepest; ``stages`` is the paper's "last upsampling layer".
-        stages: how many there are.
+        stage: number of the stage in the forward pass; 1 is the deepest one, ``stages`` the paper's "last upsampling
+            layer".
+        stages: number of stages.
         block, sizes, stride, deformation: as in :class:`StageCoordinates`.
-        positions: how many were measured.
-        axes: in tensor order.
+        positions: number of positions that were measured.
+        axes: statistics of each axis, in tensor order.
     """
 
     stage: int
@@ -163,94 +170,85 @@ class StageNumbers:
     stride: tuple[int, ...]
     deformation: Deformation
     positions: int
-    axes: tuple[AxisNumbers, ...]
+    axes: tuple[AxisStatistics, ...]
+
+    @property
+    def output_sizes(self) -> tuple[int, ...]:
+        """Voxels of the block's output map per axis."""
+        return tuple(size * step for size, step in zip(self.sizes, self.stride, strict=True))
 
     @property
     def title(self) -> str:
-        """Such as ``stage 1 of 2 (4 x 12 x 8 to 4 x 24 x 16)``."""
-        output = [size * step for size, step in zip(self.sizes, self.stride, strict=True)]
-        return f"stage {self.stage} of {self.stages} ({times(self.sizes)} to {times(output)})"
+        """The stage and its sizes, such as ``stage 1 of 2 (4 x 12 x 8 to 4 x 24 x 16)``."""
+        return f"stage {self.stage} of {self.stages} ({times(self.sizes)} to {times(self.output_sizes)})"
 
 
 def collect(network: nn.Module, data: Tensor, limit: int | None = None) -> tuple[object, list[StageCoordinates]]:
-    """Run a network once, in eval mode and without gradients, and keep the coordinates of its DTC blocks.
+    """Run a network once, in eval mode and without gradients, and collect the coordinates of its DTC blocks.
 
-    The network's modes, hooks, weights and the random state are afterwards what they were before. A network that
-    ``torch.compile`` or DistributedDataParallel has wrapped must be given unwrapped, since hooks belong to eager mode.
+    The network's modes, hooks and weights and the random state are unchanged afterwards. Pass the network without
+    the wrappers of ``torch.compile`` and DistributedDataParallel (see :func:`nnunet_dtc.ops.wrappers.unwrap`), because
+    hooks need eager mode.
 
     Args:
-        network: any network with DTC blocks.
+        network: a network with DTC blocks.
         data (Tensor[N, C, ..]): its input, on its device.
-        limit: keep about as many positions of each block, evenly spread over the map, the same ones at every call; by
-            default all of them.
+        limit: keep about this many positions of each block, evenly spread over the map and the same at every call. By
+            default all positions are kept.
 
     Returns:
-        What the network returned, and the blocks in the order in which they ran; none where the network has no DTC.
+        The output of the network, and the coordinates of its blocks in the order of the forward pass. The list is empty
+        for a network without DTC blocks.
 
     Raises:
         ValueError: ``limit`` is below 1.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
-    found: dict[str, tuple[nn.Module, tuple[int, ...], Tensor]] = {}
+    found: dict[str, tuple[torch.Size, Tensor]] = {}  # block to the sizes of its output, and its coordinates
 
-    def keep(name: str, block: nn.Module):
+    def keep(name: str):
         def hook(_conv: nn.Module, _inputs: object, coords: Tensor) -> None:
-            output = tuple(coords.shape[2:])
-            found[name] = (block, output, coords.detach() if limit is None else _thin(coords.detach(), limit))
+            found[name] = coords.shape[2:], coords.detach() if limit is None else _subsample(coords.detach(), limit)
 
-        return block.coords.register_forward_hook(hook)
+        return hook
 
-    blocks = [(name, module) for name, module in network.named_modules() if is_dtc(module)]
-    training = [module for module in network.modules() if module.training]
-    hooks = []
-    try:
-        for name, block in blocks:
-            hooks.append(keep(name, block))
-        for module in training:
-            module.training = False
-        with torch.no_grad():
-            result = network(data)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module in training:
-            module.training = True
-    if not found:
-        return result, []
-    shapes = [coords.shape for _, _, coords in found.values()]
-    # one copy from the device for all stages
-    values = torch.cat([coords.float().flatten() for _, _, coords in found.values()]).cpu()
-    parts = values.split([shape.numel() for shape in shapes])
+    blocks = {name: module for name, module in network.named_modules() if is_dtc(module)}
+    with contextlib.ExitStack() as hooks, _eval_mode(network), torch.no_grad():
+        for name, block in blocks.items():
+            hooks.enter_context(block.coords.register_forward_hook(keep(name)))
+        result = network(data)
     return result, [
         StageCoordinates(
             block=name,
-            sizes=tuple(size // step for size, step in zip(output, block.stride, strict=True)),
-            stride=block.stride,
-            deformation=block.deformation,
-            coords=part.view(shape),
+            sizes=tuple(size // step for size, step in zip(output, blocks[name].stride, strict=True)),
+            stride=blocks[name].stride,
+            deformation=blocks[name].deformation,
+            coords=coords,
         )
-        for (name, (block, output, _)), part, shape in zip(found.items(), parts, shapes, strict=True)
+        for (name, (output, _)), coords in zip(
+            found.items(), _to_cpu([coords for _, coords in found.values()]), strict=True
+        )
     ]
 
 
 def measure(
     stages: Sequence[StageCoordinates], image_size: Sequence[int], spacing_mm: Sequence[float], names: Sequence[str]
-) -> list[StageNumbers]:
-    """The numbers of all stages.
+) -> list[StageStatistics]:
+    """Compute the statistics of all stages.
 
     Args:
-        stages: from :func:`collect`.
-        image_size: voxels of the network's input per axis. A stage's voxels are as much larger than the input's as its
-            map is smaller, which for nnU-Net's networks is the product of the strides before it.
-        spacing_mm: of the network's input.
-        names: of the axes.
+        stages: coordinates from :func:`collect`.
+        image_size: voxels of the network's input per axis. The voxels of a stage are larger than those of the input
+            by the ratio of the two sizes, which in nnU-Net's networks is the product of the strides before the stage.
+        spacing_mm: spacing of the network's input per axis.
+        names: names of the axes, see :func:`axis_names`.
 
     Raises:
-        ValueError: not as many sizes, spacings and names as a stage has axes.
+        ValueError: the number of sizes, spacings or names is not the number of a stage's axes.
     """
-    numbers = []
-    for index, stage in enumerate(stages):
+    statistics = []
+    for number, stage in enumerate(stages, start=1):
         count = len(stage.sizes)
         if not len(image_size) == len(spacing_mm) == len(names) == count:
             raise ValueError(
@@ -262,93 +260,98 @@ def measure(
             for axis in range(count)
         )
         positions = stage.coords.shape[0] * math.prod(stage.coords.shape[2:])
-        numbers.append(
-            StageNumbers(
-                stage=index + 1,
-                stages=len(stages),
-                block=stage.block,
-                sizes=stage.sizes,
-                stride=stage.stride,
-                deformation=stage.deformation,
-                positions=positions,
-                axes=axes,
+        statistics.append(
+            StageStatistics(
+                number, len(stages), stage.block, stage.sizes, stage.stride, stage.deformation, positions, axes
             )
         )
-    return numbers
+    return statistics
 
 
 def axis_names(transpose_forward: Sequence[int], axes: int) -> tuple[str, ...]:
-    """Names of a network's axes, in tensor order, from the order in which nnU-Net's plans put those of the image.
+    """The names of a network's axes in tensor order.
 
-    nnU-Net reads images as (z, y, x), transposes them by ``transpose_forward``, and its 2D networks see the last two.
+    nnU-Net reads images as (z, y, x) and transposes them by the ``transpose_forward`` of its plans. Its 2D networks
+    see the last two axes.
+
+    Example:
+        >>> axis_names((0, 1, 2), 2)
+        ('y', 'x')
     """
     return tuple("zyx"[axis] for axis in transpose_forward)[-axes:]
 
 
-def _measure_axis(stage: StageCoordinates, axis: int, name: str, spacing_mm: float) -> AxisNumbers:
-    deformation = stage.deformation
+def _measure_axis(stage: StageCoordinates, axis: int, name: str, spacing_mm: float) -> AxisStatistics:
+    deformation, size = stage.deformation, stage.sizes[axis]
+    scale = deformation.scale(size)
+    known = (name, size, spacing_mm, scale, scale if deformation.is_bounded else math.nan)
     offset, weight = deformation.activations(stage.coords, len(stage.sizes), axis, torch.float32)
-    scale = deformation.scale(stage.sizes[axis])
-    unit = (offset if weight is None else offset * weight).flatten()  # the shift as a fraction of its scale
-    size, nan = stage.sizes[axis], math.nan
-    shares = dict.fromkeys(("saturated", "shut", "open"), nan)
-    histogram = [0] * (BINS + 1)
-    mean = p95 = longest = used = variation = nan
-    states = []
-    if not unit.numel() or not bool(unit.isfinite().all()):
-        states.append("not finite" if unit.numel() else "empty")
-    else:
-        if deformation.offset == "tanh":
-            shares["saturated"] = _share(offset.abs() > SATURATED_OFFSET)
-        if deformation.weight == "sigmoid":
-            shares |= {"shut": _share(weight < SHUT_WEIGHT), "open": _share(weight > OPEN_WEIGHT)}
-        lengths = unit.abs().numpy()
-        mean, p95, longest = (
-            scale * float(value)
-            for value in (lengths.mean(dtype=np.float64), np.percentile(lengths, 95), lengths.max())
-        )
-        if deformation.receptive_field > 0:
-            used = float(lengths.mean(dtype=np.float64))
-            variation = float(unit.max() - unit.min())
-            histogram = _histogram(lengths)
-        states += [word for word, share in shares.items() if share > NAMED_SHARE]
-        if variation < DEAD_VARIATION:
-            states.insert(0, "dead")
-        if size == 1:
-            states = ["single"]
-        if deformation.receptive_field == 0:
-            states = ["fixed"]
-    return AxisNumbers(
-        axis=name,
-        size=size,
-        spacing_mm=spacing_mm,
-        scale_voxels=scale,
-        bound_voxels=scale if deformation.is_bounded else nan,
-        mean_voxels=mean,
-        p95_voxels=p95,
-        max_voxels=longest,
-        used=used,
-        histogram=tuple(histogram),
+    shifts = (offset if weight is None else offset * weight).flatten()  # in units of the scale
+    if not shifts.numel():
+        return AxisStatistics(*known, states=("empty",))
+    if not bool(shifts.isfinite().all()):
+        return AxisStatistics(*known, states=("not finite",))
+    lengths = shifts.abs().numpy()
+    mean, p95, longest = lengths.mean(dtype=np.float64), np.percentile(lengths, 95), lengths.max()
+    saturation = _saturation(deformation, offset, weight)
+    measured = (*known, *(scale * float(value) for value in (mean, p95, longest)))
+    if deformation.receptive_field == 0:
+        return AxisStatistics(*measured, **saturation, states=("fixed",))
+    variation = float(shifts.max() - shifts.min())
+    states = ["constant"] if variation < CONSTANT_SHIFT else []
+    states += [state for state, fraction in saturation.items() if fraction > MOST_POSITIONS]
+    return AxisStatistics(
+        *measured,
+        used=float(mean),
+        histogram=_histogram(lengths),
         variation=variation,
-        states=tuple(states),
-        **shares,
+        states=("single",) if size == 1 else tuple(states),
+        **saturation,
     )
 
 
-def _histogram(lengths: np.ndarray) -> list[int]:
+def _saturation(deformation: Deformation, offset: Tensor, weight: Tensor | None) -> dict[str, float]:
+    """The fractions of positions with saturated activations, for the activations that can saturate."""
+    masks = {}
+    if deformation.offset == "tanh":
+        masks["offset_saturated"] = offset.abs() > SATURATED_OFFSET
+    if weight is not None and deformation.weight == "sigmoid":
+        masks |= {"weight_at_0": weight < WEIGHT_NEAR_0, "weight_at_1": weight > WEIGHT_NEAR_1}
+    return {state: mask.double().mean().item() for state, mask in masks.items()}
+
+
+def _histogram(lengths: np.ndarray) -> tuple[int, ...]:
     counts, _ = np.histogram(lengths, bins=BINS, range=(0, 1))
-    return [*counts.tolist(), int((lengths > 1).sum())]
+    return (*counts.tolist(), int((lengths > 1).sum()))
 
 
-def _share(mask: Tensor) -> float:
-    return mask.double().mean().item()
+@contextlib.contextmanager
+def _eval_mode(network: nn.Module) -> Iterator[None]:
+    """Put all modules into eval mode, and each one back into its own mode afterwards."""
+    training = [module for module in network.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
-def _thin(coords: Tensor, limit: int) -> Tensor:
-    """(N, channels, *O) to about (1, channels, limit), the positions evenly spread over all cases and the map."""
+def _subsample(coords: Tensor, limit: int) -> Tensor:
+    """(N, channels, *O) to about (1, channels, limit), with positions evenly spread over all cases and the map."""
     flat = coords.flatten(2)  # (N, channels, positions of a case)
     step = max(1, math.ceil(flat.shape[0] * flat.shape[2] / limit))
     while any(math.gcd(step, size) > 1 for size in coords.shape[2:]):
-        step += 1  # else it would meet the same columns in every row, and not all places within a stride
-    thinned = flat[:, :, ::step]
-    return thinned.transpose(0, 1).reshape(1, flat.shape[1], -1)
+        step += 1  # a common divisor would select the same columns in every row
+    subsampled = flat[:, :, ::step]
+    return subsampled.transpose(0, 1).reshape(1, flat.shape[1], -1)
+
+
+def _to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies on the CPU in float32, made by a single transfer from the device."""
+    if not tensors:
+        return []
+    values = torch.cat([tensor.float().flatten() for tensor in tensors]).cpu()
+    parts = values.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

@@ -1,5 +1,6 @@
-"""Where the samples of a trained network go, for one image: the paper's figure 7.
+"""Where a trained network samples an image: the paper's figure 7.
 
-`model` reads a trained model and an image and runs the network once, `sentences` says what the numbers of
-`nnunet_dtc.ops.coordinates` mean, `figure` draws, `report` writes.
+`trained_model` loads a model, `image_patch` a patch of an image, and `forward_pass` runs the network on it once.
+`state_sentences` explains the states of `nnunet_dtc.ops.coordinates`, `sampling_figure` draws the samples, and
+`sampling_report` writes and prints the results.
 """
