@@ -1,19 +1,44 @@
-"""``convert_dtc``: put DTC beside every upsampling of a network that somebody else wrote."""
+"""``convert_dtc``: add a DTC branch to every upsampling of a network from any source."""
 
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils.hooks import RemovableHandle
 
 from nnunet_dtc.ops.deformation import Deformation, Offset, Weight
 from nnunet_dtc.ops.dtc import dtc_class, is_dtc
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+Network = TypeVar("Network", bound=nn.Module)
+Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+
 _LINEAR_MODES = {"bilinear": 2, "trilinear": 3}
+
+
+@overload
+def convert_dtc(
+    module: nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Upsample,
+    receptive_field: float = 2.0,
+    example_input: Any = None,
+    *,
+    offset: Offset = "tanh",
+    weight: Weight = "sigmoid",
+) -> nn.Module: ...
+
+
+@overload
+def convert_dtc(
+    module: Network,
+    receptive_field: float = 2.0,
+    example_input: Any = None,
+    *,
+    offset: Offset = "tanh",
+    weight: Weight = "sigmoid",
+) -> Network: ...
 
 
 def convert_dtc(
@@ -24,41 +49,57 @@ def convert_dtc(
     offset: Offset = "tanh",
     weight: Weight = "sigmoid",
 ) -> nn.Module:
-    """Wrap every upsampling in ``module`` in a DTC block that keeps it, weights and all, as its base.
+    """Wrap every upsampling in ``module`` in a DTC block, which keeps it with its weights as the base.
 
-    As torch's ``convert_sync_batchnorm`` it changes ``module`` in place and returns it (or its replacement, where
-    ``module`` is an upsampling itself). Converted are
+    As torch's ``convert_sync_batchnorm``, the function changes ``module`` in place and returns it. If ``module`` is an
+    upsampling itself, the new block is returned instead. It converts
 
     - every 2D and 3D transposed convolution whose kernel is its stride, without padding;
-    - every bilinear and trilinear ``nn.Upsample`` by a whole ``scale_factor``. It does not know its channels, so
-      these need ``example_input``, with which the network is run once (in eval mode, without gradients).
+    - every bilinear and trilinear ``nn.Upsample`` with an integer ``scale_factor``. Such a module does not know its
+      channels; they are taken from one run of the network with ``example_input`` (in eval mode, without gradients).
 
-    Everything else stays as it is; transposed convolutions, ``nn.Upsample`` and pixel shuffles that cannot be wrapped
-    are named, with the reason, in one warning. What is already inside a DTC block is left alone, so a second call
-    changes nothing. Calls of ``F.interpolate`` in a ``forward`` are no modules and cannot be seen.
+    All other modules stay as they are. A single warning lists the transposed convolutions, ``nn.Upsample`` and pixel
+    shuffles that cannot be wrapped, each with the reason. Modules inside a DTC block are not converted, so a second
+    call changes nothing. Calls of ``F.interpolate`` in a ``forward`` are not modules and cannot be converted.
 
-    The new value convolutions start as torch initialises convolutions; a host network with an initialisation of its
-    own should apply that to them (``block.value``), and must not apply it to ``block.coords``.
+    The new value convolutions are initialised as torch initialises convolutions. If your network has an initialisation
+    of its own, apply it to ``block.value``, but not to ``block.coords``.
 
     Args:
-        module: a network of any origin.
-        receptive_field: RF of section 3.2 for every block, 0 to ``float("inf")``.
-        example_input: a tensor, or a tuple of the arguments of ``module.forward``; any size that the network takes.
-        offset, weight: table 4's variants, see :func:`nnunet_dtc.deformable_upsample`.
+        module: a network from any source.
+        receptive_field: RF of section 3.2 for every block, in voxels of its input map, 0 to ``float("inf")``.
+        example_input: a tensor, or a tuple of the arguments of ``module.forward``, of any size that the network takes.
+        offset: "tanh" or "linear", see :func:`nnunet_dtc.deformable_upsample`.
+        weight: "sigmoid", "linear" or "none", see :func:`nnunet_dtc.deformable_upsample`.
+
+    Returns:
+        ``module``, or the block that replaces it.
 
     Raises:
-        ValueError: a linear ``nn.Upsample`` was found without ``example_input`` (they are named), or an argument is
-            out of range. The module is then unchanged.
+        ValueError: there is a linear ``nn.Upsample`` but no ``example_input`` (the message names the modules), or an
+            argument is out of range. The module is then unchanged.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from nnunet_dtc import convert_dtc
+        >>> network = nn.Sequential(
+        ...     nn.Conv3d(1, 8, 3, padding=1), nn.ConvTranspose3d(8, 4, (1, 2, 2), (1, 2, 2)), nn.Conv3d(4, 2, 1)
+        ... )
+        >>> convert_dtc(network, receptive_field=4)[1].receptive_field
+        4.0
+        >>> network(torch.randn(1, 1, 3, 5, 7)).shape
+        torch.Size([1, 2, 3, 10, 14])
     """
     deformation = Deformation(receptive_field, offset, weight)
     found = {id(site.module): site for site in _sites(module)}
 
-    unknown = [site for site in found.values() if site.refusal is None and site.in_channels is None]
+    unknown = [site for site in found.values() if site.refusal is None and not site.arguments]
     if unknown and example_input is None:
         names = ", ".join(repr(site.name) if site.name else "the module itself" for site in unknown)
         raise ValueError(f"an nn.Upsample does not know its channels: pass example_input=... to convert {names}")
     if unknown:
-        _see_channels(module, unknown, example_input)
+        _observe_channels(module, unknown, example_input)
 
     if not found and not any(is_dtc(mod) for mod in module.modules()):
         warnings.warn("convert_dtc found no upsampling that it knows, nothing is converted", stacklevel=2)
@@ -70,28 +111,40 @@ def convert_dtc(
     if id(module) in blocks:
         return blocks[id(module)]
     for parent in [parent for _, parent in _outside_blocks(module)]:
-        for name, child in parent._modules.items():  # not named_children(): it hides the second name of a module
-            if id(child) in blocks:
+        # not named_children(), which omits the second name of a module
+        for name, child in list(parent.named_modules(remove_duplicate=False)):
+            if name and "." not in name and id(child) in blocks:
                 setattr(parent, name, blocks[id(child)])
     return module
 
 
 @dataclass
 class _Site:
-    """An upsampling in the network, and what is known of it."""
+    """An upsampling in the network, and what is known about it.
+
+    Attributes:
+        name: dotted name in the network.
+        module: the upsampling.
+        stride: output elements per input element and axis.
+        arguments: channels, device and dtype of the block; empty while they are unknown.
+        refusal: the reason why it cannot be wrapped.
+        seen: the numbers of channels of its inputs.
+    """
 
     name: str
     module: nn.Module
     stride: tuple[int, ...] = ()
-    in_channels: int | None = None
-    out_channels: int | None = None
-    like: Tensor | None = None  # a tensor of the device and dtype that the block is to have
+    arguments: dict[str, Any] = field(default_factory=dict)
     refusal: str | None = None
     seen: set[int] = field(default_factory=set)
 
 
+def _block_arguments(in_channels: int, out_channels: int, like: Tensor) -> dict[str, Any]:
+    return {"in_channels": in_channels, "out_channels": out_channels, "device": like.device, "dtype": like.dtype}
+
+
 def _outside_blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """As ``named_modules``, without going into DTC blocks."""
+    """Names and modules as of ``named_modules``, without DTC blocks and what is inside them."""
     visited: set[int] = set()
     stack = [(prefix, module)]
     while stack:
@@ -106,16 +159,16 @@ def _outside_blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, 
 
 def _sites(module: nn.Module) -> Iterator[_Site]:
     for name, mod in _outside_blocks(module):
-        if isinstance(mod, _TRANSPOSED):
+        if isinstance(mod, Transposed):
             yield _transposed_site(name, mod)
         elif isinstance(mod, nn.Upsample):
             yield _upsample_site(name, mod)
         elif isinstance(mod, nn.PixelShuffle):
-            yield _Site(name, mod, refusal="a pixel shuffle is no upsampling by itself, the convolution before it is")
+            yield _Site(name, mod, refusal="a pixel shuffle upsamples only together with the convolution before it")
 
 
-def _transposed_site(name: str, conv: nn.Module) -> _Site:
-    site = _Site(name, conv, tuple(conv.stride), conv.in_channels, conv.out_channels, conv.weight)
+def _transposed_site(name: str, conv: Transposed) -> _Site:
+    site = _Site(name, conv, tuple(conv.stride), _block_arguments(conv.in_channels, conv.out_channels, conv.weight))
     kernel = tuple(conv.kernel_size)
     if isinstance(conv, nn.ConvTranspose1d):
         site.refusal = "DTC is for 2D and 3D, this is ConvTranspose1d"
@@ -150,20 +203,19 @@ def _upsample_site(name: str, upsample: nn.Upsample) -> _Site:
     return site
 
 
-def _see_channels(module: nn.Module, sites: list[_Site], example_input: Any) -> None:
-    """Run the network once and note what reaches each ``nn.Upsample``."""
+def _observe_channels(module: nn.Module, sites: list[_Site], example_input: Any) -> None:
+    """Run the network once to find the channels, device and dtype of the input of each site."""
 
-    def look(site: _Site):
+    def observe(site: _Site) -> RemovableHandle:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else kwargs["input"]
             site.seen.add(x.shape[1])
-            site.in_channels = site.out_channels = x.shape[1]
-            site.like = x
+            site.arguments = _block_arguments(x.shape[1], x.shape[1], x)
 
         return site.module.register_forward_pre_hook(hook, with_kwargs=True)
 
     modes = {mod: mod.training for mod in module.modules()}
-    hooks = [look(site) for site in sites]
+    hooks = [observe(site) for site in sites]
     try:
         module.eval()
         with torch.no_grad():
@@ -181,13 +233,5 @@ def _see_channels(module: nn.Module, sites: list[_Site], example_input: Any) -> 
 
 
 def _wrap(site: _Site, deformation: Deformation) -> nn.Module:
-    block = dtc_class(len(site.stride))(
-        site.in_channels,
-        site.out_channels,
-        site.stride,
-        base=site.module,
-        **asdict(deformation),
-        device=site.like.device,
-        dtype=site.like.dtype,
-    )
+    block = dtc_class(len(site.stride))(stride=site.stride, base=site.module, **asdict(deformation), **site.arguments)
     return block.train(site.module.training)
