@@ -8,6 +8,7 @@ import torch.nn.functional as F
 import upsampler_oracles as oracles
 from upsampler_tester import UpsamplerTests
 
+from nnunet_dtc.ops.layout import merge_subpositions, pixel_shuffle, split_subpositions
 from nnunet_dtc.upsamplers import (
     UPSAMPLERS,
     CARAFE2d,
@@ -27,7 +28,6 @@ from nnunet_dtc.upsamplers import (
     sapa,
     upsampler_class,
 )
-from nnunet_dtc.upsamplers.layout import merge_subpositions, pixel_shuffle, split_subpositions
 
 
 def zero_(module):

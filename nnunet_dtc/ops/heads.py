@@ -14,6 +14,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from nnunet_dtc.ops.layout import pixel_shuffle
+
 
 class ValueHead2d(nn.Conv2d):
     """A pointwise convolution of images, (N, C_in, H, W) to (N, C_out, H, W), with a bias."""
@@ -76,10 +78,7 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _transposed(x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...]) -> Tensor:
     """(N, C_in, S_1, .., S_g) to (N, C_out, S_1 * stride_1, .., S_g * stride_g)."""
-    axes, steps = len(stride), math.prod(stride)
-    matrix = weight.flatten(1).t().expand(x.shape[0], -1, -1)  # (N, C_out * steps, C_in)
-    coords = torch.baddbmm(bias.repeat_interleave(steps).view(1, -1, 1), matrix, x.flatten(2))  # (N, C_out * steps, S)
-    coords = coords.view(x.shape[0], weight.shape[1], *stride, *x.shape[2:])
-    order = [axis for a in range(axes) for axis in (2 + axes + a, 2 + a)]  # S_1, stride_1, S_2, stride_2, ..
-    out = [size * step for size, step in zip(x.shape[2:], stride, strict=True)]
-    return coords.permute(0, 1, *order).reshape(x.shape[0], weight.shape[1], *out)
+    matrix = weight.flatten(1).t().expand(x.shape[0], -1, -1)  # (N, C_out * prod(stride), C_in)
+    bias = bias.repeat_interleave(math.prod(stride)).view(1, -1, 1)
+    coords = torch.baddbmm(bias, matrix, x.flatten(2))  # (N, C_out * prod(stride), S)
+    return pixel_shuffle(coords.unflatten(2, x.shape[2:]), stride)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_dtc.ops.checks import check_count, check_fits, check_value
+from nnunet_dtc.ops.layout import pixel_shuffle
 from nnunet_dtc.upsamplers.base import Upsampler
-from nnunet_dtc.upsamplers.layout import pixel_shuffle
 from nnunet_dtc.upsamplers.reassembly import (
     Padding,
     check_kernel_size,

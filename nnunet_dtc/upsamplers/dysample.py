@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from nnunet_dtc.ops.checks import check_count, check_fits, check_value
 from nnunet_dtc.ops.deformation import regular_positions, shifted_positions
+from nnunet_dtc.ops.layout import pixel_shuffle
 from nnunet_dtc.upsamplers.base import Upsampler
-from nnunet_dtc.upsamplers.layout import pixel_shuffle
 
 Style = Literal["lp", "pl"]
 

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_dtc.ops.checks import check_count, check_fits, check_value
+from nnunet_dtc.ops.layout import merge_subpositions, split_subpositions, spread_subpositions
 from nnunet_dtc.upsamplers.base import SkipUpsampler
-from nnunet_dtc.upsamplers.layout import merge_subpositions, split_subpositions, spread_subpositions
 
 Padding = Literal["border", "zeros"]
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_dtc.ops.checks import check_fits, check_value
-from nnunet_dtc.upsamplers.layout import merge_subpositions, split_subpositions, spread_subpositions
+from nnunet_dtc.ops.layout import merge_subpositions, split_subpositions, spread_subpositions
 from nnunet_dtc.upsamplers.reassembly import (
     ARGUMENTS,
     Padding,
