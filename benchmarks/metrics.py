@@ -112,8 +112,8 @@ def main() -> None:
         memory = PeakMemory()
         memory.start()
         start, steps = time.perf_counter(), {}
-        result = evaluation.evaluate_folders(
-            *folders,
+        result = evaluation.evaluate_pairs(
+            evaluation.find_pairs(*folders),
             labels,
             processes=options.processes,
             progress=lambda what, done, total: steps.update({what: time.perf_counter() - start}),
@@ -126,7 +126,7 @@ def main() -> None:
     print(
         f"{seconds:.1f} s (files checked after {steps['checking files']:.1f} s), {memory.peak / 2**30:.2f} GiB at most"
     )
-    print({metric: round(result.mean(metric), 4) for metric in result.metrics})
+    print(result.mean.round(4).to_dict())
 
 
 if __name__ == "__main__":

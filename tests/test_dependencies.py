@@ -197,11 +197,11 @@ def test_the_base_works_without_what_extras_bring():
 import torch
 from nnunet_dtc import DTC3d
 from nnunet_dtc.architectures import build_network
-from nnunet_dtc.study.evaluation.surfaces import element_table
+from nnunet_dtc.study.evaluation.surface_elements import element_areas
 from nnunet_dtc.trainers import trainer_class
 
 DTC3d(2, 3, stride=(1, 2, 2))(torch.randn(1, 2, 3, 4, 5)).sum().backward()
-assert element_table((1.0, 2.0, 3.0)).areas.shape == (256,)
+assert element_areas((1.0, 2.0, 3.0)).shape == (256,)
 assert trainer_class("nnUNetTrainerUNETRDTC_RF4").__name__ == "nnUNetTrainerUNETRDTC_RF4"
 assert build_network("NnMamba", 1, 2, (32, 32), {"width": 4, "blocks": 2})(torch.randn(2, 1, 32, 32)).shape[1] == 2
 """,

@@ -1,5 +1,7 @@
 """Dice, NSD and HD95 of two masks: against geometry, literal loops, MONAI's own NSD, the reference's test shapes."""
 
+import doctest
+import importlib
 import itertools
 import math
 
@@ -7,10 +9,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from nnunet_dtc.study.evaluation.metrics import metric, metrics_for
 from nnunet_dtc.study.evaluation.overlap import dice
-from nnunet_dtc.study.evaluation.surfaces import element_table, surface_distances
+from nnunet_dtc.study.evaluation.surface_elements import element_areas
+from nnunet_dtc.study.evaluation.surfaces import surface_distances
+from nnunet_dtc.study.evaluation.tolerances import parse_tolerance
 
 ANISOTROPIC = (2.5, 0.7, 1.3)
+WEIGHTS = {2: (8, 4, 2, 1), 3: (128, 64, 32, 16, 8, 4, 2, 1)}
+"""What each voxel around a corner adds to the code, in the order of itertools.product((0, 1), repeat=axes)."""
 
 
 def box(shape, start, stop):
@@ -44,17 +51,17 @@ def random_masks(shape, seed):
 
 def elements_by_loops(mask, spacing):
     """Corner to area, looking at the voxels around one corner after the other."""
-    table = element_table(spacing)
+    areas = element_areas(spacing)
     found = {}
     for corner in itertools.product(*(range(size + 1) for size in mask.shape)):
         code, inside = 0, 0
-        for offset, weight in zip(itertools.product((0, 1), repeat=mask.ndim), table.weights, strict=True):
+        for offset, weight in zip(itertools.product((0, 1), repeat=mask.ndim), WEIGHTS[mask.ndim], strict=True):
             voxel = tuple(c + o - 1 for c, o in zip(corner, offset, strict=True))
             in_image = all(0 <= v < size for v, size in zip(voxel, mask.shape, strict=True))
             if in_image and mask[voxel]:
                 code, inside = code + weight, inside + 1
         if 0 < inside < 2**mask.ndim:
-            found[corner] = table.areas[code]
+            found[corner] = areas[code]
     return found
 
 
@@ -89,46 +96,45 @@ def test_areas_are_those_of_marching_cubes(spacing):
     """Every neighbourhood without ambiguity, against scikit-image's mesh."""
     from skimage.measure import marching_cubes, mesh_surface_area
 
-    table = element_table(spacing)
+    areas = element_areas(spacing)
     compared = 0
     for code in range(1, 255):
-        cube = np.array([bool(code & weight) for weight in table.weights]).reshape(2, 2, 2)
+        cube = np.array([bool(code & weight) for weight in WEIGHTS[3]]).reshape(2, 2, 2)
         if ndimage.label(cube)[1] == 1 == ndimage.label(~cube)[1]:
             vertices, faces, *_ = marching_cubes(cube.astype(float), 0.5, spacing=spacing, method="lorensen")
-            assert table.areas[code] == pytest.approx(mesh_surface_area(vertices, faces), rel=1e-5), cube
+            assert areas[code] == pytest.approx(mesh_surface_area(vertices, faces), rel=1e-5), cube
             compared += 1
     assert compared == 126
-    assert (table.areas[1:-1] > 0).all()
+    assert (areas[1:-1] > 0).all()
 
 
 @pytest.mark.parametrize(
     "spacing", [(1.0, 1.0, 1.0), ANISOTROPIC, (5.0, 0.78, 0.78), (0.3, 4.1, 1.7), (1.0, 1.0), (0.6, 2.3), (3.7, 0.2)]
 )
 def test_areas_are_those_of_the_reference(spacing):
-    """Every neighbourhood, the ambiguous ones, too, against MONAI's copy of the reference's table."""
+    """Every neighbourhood, also the ambiguous ones, against MONAI's copy of the reference's table."""
     monai = pytest.importorskip("monai.metrics.utils")
-    table = element_table(spacing)
     areas, kernel = monai.get_code_to_measure_table(spacing)
-    assert table.weights == tuple(kernel.flatten().tolist())
-    assert table.areas == pytest.approx(areas.numpy(), rel=1e-6)
+    assert WEIGHTS[len(spacing)] == tuple(kernel.flatten().tolist())
+    assert element_areas(spacing) == pytest.approx(areas.numpy(), rel=1e-6)
 
 
 def test_areas_of_ambiguous_neighbourhoods():
     """Diagonal neighbours are cut off one by one; four in a winding row by a plane and two triangles."""
 
     def area(*inside):
-        code = sum(table.weights[4 * z + 2 * y + x] for z, y, x in inside)
-        assert table.areas[code] == table.areas[255 - code]
-        return table.areas[code]
+        code = sum(WEIGHTS[3][4 * z + 2 * y + x] for z, y, x in inside)
+        assert areas[code] == areas[255 - code]
+        return areas[code]
 
-    table, (a, b, c) = element_table(ANISOTROPIC), ANISOTROPIC
+    areas, (a, b, c) = element_areas(ANISOTROPIC), ANISOTROPIC
     corner = corner_area(ANISOTROPIC)
     assert area((0, 0, 0), (0, 1, 1)) == pytest.approx(2 * corner)
     assert area((0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0)) == pytest.approx(4 * corner)
     triangles = math.hypot(a * c, b * c) / 4 + math.hypot(a * c, a * b) / 4
     assert area((0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 1, 1)) == pytest.approx(4 * corner + triangles)
-    flat = element_table((0.6, 1.7))
-    assert flat.areas[0b1001] == flat.areas[0b0110] == pytest.approx(2 * math.hypot(0.6, 1.7) / 2)
+    flat = element_areas((0.6, 1.7))
+    assert flat[0b1001] == flat[0b0110] == pytest.approx(2 * math.hypot(0.6, 1.7) / 2)
 
 
 @pytest.mark.parametrize("at_border", [False, True])
@@ -335,6 +341,46 @@ def test_nothing_but_ignored_around():
     surfaces = surface_distances(mask, mask, ANISOTROPIC, ~mask)
     assert math.isnan(surfaces.nsd(1))
     assert math.isnan(surfaces.hausdorff())
+
+
+# ---- the registry, and examples ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "heading", "shown", "difference", "unit"),
+    [
+        ("dice", "Dice (%)", "50.00", "-12.50", "points"),
+        ("nsd_1mm", "NSD 1mm (%)", "50.00", "-12.50", "points"),
+        ("nsd_1mm,left_kidney=2mm", "NSD 1mm,left_kidney=2mm (%)", "50.00", "-12.50", "points"),
+        ("hd95_mm", "HD95 (mm)", "0.50", "-0.12", "mm"),
+    ],
+)
+def test_how_scores_are_shown(key, heading, shown, difference, unit):
+    entry = metric(key)
+    assert (entry.key, entry.heading) == (key, heading)
+    assert (entry.shown(0.5), entry.signed(-0.125), entry.difference_unit) == (shown, difference, unit)
+    assert entry.shown(math.nan) == entry.signed(math.nan) == "-"
+    assert entry.higher_is_better == (key != "hd95_mm")
+
+
+def test_metrics_for_tolerances():
+    tolerances = [parse_tolerance("1"), parse_tolerance("2,liver=5")]
+    entries = metrics_for(tolerances)
+    assert [entry.title for entry in entries] == ["Dice", "NSD 1mm", "NSD 2mm,liver=5mm", "HD95"]
+    assert [metric(entry.key).title for entry in entries] == [entry.title for entry in entries]
+
+
+@pytest.mark.parametrize("key", ["", "nsd", "nsd1mm", "hd95", "assd_mm"])
+def test_a_metric_that_is_not_registered(key):
+    with pytest.raises(ValueError, match=f"metric must be one of dice, nsd, hd95_mm .*, got '{key}'"):
+        metric(key)
+
+
+@pytest.mark.parametrize("module", ["labels", "metrics", "overlap", "scores", "surfaces", "tolerances"])
+def test_examples(module):
+    result = doctest.testmod(importlib.import_module(f"nnunet_dtc.study.evaluation.{module}"))
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
 # ---- errors ------------------------------------------------------------------------------------------------------

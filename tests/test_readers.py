@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from nnunet_dtc.cli import app
 from nnunet_dtc.study import evaluation as ev
+from nnunet_dtc.study.evaluation.metrics import metrics_for
 from nnunet_dtc.study.evaluation.readers import find_reader
 from nnunet_dtc.study.evaluation.scoring import score_case
 
@@ -56,16 +57,22 @@ def run(*arguments):
     return CliRunner().invoke(app, ["evaluate", "-np", "1", *map(str, arguments)], env={"COLUMNS": "400"})
 
 
+def evaluate(folder, ending=None, **options):
+    """Of the predictions in `p` and the labels in `l`."""
+    pairs = ev.find_pairs(folder / "p", folder / "l", ending)
+    return ev.evaluate_pairs(pairs, LABELS, **{"processes": 1} | options)
+
+
 def write_json(folder, name, content):
     (folder / name).write_text(json.dumps(content))
 
 
 def assert_scores(predictions, prediction, label, spacing=SPACING):
-    expected = score_case(prediction, label, spacing, LABELS, ev.DEFAULT_TOLERANCES)
+    metrics = metrics_for(ev.DEFAULT_TOLERANCES)
     found = json.loads((predictions / "metrics.json").read_text())["cases"]["case"]["organs"]
-    for organ in LABELS.names:
-        for metric, value in expected[organ].scores.items():
-            assert found[organ][metric] == pytest.approx(value), (organ, metric)
+    for row in score_case(prediction, label, spacing, LABELS, metrics):
+        for metric in metrics:
+            assert found[row["organ"]][metric.key] == pytest.approx(row[metric.key]), (row["organ"], metric.key)
 
 
 @pytest.mark.parametrize("named_by", ["dataset.json", "plans.json"])
@@ -151,7 +158,7 @@ def test_a_tiff_of_another_spacing_is_refused(tmp_path):
         (tmp_path / folder).mkdir()
         Tiff3DIO().write_seg(draw(9), str(tmp_path / folder / "case.tif"), {"spacing": spacing})
     with pytest.raises(ev.EvaluationError, match=r"spacing \(0.5, 0.75, 3\) and \(0.6, 0.75, 3\)"):
-        ev.evaluate_folders(tmp_path / "p", tmp_path / "l", LABELS, processes=1)
+        evaluate(tmp_path)
 
 
 OWN = """
@@ -190,10 +197,9 @@ def test_a_reader_that_somebody_registered(tmp_path, monkeypatch, named):
     plans = {"image_reader_writer": "NumpyIO"} if named else None
     reader = find_reader(".npy", tmp_path / "l" / "a.npy", {"file_ending": ".npy"}, plans)
     assert reader.name == "NumpyIO"
-    found = ev.evaluate_folders(tmp_path / "p", tmp_path / "l", LABELS, ".npy", processes=2, reader=reader)
-    expected = score_case(draw(10), draw(11), SPACING, LABELS, ev.DEFAULT_TOLERANCES)
-    for organ in LABELS.names:
-        assert found.cases["b"][organ].scores == pytest.approx(expected[organ].scores)
+    found = evaluate(tmp_path, ".npy", processes=2, reader=reader)
+    expected = score_case(draw(10), draw(11), SPACING, LABELS, metrics_for(ev.DEFAULT_TOLERANCES))
+    assert found.scores.to_dict("records") == [{"case": case} | row for case in "ab" for row in expected]
 
 
 @pytest.mark.parametrize(
@@ -240,13 +246,13 @@ def test_a_slice_as_an_image_of_two_axes_or_three_and_a_fourth_axis_of_one(tmp_p
     ):
         (tmp_path / folder).mkdir()
         sitk.WriteImage(image, str(tmp_path / folder / "flat.nii.gz"))
-    found = ev.evaluate_folders(tmp_path / "p", tmp_path / "l", LABELS, processes=1)
-    assert found.mean("dice") == 1
+    found = evaluate(tmp_path)
+    assert found.mean["dice"] == 1
     for folder in ("p", "l"):
         (tmp_path / folder / "flat.nii.gz").unlink()
     write_nifti(tmp_path / "p" / "x.nii.gz", label, np.eye(4))
     nibabel.save(nibabel.Nifti1Image(label.transpose(2, 1, 0)[..., None], np.eye(4)), tmp_path / "l" / "x.nii.gz")
-    assert ev.evaluate_folders(tmp_path / "p", tmp_path / "l", LABELS, processes=1).mean("dice") == 1
+    assert evaluate(tmp_path).mean["dice"] == 1
 
 
 def test_readers_do_not_load_torch():

@@ -53,7 +53,7 @@ def evaluate(
     from nnunet_dtc.study.evaluation.folders import ending_of
     from nnunet_dtc.study.evaluation.labels import find_dataset_json
     from nnunet_dtc.study.evaluation.readers import reader_of_folder
-    from nnunet_dtc.study.evaluation.report import OUTPUTS, rich_table
+    from nnunet_dtc.study.evaluation.score_report import OUTPUTS, rich_table
 
     try:
         tolerances = [evaluation.parse_tolerance(text) for text in tolerance or ("1", "2")]

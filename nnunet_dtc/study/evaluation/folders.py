@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.study.evaluation.images import (
@@ -26,10 +27,10 @@ from nnunet_dtc.study.evaluation.images import (
     voxel_difference,
 )
 from nnunet_dtc.study.evaluation.labels import LabelSet
-from nnunet_dtc.study.evaluation.metrics import ABSENT_RULES, Absent
+from nnunet_dtc.study.evaluation.metrics import ABSENT_RULES, Absent, metrics_for
 from nnunet_dtc.study.evaluation.readers import Reader, find_reader
-from nnunet_dtc.study.evaluation.report import Evaluation
-from nnunet_dtc.study.evaluation.scoring import OrganScores, score_case
+from nnunet_dtc.study.evaluation.score_report import Evaluation
+from nnunet_dtc.study.evaluation.scoring import score_case
 from nnunet_dtc.study.evaluation.tolerances import DEFAULT_TOLERANCES, Tolerance, check_tolerances
 from nnunet_dtc.study.evaluation.workers import Progress, Workers
 from nnunet_dtc.study.label_files import shown_values
@@ -40,7 +41,6 @@ __all__ = [
     "check_label",
     "default_processes",
     "ending_of",
-    "evaluate_folders",
     "evaluate_pairs",
     "find_pairs",
     "refuse",
@@ -120,18 +120,6 @@ def find_pairs(predictions: Path, labels: Path, ending: str | None = None, subse
     return [Pair(case, predicted[case], labelled[case]) for case in sorted(predicted)]
 
 
-def evaluate_folders(
-    predictions: Path,
-    labels: Path,
-    label_set: LabelSet,
-    ending: str | None = None,
-    subset: bool = False,
-    **options: Any,
-) -> Evaluation:
-    """`evaluate_pairs` for the files that `find_pairs` finds."""
-    return evaluate_pairs(find_pairs(predictions, labels, ending, subset), label_set, **options)
-
-
 def evaluate_pairs(
     pairs: Sequence[Pair],
     labels: LabelSet,
@@ -186,9 +174,12 @@ def evaluate_pairs(
             _Job(pair, reader, grid.array_spacing_mm, labels, tolerances, absent)
             for pair, (grid, _) in zip(pairs, checked[1::2], strict=True)
         ]
-        scores = workers.map("scoring cases", _score, jobs, progress)
+        scored = workers.map("scoring cases", _score, jobs, progress)
     return Evaluation(
-        cases={pair.case: organs for pair, organs in zip(pairs, scores, strict=True)},
+        scores=pd.DataFrame(
+            [{"case": pair.case} | row for pair, rows in zip(pairs, scored, strict=True) for row in rows]
+        ),
+        metrics=tuple(metric.key for metric in metrics_for(tolerances)),
         files={pair.case: (str(pair.prediction), str(pair.reference)) for pair in pairs},
         labels=labels,
         tolerances=tuple(tolerance.name for tolerance in tolerances),
@@ -263,10 +254,10 @@ def _compare_grids(
     return displaced
 
 
-def _score(job: _Job) -> dict[str, OrganScores]:
+def _score(job: _Job) -> list[dict[str, Any]]:
     most = max(max(job.labels.values), job.labels.ignore or 0)
     kind = np.min_scalar_type(most)
     prediction, reference = (
         job.reader.labels(file).evaluated.astype(kind, copy=False) for file in (job.pair.prediction, job.pair.reference)
     )
-    return score_case(prediction, reference, job.spacing_mm, job.labels, job.tolerances, job.absent)
+    return score_case(prediction, reference, job.spacing_mm, job.labels, metrics_for(job.tolerances), job.absent)

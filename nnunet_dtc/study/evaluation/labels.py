@@ -1,4 +1,4 @@
-"""What the numbers in a segmentation mean, as nnU-Net's dataset.json says (its documentation/dataset_format.md)."""
+"""The organs that the numbers in a segmentation stand for, as nnU-Net's dataset.json defines them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ __all__ = ["LabelSet", "Organ", "find_dataset_json", "labels_from_dataset_json",
 
 @dataclass(frozen=True)
 class Organ:
-    """What is scored: the voxels that have one of these values (several for one of nnU-Net's regions, which may include
-    the background's)."""
+    """A structure that is scored.
+
+    Attributes:
+        name: its name.
+        values: the values of its voxels. nnU-Net's regions have several, which may include the background's.
+    """
 
     name: str
     values: tuple[int, ...]
@@ -30,11 +34,15 @@ class Organ:
 
 @dataclass(frozen=True)
 class LabelSet:
-    """All organs, in the order of the table; values above 0; and the value of voxels to leave out, if there is one.
+    """All organs and the ignore label.
+
+    Attributes:
+        organs: the organs, in the order of tables.
+        ignore: the value of the voxels that are left out; None if there is no such value.
 
     Raises:
-        NnunetDtcError: for no organ, two of one name, a name that is empty or cannot be printed, or values that are no
-            label values.
+        NnunetDtcError: there is no organ, two have the same name, a name is empty or cannot be printed, or a value
+            cannot be a label.
     """
 
     organs: tuple[Organ, ...]
@@ -62,24 +70,28 @@ class LabelSet:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The names of the organs."""
         return tuple(organ.name for organ in self.organs)
 
     @property
     def values(self) -> frozenset[int]:
-        """Every value that a prediction may have; a reference may have `ignore`, too."""
+        """Every value that a prediction may have, including the background's."""
         return frozenset({0}.union(*(organ.values for organ in self.organs)))
 
     @property
     def known_in_reference(self) -> frozenset[int]:
-        """Every value that a reference may have."""
+        """Every value that a reference may have: those of predictions and the ignore label."""
         return self.values if self.ignore is None else self.values | {self.ignore}
 
 
 def labels_from_dataset_json(file: Path) -> tuple[LabelSet, str | None]:
-    """The labels of a data set, and the ending of its files. Regions are unions of their labels.
+    """Read the labels of a data set.
+
+    Returns:
+        The labels, regions as unions of their labels, and the ending of the data set's files; None without an ending.
 
     Raises:
-        NnunetDtcError: if the file is no dataset.json, naming it.
+        NnunetDtcError: the file is not a dataset.json; names it.
     """
     content = read_json(file)
     check_labels(content, file)
@@ -98,10 +110,15 @@ def labels_from_dataset_json(file: Path) -> tuple[LabelSet, str | None]:
 
 
 def parse_labels(text: str) -> LabelSet:
-    """Labels as a user writes them: `1,2,3`, or with names `spleen=1,kidneys=2+3,ignore=4`.
+    """Parse labels: `1,2,3`, or with names `spleen=1,kidneys=2+3,ignore=4`.
 
     Raises:
-        NnunetDtcError: for anything else.
+        NnunetDtcError: the text has another form.
+
+    Example:
+        >>> labels = parse_labels("spleen=1,kidneys=2+3,ignore=4")
+        >>> labels.organs[1], labels.ignore
+        (Organ(name='kidneys', values=(2, 3)), 4)
     """
     organs, ignore = [], None
     for part in text.split(","):
@@ -118,8 +135,14 @@ def parse_labels(text: str) -> LabelSet:
 
 
 def find_dataset_json(predictions: Path, labels: Path) -> Path | None:
-    """The dataset.json that nnU-Net left nearby: beside its predictions, in the model's folder (for a fold's validation
-    folder), or beside labelsTr, labelsTs or gt_segmentations."""
+    """Find the dataset.json that belongs to predictions and labels.
+
+    nnU-Net writes it beside its predictions, into the model's folder, which holds the validation folders of the folds,
+    and beside labelsTr, labelsTs and gt_segmentations.
+
+    Returns:
+        The first of these files that exists; None if there is none.
+    """
     predictions, labels = Path(predictions).resolve(), Path(labels).resolve()
     folders = (predictions, *predictions.parents[:2], labels, labels.parent)
     return next((folder / "dataset.json" for folder in folders if (folder / "dataset.json").is_file()), None)

@@ -40,11 +40,11 @@ class OrganMasks:
     """An organ that both the prediction and the reference have, which is what metrics are computed from.
 
     Attributes:
-        name: The organ's name.
-        prediction, reference (bool[*S]): The masks, S = (H, W) or (D, H, W), cropped to the organ and False at the
+        name: the organ's name.
+        prediction, reference (bool[*S]): the masks, S = (H, W) or (D, H, W), cropped to the organ and False at the
             ignore label.
-        spacing_mm: Voxel size in mm of each axis, in the order of the array's axes.
-        ignored (bool[*S]): The voxels of the ignore label; None if there is no such label.
+        spacing_mm: voxel size in mm of each axis, in the order of the array's axes.
+        ignored (bool[*S]): the voxels of the ignore label; None if there is no such label.
     """
 
     name: str
@@ -69,16 +69,16 @@ class Metric:
     """A metric: its function, its names and how its scores are shown.
 
     Attributes:
-        key: The name of its column in CSV files and of its entry in JSON files.
-        title: Its name in tables and figures.
-        compute: From an `OrganMasks` to the score; with `per_tolerance`, from `OrganMasks` and `Tolerance`.
-        stored: The unit of the scores in files.
-        unit: The unit in which scores are shown.
-        factor: What a score is multiplied by to be shown.
-        higher_is_better: Whether the higher of two scores is the better one.
-        absent_in_one: The score of an organ that is absent in either the prediction or the reference.
-        absent_in_both: The score of an organ that is absent in both, for each of `ABSENT_RULES`.
-        per_tolerance: Whether there is one such metric for each tolerance: its name is then appended to key and title.
+        key: the name of its column in CSV files and of its entry in JSON files.
+        title: its name in tables and figures.
+        compute: from an `OrganMasks` to the score; with `per_tolerance`, from `OrganMasks` and `Tolerance`.
+        stored: the unit of the scores in files.
+        unit: the unit in which scores are shown.
+        factor: what a score is multiplied by to be shown.
+        higher_is_better: whether the higher of two scores is the better one.
+        absent_in_one: the score of an organ that is absent in either the prediction or the reference.
+        absent_in_both: the score of an organ that is absent in both, for each of `ABSENT_RULES`.
+        per_tolerance: whether there is one such metric for each tolerance: its name is then appended to key and title.
     """
 
     key: str
@@ -158,7 +158,7 @@ def metric(key: str) -> Metric:
     """The metric of this key, to show its scores: ``dice``, ``nsd_1mm``, ``hd95_mm``.
 
     Raises:
-        ValueError: There is no such metric.
+        ValueError: there is no such metric.
 
     Example:
         >>> nsd = metric("nsd_1mm")

@@ -13,13 +13,13 @@ def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
     """The Dice coefficient 2 |A and B| / (|A| + |B|), in [0, 1].
 
     Args:
-        prediction, reference (bool[*S]): The masks.
+        prediction, reference (bool[*S]): the masks.
 
     Returns:
         The coefficient; NaN if both masks are empty, 0 if one of them is.
 
     Raises:
-        ValueError: The masks are not boolean or have different shapes.
+        ValueError: the masks are not boolean or have different shapes.
 
     Example:
         >>> import numpy as np
@@ -37,7 +37,7 @@ def check_masks(*masks: np.ndarray) -> None:
     """Check that masks are boolean and have one shape.
 
     Raises:
-        ValueError: They are not or have not.
+        ValueError: they are not or have not.
     """
     if any(mask.dtype != bool for mask in masks):
         raise ValueError(f"masks must be boolean, got {[str(mask.dtype) for mask in masks]}")

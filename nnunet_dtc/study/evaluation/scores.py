@@ -25,9 +25,9 @@ def means(scores: pd.DataFrame, metrics: Sequence[str], *levels: Sequence[str]) 
     """The means of groups of rows, then the means of groups of these means, and so on.
 
     Args:
-        scores: A frame of scores, or of means.
-        metrics: The columns that are averaged.
-        levels: For each step, the columns whose values the rows of a group share; without any, all rows are one group.
+        scores: a frame of scores, or of means.
+        metrics: the columns that are averaged.
+        levels: for each step, the columns whose values the rows of a group share; without any, all rows are one group.
 
     Returns:
         One row for each group of the last level, in the order of their first rows: its columns and the metrics. NaN is

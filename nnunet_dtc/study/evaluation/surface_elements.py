@@ -1,21 +1,21 @@
-"""The size of the surface element in every neighbourhood of 2 x 2 (x 2) voxels, by marching squares and marching cubes.
+"""The area of the surface element in every neighbourhood of 2 x 2 (x 2) voxels, by marching squares and marching cubes.
 
 The centres of the voxels are the corners of the unit square (cube), each inside or outside of the organ. The surface
-cuts an edge of the cube in its middle where one end is inside and the other outside.
+cuts an edge in its middle if one end is inside and the other outside.
 
-- In a square the cuts are connected by one line, or by two where the two inside are diagonal neighbours: each of them
-  is then cut off alone.
-- The lines on the six faces of a cube form closed loops. A loop is filled with triangles between its points; of all
-  ways to do so the one with the largest area in the unit cube is taken.
-- An element is the same with inside and outside exchanged: the fewer voxels are taken for the inside.
+- In a square, one line connects the cuts. Two lines do where the two corners inside are diagonal neighbours: each
+  corner is then cut off alone.
+- The lines on the six faces of a cube form closed loops. A loop is filled with triangles between its points: of all
+  such fillings, the one with the largest area in the unit cube.
+- Exchanging inside and outside gives the same element: the side with fewer corners counts as the inside.
 
-These rules give the areas of the table of Nikolov et al. (github.com/google-deepmind/surface-distance), which MONAI has
-as well, for every neighbourhood and spacing.
+For every neighbourhood and spacing, these rules give the areas in the table of Nikolov et al.
+(github.com/google-deepmind/surface-distance), of which MONAI has a copy.
 """
 
 import itertools
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -24,28 +24,29 @@ __all__ = ["element_areas"]
 Point = tuple[float, ...]
 
 
-def element_areas(spacing_mm: Sequence[float]) -> np.ndarray:
+@lru_cache(maxsize=256)
+def element_areas(spacing_mm: tuple[float, ...]) -> np.ndarray:
     """The area of the surface element of each neighbourhood.
 
     Args:
         spacing_mm: voxel size in mm of each of the g = 2 or 3 axes, in the order of the array's axes.
 
     Returns:
-        float64[2^(2^g)], by code, in mm^2 (2D: length in mm); 0 where all voxels are alike. The bits of a code are the
-        voxels in the order of itertools.product((0, 1), repeat=g), the first one being the most significant. The areas
+        float64[2^(2^g)], areas in mm^2 (2D: lengths in mm) by code; 0 where all voxels are alike. A code has a bit for
+        each voxel, in the order of itertools.product((0, 1), repeat=g), the first being the most significant. The areas
         are rounded to single precision, so that the sum of millions of them is exact and does not depend on the order.
     """
     spacing = np.asarray(spacing_mm, np.float64)
-    across = np.prod(spacing) / spacing  # how much the spacing stretches what is at right angles to each axis
+    across = np.prod(spacing) / spacing  # how much the spacing stretches lengths or areas at right angles to each axis
     areas = [np.linalg.norm(normals * across, axis=1).sum() for normals in _elements(len(spacing))]
     return np.array(areas, np.float32).astype(np.float64)
 
 
 @cache
 def _elements(axes: int) -> list[np.ndarray]:
-    """By code, the normals of the lines (2D) or triangles (3D) in the unit cube, float64[pieces, axes].
+    """The normals of the lines (2D) or triangles (3D) in the unit cube by code, float64[pieces, axes].
 
-    A normal is as long as its piece is large. Its signs are left out. All numbers are exact.
+    The length of a normal is the length or area of its piece; its signs are dropped. All numbers are exact.
     """
     corners = list(itertools.product((0, 1), repeat=axes))
     elements = []
@@ -68,7 +69,7 @@ def _faces(corners: list[Point]) -> Iterator[list[Point]]:
 
 
 def _lines(square: list[Point], inside: set[Point]) -> list[tuple[Point, Point]]:
-    """The lines that separate a square's corners inside from those outside, each between two edges' midpoints."""
+    """The lines between the corners inside and those outside, each from the middle of an edge to that of another."""
     cuts = {
         tuple((a + b) / 2 for a, b in zip(corner, other, strict=True)): corner
         for corner, other in itertools.product(inside.intersection(square), set(square) - inside)
@@ -80,7 +81,7 @@ def _lines(square: list[Point], inside: set[Point]) -> list[tuple[Point, Point]]
 
 
 def _loops(lines: list[tuple[Point, Point]]) -> Iterator[list[Point]]:
-    """The closed loops that the lines form: the points of each in order."""
+    """The points, in order, of each closed loop that the lines form."""
     left = list(lines)
     while left:
         loop = list(left.pop())
@@ -101,8 +102,11 @@ def _fill(loop: list[Point]) -> list[tuple[Point, Point, Point]]:
 
 
 def _triangulations(polygon: list[Point]) -> Iterator[list[tuple[Point, Point, Point]]]:
-    """All ways to divide a polygon into triangles: the one at the edge from the last point to the first has any third
-    point, and what it leaves on both sides is divided in the same way."""
+    """All ways to divide a polygon into triangles.
+
+    Any point can be the third of the triangle at the edge from the last point to the first; the polygons on both sides
+    of it are divided in the same way.
+    """
     if len(polygon) < 3:
         yield []
         return
@@ -114,7 +118,7 @@ def _triangulations(polygon: list[Point]) -> Iterator[list[tuple[Point, Point, P
 
 
 def _normal(piece: Sequence[Point]) -> Point:
-    """The normal of a line or triangle, as long as the piece is large, without signs."""
+    """The normal of a line or triangle without signs; its length is the length of the line or the triangle's area."""
     first, *others = np.array(piece)
     along = [other - first for other in others]
     normal = along[0][::-1] if len(along) == 1 else np.cross(*along) / 2

@@ -4,15 +4,15 @@ Surfaces are those of Nikolov et al., *Clinically Applicable Segmentation of Hea
 Deep Learning Algorithm Development and Validation Study* (arXiv:1809.04430; J Med Internet Res 2021), whose reference
 implementation is github.com/google-deepmind/surface-distance:
 
-- surface elements sit at the corners of voxels. The 2 x 2 (x 2) voxels around a corner, if they are not all inside or
-  all outside, give the element's shape (marching cubes), and with the spacing its area in mm^2 (2D: length in mm);
-- the distance of an element is that of its corner to the nearest corner that has an element of the other surface;
-- whatever is beyond the image is outside: an organ cut off by the image's border has a surface there.
+- Surface elements lie at the corners of voxels. If the 2 x 2 (x 2) voxels around a corner are not all inside or all
+  outside, they give the element's shape (marching cubes), and with the spacing its area in mm^2 (2D: length in mm).
+- The distance of an element is that of its corner to the nearest corner that has an element of the other surface.
+- Everything beyond the image is outside: an organ that is cut off by the image's border has a surface there.
 
-The table of areas is made by `surface_elements` and is equal to the reference's; the nearest elements are found by
-SciPy's KD-tree. Ours: HD95 is that reference's robust Hausdorff distance, i.e. the percentile is weighted by
-area, taken for each direction, and the larger one counts (other tools weight voxels equally or pool both directions);
-the contract for absent organs; what is done at voxels of the ignore label.
+The areas are computed by `surface_elements` and equal those of the reference; the nearest elements are found by SciPy's
+KD-tree. HD95 is the reference's robust Hausdorff distance: the percentile is weighted by area and taken for each
+direction, and the larger one counts. Other tools weight voxels equally or pool both directions. The treatment of absent
+organs (see `metrics`) and of the ignore label is ours.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from scipy.spatial import KDTree
@@ -29,23 +28,24 @@ from scipy.spatial import KDTree
 from nnunet_dtc.study.evaluation.overlap import check_masks
 from nnunet_dtc.study.evaluation.surface_elements import element_areas
 
-__all__ = ["ElementTable", "SurfaceDistances", "element_table", "surface_distances"]
+__all__ = ["SurfaceDistances", "surface_distances"]
 
 ROUNDING = 1e-6
-"""Relative: how far above a tolerance a distance still counts as equal. Files store spacings in single precision: ten
-voxels of 0.1 mm are 1.0000000149 mm."""
+"""By which part of it a distance may exceed a tolerance and still count as equal. Files store spacings in single
+precision: ten voxels of 0.1 mm are 1.0000000149 mm."""
 
 
 @dataclass(frozen=True)
 class SurfaceDistances:
-    """Two surfaces, element by element: how far the other surface is, and how large the element is.
-
-    Attributes:
-        prediction_to_reference (float64[P]): distance in mm of each element of the prediction's surface.
-        prediction_areas (float64[P]): its area in mm^2 (2D: length in mm).
-        reference_to_prediction (float64[R]), reference_areas (float64[R]): the same the other way round.
+    """The elements of two surfaces: the distance to the other surface, and the area.
 
     Distances are infinite if the other mask is empty.
+
+    Attributes:
+        prediction_to_reference (float64[P]): the distance in mm of each element of the prediction's surface.
+        prediction_areas (float64[P]): its area in mm^2 (2D: length in mm).
+        reference_to_prediction (float64[R]): the distance in mm of each element of the reference's surface.
+        reference_areas (float64[R]): its area in mm^2 (2D: length in mm).
     """
 
     prediction_to_reference: np.ndarray
@@ -54,13 +54,16 @@ class SurfaceDistances:
     reference_areas: np.ndarray
 
     def nsd(self, tolerance_mm: float) -> float:
-        """Surface Dice: the share, by area, of both surfaces together that is at most `tolerance_mm` off, in [0, 1].
+        """Surface Dice: the part of the area of both surfaces within a distance of the other surface, in [0, 1].
+
+        Args:
+            tolerance_mm: the distance in mm.
 
         Returns:
             NaN if there is no surface at all, 0 if one of the masks is empty.
 
         Raises:
-            ValueError: unless the tolerance is finite and not negative.
+            ValueError: the tolerance is negative or not finite.
         """
         if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
             raise ValueError(f"the tolerance must be finite and not negative, got {tolerance_mm=}")
@@ -73,13 +76,13 @@ class SurfaceDistances:
         return float(within / total) if total > 0 else math.nan
 
     def hausdorff(self, percent: float = 95.0) -> float:
-        """The robust Hausdorff distance in mm: `percent` % of each surface's area is at most so far from the other.
+        """The robust Hausdorff distance in mm, within which each surface has `percent` % of its area.
 
         Returns:
             NaN if there is no surface at all, infinity if one of the masks is empty.
 
         Raises:
-            ValueError: unless 0 <= percent <= 100.
+            ValueError: `percent` is not in 0..100.
         """
         if not 0 <= percent <= 100:
             raise ValueError(f"percent must be in 0..100, got {percent=}")
@@ -94,43 +97,34 @@ class SurfaceDistances:
         return max(directions, default=math.nan)
 
 
-@dataclass(frozen=True)
-class ElementTable:
-    """Area of a surface element by its neighbourhood code, for one spacing.
-
-    Attributes:
-        weights: what each voxel around a corner adds to the code, in the order of itertools.product((0, 1), repeat=g).
-        areas (float64[2^(2^g)]): mm^2 in 3D (g = 3), mm in 2D (g = 2).
-    """
-
-    weights: tuple[int, ...]
-    areas: np.ndarray
-
-
-@lru_cache(maxsize=256)
-def element_table(spacing_mm: tuple[float, ...]) -> ElementTable:
-    """The table for a spacing in mm, 2 or 3 positive numbers in the order of the array's axes."""
-    weights = tuple(2**bit for bit in reversed(range(2 ** len(spacing_mm))))
-    return ElementTable(weights, element_areas(spacing_mm))
-
-
 def surface_distances(
-    prediction: np.ndarray,
-    reference: np.ndarray,
-    spacing_mm: Sequence[float],
-    ignored: np.ndarray | None = None,
+    prediction: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[float], ignored: np.ndarray | None = None
 ) -> SurfaceDistances:
-    """The distances between the surfaces of two masks. Time and memory grow with the arrays: crop them (see `scoring`).
+    """The distances between the surfaces of two masks.
+
+    Time and memory grow with the arrays, which are therefore best cropped to the masks.
 
     Args:
         prediction, reference (bool[*S]): the masks, S = (H, W) or (D, H, W).
         spacing_mm: voxel size in mm of each axis, in the order of the array's axes.
-        ignored (bool[*S]): voxels of which nothing is known. Both masks are emptied there, so that beyond its border
-            both surfaces are the same; elements that touch such a voxel are not counted, yet the other surface's
-            distances may lead to them: a surface close to the unknown is given the benefit of the doubt (ours).
+        ignored (bool[*S]): voxels whose label is not known. Both masks are emptied there, so that both surfaces are
+            the same at its border. Elements that touch such a voxel are not counted, but they are there for the
+            distances of the other surface: a surface close to the unknown gets the benefit of the doubt (ours).
 
     Raises:
-        ValueError: unless the arrays are boolean, of one shape with 2 or 3 axes, and the spacing is positive and fits.
+        ValueError: the arrays are not boolean, have different shapes or not 2 or 3 axes, or the spacing is not positive
+            or has another number of axes.
+
+    Example:
+        >>> import numpy as np
+        >>> reference = np.zeros((4, 6, 8), dtype=bool)
+        >>> reference[1:3, 1:4, 1:5] = True
+        >>> prediction = np.roll(reference, 1, axis=0)  # one slice further: 3 mm
+        >>> surfaces = surface_distances(prediction, reference, spacing_mm=(3.0, 0.8, 0.8))
+        >>> surfaces.hausdorff(95)
+        3.0
+        >>> surfaces.nsd(tolerance_mm=3)
+        1.0
     """
     masks = [prediction, reference] if ignored is None else [prediction, reference, ignored]
     check_masks(*masks)
@@ -139,14 +133,14 @@ def surface_distances(
         raise ValueError(f"masks must have 2 or 3 axes and the spacing as many, got {prediction.shape=}, {spacing_mm=}")
     if not all(math.isfinite(length) and length > 0 for length in spacing_mm):
         raise ValueError(f"the spacing must be positive, got {spacing_mm=}")
-    table = element_table(spacing_mm)
+    areas = element_areas(spacing_mm)
 
     unknown = None
     if ignored is not None and ignored.any():
         prediction, reference = prediction & ~ignored, reference & ~ignored
-        unknown = _codes(ignored, table).ravel()
-    codes = [_codes(mask, table) for mask in (prediction, reference)]
-    full = len(table.areas) - 1
+        unknown = _codes(ignored).ravel()
+    codes = [_codes(mask) for mask in (prediction, reference)]
+    full = len(areas) - 1
     elements = [np.flatnonzero((code != 0) & (code != full)) for code in codes]  # flat positions of the corners
     shape = codes[0].shape
     codes = [code.ravel() for code in codes]
@@ -158,22 +152,26 @@ def surface_distances(
         if len(elements[other]) and len(counted):
             there = codes[other][counted]
             apart = (there == 0) | (there == full)
-            distances[~apart] = 0.0  # both surfaces have an element here
+            distances[~apart] = 0.0  # both surfaces have an element at this corner
             if apart.any():
-                # sliding midpoints split faster than medians, and the query does not suffer on surfaces
+                # splitting at midpoints is faster than at medians, and queries on surfaces do not get slower
                 tree = KDTree(_positions(elements[other], shape, spacing_mm), balanced_tree=False, compact_nodes=False)
                 distances[apart] = tree.query(_positions(counted[apart], shape, spacing_mm))[0]
-        result += [distances, table.areas[codes[mine][counted]]]
+        result += [distances, areas[codes[mine][counted]]]
     return SurfaceDistances(*result)
 
 
-def _codes(mask: np.ndarray, table: ElementTable) -> np.ndarray:
-    """bool[*S] to uint8[S_1 + 1, ...]: for each corner which of the voxels around it are inside."""
+def _codes(mask: np.ndarray) -> np.ndarray:
+    """For each corner, which of the voxels around it are inside: a bit each, see `element_areas`.
+
+    bool[*S] to uint8[S_1 + 1, ...].
+    """
     padded = np.pad(mask, 1).view(np.uint8)
     code = np.zeros([size + 1 for size in mask.shape], np.uint8)
-    for offset, weight in zip(itertools.product((0, 1), repeat=mask.ndim), table.weights, strict=True):
+    for offset in itertools.product((0, 1), repeat=mask.ndim):
         voxels = padded[tuple(slice(o, o + size) for o, size in zip(offset, code.shape, strict=True))]
-        code |= voxels * np.uint8(weight)
+        code <<= 1
+        code |= voxels
     return code
 
 

@@ -1,8 +1,8 @@
-"""At which distances NSD is reported: in mm, in voxels, for all organs or organ by organ.
+"""The distances at which NSD is reported: in mm or in voxels, for all organs or organ by organ.
 
-The paper does not publish its tolerance; 1 mm and 2 mm are our default. `0.5voxel` sets every spacing to 1 and counts
-what is at most half a voxel off. Surface elements sit on the corners of voxels, so that their distances are 0, 1,
-sqrt(2), ... voxels then: 0.5 voxel counts what coincides.
+The paper does not publish its tolerance; 1 mm and 2 mm are our defaults. `0.5voxel` takes every spacing as 1 and counts
+surface elements that are at most half a voxel apart. Elements lie at the corners of voxels, so their distances are then
+0, 1, sqrt(2), ... voxels, and 0.5 voxel counts the elements that coincide.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Distance:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """One column of NSD.
+    """The distances of one column of NSD.
 
     Attributes:
-        name: its heading and, after `nsd_`, its key in files.
-        default: for the organs that `organs` does not name; None if it names them all.
+        name: its name in the column's heading and, after `nsd_`, in its key.
+        default: the distance of the organs that `organs` does not name; None if it names all of them.
         organs: distance by organ.
     """
 
@@ -50,7 +50,11 @@ class Tolerance:
     organs: Mapping[str, Distance] = field(default_factory=dict)
 
     def of(self, organ: str) -> Distance:
-        """The distance for an organ; KeyError if there is none, see `check_tolerances`."""
+        """The distance of an organ.
+
+        Raises:
+            KeyError: the organ has none, which `check_tolerances` refuses.
+        """
         distance = self.organs.get(organ, self.default)
         if distance is None:
             raise KeyError(organ)
@@ -61,14 +65,24 @@ DEFAULT_TOLERANCES = (Tolerance("1mm", Distance(1.0)), Tolerance("2mm", Distance
 
 
 def parse_tolerance(text: str) -> Tolerance:
-    """A tolerance from what a user writes.
+    """Parse a tolerance.
 
-    - `1`, `1mm`, `0.5voxel`: the same for all organs;
-    - `2,liver=5,spleen=0.5voxel`: organ by organ, the first for those not named (it may be left out if all are);
-    - `FILE.json`: the same as an object, {"default": 2, "liver": 5, "spleen": "0.5voxel"}; its name is the file's.
+    Args:
+        text: one of three forms. `1`, `1mm` or `0.5voxel` is the same distance for all organs.
+            `2,liver=5,spleen=0.5voxel` is organ by organ; the first distance, which may be left out, is that of the
+            organs that are not named. `FILE.json` names a file with an object such as
+            {"default": 2, "liver": 5, "spleen": "0.5voxel"}; the tolerance has the file's name.
 
     Raises:
-        NnunetDtcError: if it is neither, a distance is not finite or negative, or the file cannot be read.
+        NnunetDtcError: the text has none of these forms, a distance is negative or not finite, or the file cannot be
+            read.
+
+    Example:
+        >>> tolerance = parse_tolerance("2,liver=5,spleen=0.5voxel")
+        >>> tolerance.name
+        '2mm,liver=5mm,spleen=0.5voxel'
+        >>> str(tolerance.of("liver")), str(tolerance.of("aorta"))
+        ('5mm', '2mm')
     """
     if text.endswith(".json"):
         path = Path(text)
@@ -95,10 +109,11 @@ def parse_tolerance(text: str) -> Tolerance:
 
 
 def check_tolerances(tolerances: Sequence[Tolerance], organs: Sequence[str]) -> None:
-    """Whether these tolerances fit these organs.
+    """Check that tolerances fit the organs.
 
     Raises:
-        NnunetDtcError: if there is none, two have one name, one names an organ that there is not, or leaves one out.
+        NnunetDtcError: there is no tolerance, two have the same name, one names an unknown organ, or one has no
+            distance for an organ.
     """
     if not tolerances:
         raise NnunetDtcError("at least one tolerance is needed")
@@ -112,7 +127,7 @@ def check_tolerances(tolerances: Sequence[Tolerance], organs: Sequence[str]) -> 
             )
         if tolerance.default is None and (without := [organ for organ in organs if organ not in tolerance.organs]):
             raise NnunetDtcError(
-                f"tolerance {tolerance.name} says nothing about {', '.join(without)} and has no default"
+                f"tolerance {tolerance.name} has neither a distance for {', '.join(without)} nor a default"
             )
 
 
