@@ -1,4 +1,4 @@
-"""One case as a row of pictures: what is in which cell, and what is refused."""
+"""The pictures of a case: the content of each cell, and what is refused."""
 
 import matplotlib as mpl
 import numpy as np
@@ -58,7 +58,7 @@ def test_cells_hold_image_truth_and_models_and_boxes_below(image, truth):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["whole", "core"]
 
 
-def test_regions_lie_on_each_other_and_ignored_voxels_are_not_drawn(image, truth):
+def test_regions_overlap_and_the_ignore_label_is_not_drawn(image, truth):
     figure = case_panel(image, {"truth": truth}, LABELS)
     drawn = figure.axes[1].images[1].get_array()
     assert drawn[32, 45, 3] == 0
@@ -69,7 +69,7 @@ def test_regions_lie_on_each_other_and_ignored_voxels_are_not_drawn(image, truth
     np.testing.assert_array_equal(drawn[truth == 2], np.broadcast_to(core, ((truth == 2).sum(), 4)))
 
 
-def test_the_truth_is_dashed_white_in_boxes_of_models_alone(image, truth):
+def test_the_truth_is_dashed_white_only_in_boxes_of_models(image, truth):
     figure = case_panel(
         image, {"truth": truth, "a": truth * 0}, LABELS, zooms=[Zoom(BOX, "core", {})], notes={"a": "0.0 %"}
     )

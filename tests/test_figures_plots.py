@@ -1,4 +1,4 @@
-"""Plots: what is drawn is what is in the frames; and their way into a page."""
+"""Plots show the numbers of their tables, and are embedded in a page."""
 
 import re
 from xml.etree import ElementTree
@@ -22,7 +22,7 @@ def difference(model, organ, mean, low, high, p, metric="dice"):
 
 DIFFERENCES = pd.DataFrame(
     [
-        difference(MODELS[1], "", 0.01, -0.01, 0.03, 0.04),  # of the mean, p counts as it is
+        difference(MODELS[1], "", 0.01, -0.01, 0.03, 0.04),  # the p of the mean is not corrected
         difference(MODELS[1], "liver", 0.02, 0.01, 0.03, 0.01),
         difference(MODELS[1], "left_kidney", -0.03, -0.05, 0.01, 0.04),
         difference(MODELS[2], "", 0.0, -0.01, 0.01, 0.9),
@@ -41,16 +41,18 @@ def texts(figure):
     return [text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_text()]
 
 
-def test_organ_differences_are_in_points_and_filled_where_sure():
+def test_organ_differences_are_in_points_and_filled_where_significant():
     figure = organ_differences(DIFFERENCES, "dice", MODELS, ["liver", "left_kidney"])
     ax = figure.axes[0]
     points = [c for c in ax.collections if isinstance(c, mpl.collections.PathCollection)]
     drawn = {}
     for collection in points:
-        sure = mpl.colors.to_hex(collection.get_facecolor()[0]) == mpl.colors.to_hex(collection.get_edgecolor()[0])
+        significant = mpl.colors.to_hex(collection.get_facecolor()[0]) == mpl.colors.to_hex(
+            collection.get_edgecolor()[0]
+        )
         for x, y in offsets(collection):
             if np.isfinite(x):
-                drawn[round(float(x), 6)] = (sure, int(y > 0.7) + int(y > 1.85))  # its row
+                drawn[round(float(x), 6)] = (significant, int(y > 0.7) + int(y > 1.85))  # its row
     assert drawn == {1: (True, 0), 2: (True, 1), -3: (False, 2), 0: (False, 0), 4: (False, 2)}
     ticks = [label.get_text() for label in ax.get_yticklabels()]
     assert ticks == ["mean over organs", "liver", "left kidney"]
@@ -61,9 +63,9 @@ def test_organ_differences_are_in_points_and_filled_where_sure():
 
 def test_the_better_side_of_hd95_is_the_left_one_in_mm():
     figure = organ_differences(DIFFERENCES, "hd95_mm", MODELS[:2], ["liver"])
-    said = texts(figure)
-    assert any(text.endswith("better (lower)") for text in said)
-    assert any("(mm)" in text for text in said)
+    shown = texts(figure)
+    assert any(text.endswith("better (lower)") for text in shown)
+    assert any("(mm)" in text for text in shown)
     dice = texts(organ_differences(DIFFERENCES, "dice", MODELS[:2], ["liver"]))
     assert any(text.startswith("better") for text in dice)
     assert "mean over organs" not in dice  # of one organ it is the same

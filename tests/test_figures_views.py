@@ -1,4 +1,4 @@
-"""Which slice, which boxes: on volumes small enough to know the answer."""
+"""Slices and boxes that are selected, on volumes with a known answer."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from nnunet_dtc.study.figures.views import (
     cut,
     errors,
     informative_slices,
+    most_different_slice,
     pixel_aspect,
-    telling_slice,
     zoom_boxes,
 )
 
@@ -35,7 +35,7 @@ def test_errors_weigh_organs_by_their_size_and_leave_out_ignored_voxels(truth):
     expected = np.zeros(SHAPE)
     expected[2, 4, 5], expected[4, 30, 40], expected[1, 10, 10] = large, small, large + small
     np.testing.assert_allclose(total, expected, rtol=1e-6)
-    np.testing.assert_array_equal(differ, total)  # the two never agree there
+    np.testing.assert_array_equal(differ, total)  # the predictions differ there
     assert errors(truth, [prediction, prediction])[1].max() == 0
     assert errors(truth, [prediction], ignore=2)[0][4, 30, 40] == 0
     assert errors(truth, [prediction], ignore=2)[0][2, 4, 5] > 0
@@ -48,30 +48,30 @@ def test_an_organ_that_only_a_prediction_has_counts_by_its_size_there(truth):
     assert total[0, 36:38, 3:8] == pytest.approx(1 / np.sqrt(10))
 
 
-def test_the_slice_is_where_models_differ_then_where_they_err_then_where_most_is_shown(truth):
+def test_the_slice_has_the_most_differences_else_errors_else_labels(truth):
     both = truth.copy()
     both[0, 4:20, 5:30] = 0  # a large error, but the same in both
     one = both.copy()
     one[3, 10:14, 10:14] = 0
-    assert telling_slice(truth, [both, one]) == 3
-    assert telling_slice(truth, [both, both]) == 0
-    assert telling_slice(truth, [truth, truth]) == informative_slices(truth)[0] == 4
-    assert telling_slice(np.zeros(SHAPE, np.uint8), [np.zeros(SHAPE, np.uint8)]) == 3
-    assert 10 <= telling_slice(truth, [both, one], axis=1) < 14
+    assert most_different_slice(truth, [both, one]) == 3
+    assert most_different_slice(truth, [both, both]) == 0
+    assert most_different_slice(truth, [truth, truth]) == informative_slices(truth)[0] == 4
+    assert most_different_slice(np.zeros(SHAPE, np.uint8), [np.zeros(SHAPE, np.uint8)]) == 3
+    assert 10 <= most_different_slice(truth, [both, one], axis=1) < 14
 
 
-def test_a_missed_gland_is_found_beside_a_large_organ_that_is_a_little_off(truth):
+def test_a_missed_gland_outweighs_small_errors_of_a_large_organ(truth):
     missed, off = truth.copy(), truth.copy()
     missed[4, 30:33, 40:44] = 0
     missed[1, 4, 5:12] = 0
-    assert telling_slice(truth, [missed, off]) == 4
+    assert most_different_slice(truth, [missed, off]) == 4
 
 
-def test_boxes_hold_the_worst_and_do_not_overlap():
+def test_boxes_hold_the_largest_errors_and_do_not_overlap():
     error = np.zeros((60, 90))
     error[10:14, 70:75] = 3
     error[45:50, 8:12] = 1
-    error[30, 45] = 0.1  # not worth a box
+    error[30, 45] = 0.1  # too small for a box
     first, second = zoom_boxes(error)
     for box in (first, second):
         assert (box[0].stop - box[0].start, box[1].stop - box[1].start) == (18, 27)

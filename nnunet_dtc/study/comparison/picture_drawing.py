@@ -17,7 +17,7 @@ from nnunet_dtc.study.evaluation.images import EvaluationError, Grid
 from nnunet_dtc.study.evaluation.labels import LabelSet
 from nnunet_dtc.study.evaluation.readers import Image, Reader, check_image_file, find_reader
 from nnunet_dtc.study.figures.cases import Zoom, case_panel
-from nnunet_dtc.study.figures.views import PLANES, body, cut, errors, pixel_aspect, telling_slice, zoom_boxes
+from nnunet_dtc.study.figures.views import PLANES, body, cut, errors, most_different_slice, pixel_aspect, zoom_boxes
 
 __all__ = ["PictureError", "draw_picture", "is_ct"]
 
@@ -110,7 +110,7 @@ def draw_picture(picture: CasePicture, labels: LabelSet, ct: bool, reader: Reade
     cropped = ct and not view.flat and image.ndim == 3
     ys, xs = body(image) if cropped else (slice(None), slice(None))
     axis = 0 if view.flat else _axis(view.spacing_mm)
-    index = telling_slice(truth, list(predictions.values()), axis, labels.ignore)
+    index = most_different_slice(truth, list(predictions.values()), axis, labels.ignore)
     where = "" if view.flat else f"{PLANES[axis]} {index + 1}/{truth.shape[axis]}"
     segmentations = {"truth": truth, **predictions}
     flat = {name: cut(array, axis, index, ys, xs) for name, array in segmentations.items()}

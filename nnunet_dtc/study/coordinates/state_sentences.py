@@ -27,20 +27,21 @@ def describe(stages: Sequence[StageStatistics]) -> list[str]:
 
 
 def _axes(axes: Sequence[AxisStatistics]) -> str:
-    names = [axis.axis for axis in axes]
-    if len(names) == 1:
-        return f"axis {names[0]}"
-    return f"axes {', '.join(names[:-1])} and {names[-1]}"
+    return f"{'axis' if len(axes) == 1 else 'axes'} {_listed([axis.axis for axis in axes])}"
 
 
 def _percent(values: Sequence[float]) -> str:
-    return " and ".join(f"{100 * value:.0f} %" for value in values)
+    return _listed([f"{100 * value:.0f} %" for value in values])
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 _SENTENCES: dict[str, Callable[[Sequence[AxisStatistics]], str]] = {
     "not finite": lambda _axes: "the coordinates are NaN or infinite; the training has diverged.",
     "constant": lambda axes: (
-        f"the shift is the same at all positions ({' and '.join(f'{axis.mean_mm:.2g} mm' for axis in axes)}): "
+        f"the shift is the same at all positions ({_listed([f'{axis.mean_mm:.2g} mm' for axis in axes])}): "
         "no deformation is learned."
     ),
     "offset_saturated": lambda axes: (

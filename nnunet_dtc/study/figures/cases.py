@@ -1,4 +1,4 @@
-"""One case in one row: image, truth and every model, and below them boxes of it enlarged (figures 4 to 6 and 8)."""
+"""Pictures of a case in a row: image, ground truth and every model, with enlarged boxes below (figures 4 to 6, 8)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from nnunet_dtc.study.figures.views import Box
 __all__ = ["BOX_COLOURS", "Zoom", "case_panel"]
 
 BOX_COLOURS = ("#ff3b30", "#4d7dff")
-"""Of the first and the second box, as in the paper's figure 8; they are numbered as well."""
+"""Colours of the first and the second box, as in the paper's figure 8; the boxes are also numbered."""
+
+WHOLE = (slice(None), slice(None))
+GAP = 0.03  # inches between cells
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class Zoom:
 
     Attributes:
         box: rows and columns of the picture.
-        name: what is to be seen there, for its corner.
-        notes: model to a short text for the corner of its column.
+        name: text for the corner of the enlarged image.
+        notes: model to a short text for the corner of its enlarged segmentation.
     """
 
     box: Box
@@ -47,24 +50,92 @@ def case_panel(
     where: str = "",
     right_is_left: bool = False,
 ) -> Figure:
-    """The whole picture in the first row, a box enlarged in each further row; the truth's outline is white there.
+    """Draw the whole picture in the first row and an enlarged box in each further row.
+
+    Enlarged boxes of models show the outline of the ground truth as a white dashed line.
 
     Args:
         image: (rows, columns) or (rows, columns, 3), in [0, 1].
-        segmentations: name to (rows, columns) integers; the truth first.
+        segmentations: name to (rows, columns) integers, the ground truth first.
         labels: the organs; the ignore label is not drawn.
-        aspect: height of a pixel over its width.
+        aspect: height of a pixel divided by its width.
         zooms: at most as many as `BOX_COLOURS`.
-        notes: name to a text for the upper right corner of its column, such as the Dice.
-        where: for the corner of the image, such as `axial 41/89`.
+        notes: name to a text for the upper right corner of its picture, such as the Dice.
+        where: text for the corner of the image, such as `axial 41/89`.
         right_is_left: mark the left border as the patient's right (R).
 
     Returns:
-        A matplotlib `Figure` with a dark ground; save it with `savefig`.
+        A matplotlib `Figure` with a dark background; save it with `savefig`.
 
     Raises:
-        ValueError: when shapes differ, there is no segmentation, or there are too many boxes.
+        ValueError: shapes differ, there is no segmentation, or there are too many boxes.
     """
+    _check(image, segmentations, zooms)
+    picture = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image  # (rows, columns, RGB)
+    colours = [np.array(to_rgb(PALETTE[number % len(PALETTE)])) for number in range(len(labels.organs))]
+    shown = [
+        (organ.name, colour)
+        for organ, colour in zip(labels.organs, colours, strict=True)
+        if any(np.isin(segmentation, organ.values).any() for segmentation in segmentations.values())
+    ]
+    names = ["image", *segmentations]
+    boxes = [WHOLE, *(zoom.box for zoom in zooms)]
+    grid = _Grid(names, [_proportion(picture[box], aspect) for box in boxes], len(shown))
+    truth = next(iter(segmentations.values()))
+    with style():
+        for row, zoom in enumerate((None, *zooms)):
+            for column, name in enumerate(names):
+                ax = grid.axes(row, column)
+                box = boxes[row]
+                ax.imshow(picture[box], aspect="auto", interpolation="bicubic", vmin=0, vmax=1)
+                if column:
+                    alpha, width = (0.36, 1.3) if zoom else (0.42, 0.9)
+                    masks = _masks(segmentations[name][box], labels)
+                    overlay(ax, masks, colours, "auto", alpha=alpha, linewidth=width)
+                if zoom and column > 1:
+                    for mask in _masks(truth[box], labels):
+                        outline(ax, mask, "white", 0.9, (0, (3, 2)))
+                _frame(ax, BOX_COLOURS[row - 1] if zoom else None)
+                if zoom:
+                    _label_zoom(ax, row, zoom, name if column else None)
+                else:
+                    ax.set_title(grid.titles[column], color="white", fontsize=9.5, pad=4)
+                    for number, each in enumerate(zooms):
+                        _rectangle(ax, each.box, number, numbered=column == 0)
+                    if name in (notes or {}):
+                        corner(ax, 0.965, 0.97, notes[name], "right", 9.5, "bold", va="top")
+        _label_image(grid.figure.axes[0], where, right_is_left)
+        _draw_legend(grid, shown)
+    return grid.figure
+
+
+class _Grid:
+    """Sizes of the figure and the places of its cells, in inches."""
+
+    def __init__(self, names: Sequence[str], proportions: Sequence[float], organs: int) -> None:
+        self.cell = float(np.clip(9.5 / len(names), 1.5, 2.4))  # smaller with more columns, but with readable texts
+        self.titles = [_folded(name, int(self.cell * 13)) for name in names]
+        self.heights = [proportion * self.cell for proportion in proportions]
+        self.width = self.cell * len(names)
+        self.legend_columns = max(1, int(self.width / 1.45))
+        self.head = 0.1 + 0.17 * max(title.count("\n") + 1 for title in self.titles)
+        legend = 0.12 + 0.2 * -(-organs // self.legend_columns) if organs else 0.05
+        self.height = self.head + sum(self.heights) + GAP * (len(self.heights) - 1) + legend
+        self.figure = Figure(figsize=(self.width, self.height), facecolor=BACKGROUND)
+
+    def axes(self, row: int, column: int) -> Axes:
+        bottom = self.height - self.head - sum(self.heights[: row + 1]) - row * GAP
+        return self.figure.add_axes(
+            (
+                (column * self.cell + GAP / 2) / self.width,
+                bottom / self.height,
+                (self.cell - GAP) / self.width,
+                self.heights[row] / self.height,
+            )
+        )
+
+
+def _check(image: np.ndarray, segmentations: Mapping[str, np.ndarray], zooms: Sequence[Zoom]) -> None:
     shape = image.shape[:2]
     if image.ndim not in (2, 3) or not segmentations:
         raise ValueError(f"needs an image (rows, columns) or (rows, columns, 3) and a segmentation, got {image.shape=}")
@@ -73,85 +144,49 @@ def case_panel(
             raise ValueError(f"all must have one shape, got image {shape} and {name!r} {segmentation.shape}")
     if len(zooms) > len(BOX_COLOURS):
         raise ValueError(f"at most {len(BOX_COLOURS)} boxes, got {len(zooms)}")
-    notes = notes or {}
-    picture = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image  # (rows, columns, RGB)
-    colours = [np.array(to_rgb(PALETTE[number % len(PALETTE)])) for number in range(len(labels.organs))]
-    truth_name = next(iter(segmentations))
-    columns = ["image", *segmentations]
-    cell = float(
-        np.clip(9.5 / len(columns), 1.5, 2.4)
-    )  # inches: the more columns, the smaller, but texts stay readable
-    titles = [_folded(name, int(cell * 13)) for name in columns]
 
-    whole = shape[0] * aspect / shape[1] * cell
-    heights = [whole] + [
-        (z.box[0].stop - z.box[0].start) * aspect / (z.box[1].stop - z.box[1].start) * cell for z in zooms
-    ]
-    used = [
-        number
-        for number, organ in enumerate(labels.organs)
-        if any(np.isin(segmentation, organ.values).any() for segmentation in segmentations.values())
-    ]
-    width = cell * len(columns)
-    in_a_row = max(1, int(width / 1.45))
-    head = 0.1 + 0.17 * max(title.count("\n") + 1 for title in titles)
-    legend = 0.12 + 0.2 * -(-len(used) // in_a_row) if used else 0.05
-    gap = 0.03
-    height = head + sum(heights) + gap * (len(heights) - 1) + legend
 
-    with style():
-        figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
-        top = height - head
-        for row, high in enumerate(heights):
-            zoom = zooms[row - 1] if row else None
-            for column, name in enumerate(columns):
-                ax = figure.add_axes(
-                    ((column * cell + gap / 2) / width, (top - high) / height, (cell - gap) / width, high / height)
-                )
-                box = zoom.box if zoom else (slice(None), slice(None))
-                ax.imshow(picture[box], aspect="auto", interpolation="bicubic", vmin=0, vmax=1)
-                if column:
-                    cropped = segmentations[name][box]
-                    masks = [np.isin(cropped, organ.values) for organ in labels.organs]
-                    overlay(ax, masks, colours, "auto", alpha=0.36 if zoom else 0.42, linewidth=1.3 if zoom else 0.9)
-                    if zoom and name != truth_name:
-                        for organ in labels.organs:
-                            edge = np.isin(segmentations[truth_name][box], organ.values)
-                            outline(ax, edge, "white", 0.9, (0, (3, 2)))
-                _frame(ax, BOX_COLOURS[row - 1] if zoom else None)
-                if zoom:
-                    if column == 0:
-                        corner(ax, 0.035, 0.03, f"{row}  {zoom.name}".rstrip(), "left", 8.5)
-                    if name in zoom.notes:
-                        corner(ax, 0.965, 0.97, zoom.notes[name], "right", 8.5, va="top")
-                    continue
-                ax.set_title(titles[column], color="white", fontsize=9.5, pad=4)
-                for number, each in enumerate(zooms):
-                    _rectangle(ax, each.box, number, numbered=column == 0)
-                if name in notes:
-                    corner(ax, 0.965, 0.97, notes[name], "right", 9.5, "bold", va="top")
-                if column == 0 and where:
-                    corner(ax, 0.035, 0.03, where, "left", 8)
-                if column == 0 and right_is_left:
-                    corner(ax, 0.03, 0.5, "R", "left", 9)
-            top -= high + gap
-        handles = [Patch(facecolor=colours[n], label=labels.organs[n].name.replace("_", " ")) for n in used]
-        if handles:
-            figure.legend(
-                handles=handles,
-                loc="lower center",
-                bbox_to_anchor=(0.5, 0.0),
-                borderaxespad=0.2,
-                ncol=min(len(handles), in_a_row),
-                frameon=False,
-                labelcolor="white",
-                fontsize=8.5,
-                handlelength=1.1,
-                handleheight=1.0,
-                columnspacing=1.2,
-                labelspacing=0.3,
-            )
-    return figure
+def _proportion(picture: np.ndarray, aspect: float) -> float:
+    """Height divided by width of a picture (rows, columns, RGB)."""
+    return picture.shape[0] * aspect / picture.shape[1]
+
+
+def _masks(segmentation: np.ndarray, labels: LabelSet) -> list[np.ndarray]:
+    return [np.isin(segmentation, organ.values) for organ in labels.organs]
+
+
+def _label_image(ax: Axes, where: str, right_is_left: bool) -> None:
+    if where:
+        corner(ax, 0.035, 0.03, where, "left", 8)
+    if right_is_left:
+        corner(ax, 0.03, 0.5, "R", "left", 9)
+
+
+def _label_zoom(ax: Axes, number: int, zoom: Zoom, name: str | None) -> None:
+    """Label an enlarged box of the image (no name), or of the segmentation of this name."""
+    if name is None:
+        corner(ax, 0.035, 0.03, f"{number}  {zoom.name}".rstrip(), "left", 8.5)
+    elif name in zoom.notes:
+        corner(ax, 0.965, 0.97, zoom.notes[name], "right", 8.5, va="top")
+
+
+def _draw_legend(grid: _Grid, organs: Sequence[tuple[str, np.ndarray]]) -> None:
+    handles = [Patch(facecolor=colour, label=name.replace("_", " ")) for name, colour in organs]
+    if handles:
+        grid.figure.legend(
+            handles=handles,
+            loc="lower center",
+            bbox_to_anchor=(0.5, 0.0),
+            borderaxespad=0.2,
+            ncol=min(len(handles), grid.legend_columns),
+            frameon=False,
+            labelcolor="white",
+            fontsize=8.5,
+            handlelength=1.1,
+            handleheight=1.0,
+            columnspacing=1.2,
+            labelspacing=0.3,
+        )
 
 
 def _frame(ax: Axes, colour: str | None) -> None:
@@ -184,7 +219,7 @@ def _rectangle(ax: Axes, box: Box, number: int, numbered: bool) -> None:
 
 
 def _folded(name: str, width: int) -> str:
-    """A name in lines of at most `width` characters, broken at underscores where that is possible."""
+    """A name in lines of at most `width` characters, broken at underscores where possible."""
     lines, line = [], ""
     for part in name.replace("_", "\0_").split("\0"):
         if line and len(line) + len(part) > width:

@@ -1,4 +1,4 @@
-"""How trainings went: every fold and repeated training a thin line, their mean a thick one."""
+"""Training curves: a thin line for every fold and repeated training, a thick one for their mean."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nnunet_dtc.study.figures.style import new_figure, plain_axes, series, style
+from nnunet_dtc.study.figures.style import legend_above, new_figure, plain_axes, series, style
 
 __all__ = ["MOST_POINTS", "training_curves"]
 
 MOST_POINTS = 200
-"""Longer curves are drawn by the means of as many epochs each as it takes."""
+"""Longer curves are reduced to at most this many points by averaging over consecutive epochs."""
 
 Kind = Literal["dice", "loss"]
 
 
 def training_curves(curves: pd.DataFrame, models: Sequence[str], kind: Kind) -> Figure:
-    """Curves of all folds over the epochs.
+    """Draw the curves of all folds over the epochs.
 
     Args:
-        curves: model, repeat, fold, epoch, train_loss, val_loss, pseudo_dice, ema_pseudo_dice: a row an epoch.
-        models: in the order of their colours.
-        kind: "dice" is nnU-Net's pseudo Dice on patches of the validation cases (its moving average where it was
-            recorded), "loss" the losses of validation (lines) and training (dotted).
+        curves: one row per epoch with the columns model, repeat, fold, epoch, train_loss, val_loss, pseudo_dice and
+            ema_pseudo_dice.
+        models: names of the models in the order of their colours.
+        kind: "dice" for nnU-Net's pseudo Dice on patches of the validation cases (its moving average if recorded),
+            "loss" for the losses of validation (solid) and training (dotted).
 
     Raises:
-        ValueError: for another kind, or if there is no number to draw.
+        ValueError: ``kind`` is neither of them, or there is no number to draw.
     """
     if kind not in ("dice", "loss"):
         raise ValueError(f"kind must be dice or loss, got {kind!r}")
@@ -46,26 +47,26 @@ def training_curves(curves: pd.DataFrame, models: Sequence[str], kind: Kind) -> 
             mine = curves[curves["model"] == model]
             colour, _ = series(number)
             for column in columns:
-                dotted = ":" if column == "train_loss" else "-"
+                line = ":" if column == "train_loss" else "-"
                 wide = _by_run(mine, column)
                 if wide.empty:
                     continue
                 if wide.shape[1] > 1:
-                    ax.plot(wide.index, wide, color=colour, linewidth=0.8, alpha=0.4, linestyle=dotted)
-                mean = wide.dropna().mean(axis=1)  # over the epochs that all of them have
-                ax.plot(mean.index, mean, color=colour, linewidth=1.9, linestyle=dotted)
+                    ax.plot(wide.index, wide, color=colour, linewidth=0.8, alpha=0.4, linestyle=line)
+                mean = wide.dropna().mean(axis=1)  # over the epochs that all trainings have
+                ax.plot(mean.index, mean, color=colour, linewidth=1.9, linestyle=line)
             ax.plot([], [], color=colour, linewidth=2.2, label=model)
         plain_axes(ax, "y")
         ax.margins(x=0.01)
         ax.set_xlabel("epoch")
         average = " (moving average)" if columns == ["ema_pseudo_dice"] else ""
         ax.set_ylabel("loss (dotted: training)" if kind == "loss" else f"pseudo Dice{average}")
-        figure.legend(loc="outside upper left", frameon=False, ncol=1, fontsize=9)
+        legend_above(figure)
     return figure
 
 
 def _by_run(curves: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Epoch by training (repeat and fold), thinned to `MOST_POINTS` by means; without trainings that have no number."""
+    """Epoch by training (repeat and fold), averaged to `MOST_POINTS`; trainings without any number are left out."""
     curves = curves.dropna(subset=[column])
     if curves.empty:
         return pd.DataFrame()

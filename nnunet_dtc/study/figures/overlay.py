@@ -1,4 +1,4 @@
-"""What all pictures of segmentations share: the organs' colours, an organ drawn over an image, a text in a corner."""
+"""Elements of pictures of segmentations: colours of organs, organs drawn over an image, and texts in a corner."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["BACKGROUND", "PALETTE", "corner", "outline", "overlay"]
 BACKGROUND = "#101114"
 
 PALETTE = (
-    "#e6553f",  # neighbours in the body, and so mostly in the numbers, get colours far apart
+    "#e6553f",  # organs with consecutive numbers are often neighbours, and have very different colours
     "#f2c14e",
     "#3fa7d6",
     "#59cd90",
@@ -36,12 +36,15 @@ def overlay(
     alpha: float = 0.42,
     linewidth: float = 1.1,
 ) -> None:
-    """Draw organs over the image that `ax` shows: filled, with an outline.
+    """Draw organs over an image, filled and with an outline.
 
     Args:
-        masks: bool (rows, columns) each; a later one lies on top.
-        colours: RGB in [0, 1], one a mask.
-        aspect: height of a pixel over its width, or "auto" where the axes have the right shape already.
+        ax: the axes that show the image.
+        masks: bool (rows, columns) each; later ones are drawn on top.
+        colours: RGB in [0, 1], one per mask.
+        aspect: height of a pixel divided by its width, or "auto" if the axes have the right shape.
+        alpha: opacity of the fill.
+        linewidth: width of the outline in points.
     """
     if not masks:
         return
@@ -57,7 +60,7 @@ def overlay(
 
 
 def outline(ax: Axes, mask: np.ndarray, colour, linewidth: float, linestyle="solid") -> None:
-    """The border of a mask (rows, columns), closed at the image's border; nothing for an empty one."""
+    """Draw the border of a mask (rows, columns), closed at the border of the image."""
     if mask.any():
         framed = np.pad(mask.astype(np.float32), 1)
         y, x = np.arange(-1, mask.shape[0] + 1), np.arange(-1, mask.shape[1] + 1)
@@ -65,7 +68,7 @@ def outline(ax: Axes, mask: np.ndarray, colour, linewidth: float, linestyle="sol
 
 
 def corner(ax: Axes, x: float, y: float, text: str, align: str, size: float, weight: str = "normal", **other) -> None:
-    """White text on a dark ground at (x, y), in shares of the axes from the lower left."""
+    """Write white text on a dark background at (x, y), in fractions of the axes from the lower left."""
     ax.text(
         x,
         y,

@@ -1,8 +1,7 @@
-"""How plots look: one set of colours, which an HTML page can exchange for others in the dark, and their way into it.
+"""The style of plots, and how they are embedded in an HTML page, which can replace the colours in its dark mode.
 
-The colours of models are those of Okabe and Ito or near them, so that most people with a colour vision deficiency can
-tell them apart; each model has a marker of its own as well. The first model, which the others are compared with, is
-grey.
+The colours of models are those of Okabe and Ito or close to them, so that most people with a colour vision deficiency
+can distinguish them. Each model also has its own marker. The first model, which the others are compared with, is grey.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import base64
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from xml.etree import ElementTree
@@ -30,6 +29,8 @@ __all__ = [
     "VARIABLES",
     "inline_svg",
     "jpeg_uri",
+    "legend_above",
+    "named_rows",
     "new_figure",
     "plain_axes",
     "series",
@@ -44,12 +45,12 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", PAPER: "paper"} | {
     colour: f"c{number}" for number, colour in enumerate(COLOURS)
 }
-"""Colour to the name of the CSS variable that stands for it in `inline_svg`."""
+"""Colour to the name of the CSS variable that replaces it in `inline_svg`."""
 
 _SETTINGS: dict[str, Any] = {
-    "svg.fonttype": "none",  # text stays text: it can be found, read aloud and has the page's font
-    "svg.hashsalt": "nnunet_dtc",  # the same figure, the same bytes
-    "text.parse_math": False,  # a case may be called a$1$
+    "svg.fonttype": "none",  # text remains text: searchable, accessible and in the page's font
+    "svg.hashsalt": "nnunet_dtc",  # the same bytes for the same figure
+    "text.parse_math": False,  # the name of a case may be a$1$
     "font.size": 9.5,
     "axes.titlesize": 10.5,
     "text.color": INK,
@@ -68,26 +69,31 @@ _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Within it, figures are made and saved in our style; matplotlib's own settings are as before afterwards."""
+    """Create and save figures in this style; matplotlib's own settings are restored afterwards."""
     with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the browser has more fonts than matplotlib
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a browser has more fonts than matplotlib
         yield
 
 
 def series(number: int) -> tuple[str, str]:
-    """Colour and marker of a model, 0 is the one that the others are compared with."""
+    """Colour and marker of a model; 0 is the model that the others are compared with.
+
+    Example:
+        >>> series(1)
+        ('#0072b2', 's')
+    """
     return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A transparent figure of this size in inches, laid out by matplotlib's constrained layout."""
+    """A transparent figure of this size in inches, with matplotlib's constrained layout."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0)
     return figure
 
 
 def plain_axes(ax: Axes, grid: str | None = None) -> None:
-    """No frame but the lower and left line; grid lines across one axis ("x" or "y") where asked."""
+    """Keep only the lower and left spine, and draw grid lines for one axis ("x" or "y") if given."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(length=3)
     if grid:
@@ -95,15 +101,29 @@ def plain_axes(ax: Axes, grid: str | None = None) -> None:
         ax.set_axisbelow(True)
 
 
-def inline_svg(figure: Figure, key: str, label: str) -> str:
-    """A figure as an `<svg>` element to stand in an HTML page.
+def named_rows(ax: Axes, places: Sequence[float], names: Sequence[str]) -> None:
+    """Label the rows of a horizontal plot, which has no line on its left side."""
+    plain_axes(ax, "x")
+    ax.set_yticks(places, names)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
 
-    All ids in it begin with `key`, our colours are CSS variables with themselves as the fallback, and nothing in it
-    refers to anything outside it.
+
+def legend_above(figure: Figure) -> None:
+    """A legend with one entry per line above the axes."""
+    figure.legend(loc="outside upper left", frameon=False, ncol=1, fontsize=9)
+
+
+def inline_svg(figure: Figure, key: str, label: str) -> str:
+    """A figure as an `<svg>` element for an HTML page.
+
+    All of its ids begin with `key`, the colours of this style are CSS variables with the colours as fallback, and it
+    has no references to anything outside it.
 
     Args:
+        figure: the figure.
         key: unique in the page; letters, digits and `-`.
-        label: what the figure shows, for those who do not see it.
+        label: description of the figure for screen readers.
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", key):
         raise ValueError(f"key must be letters, digits and -, got {key!r}")
@@ -123,7 +143,7 @@ def inline_svg(figure: Figure, key: str, label: str) -> str:
                 value = re.sub(r"url\(#", f"url(#{key}-", value)
                 value = re.sub(r"#[0-9a-f]{6}\b", _variable, value)
             element.set(name, value)
-        if element.tag == f"{{{_SVG}}}style" and element.text:  # matplotlib's rule for all elements: only for these
+        if element.tag == f"{{{_SVG}}}style" and element.text:  # restrict matplotlib's rule for all elements to these
             element.text = element.text.replace("*{", f"#{key} *{{")
     width = float(root.get("width", "0").removesuffix("pt")) * 4 / 3  # CSS pixels
     for name in ("width", "height", "version"):
@@ -138,7 +158,7 @@ def inline_svg(figure: Figure, key: str, label: str) -> str:
 
 
 def jpeg_uri(figure: Figure, width: int, quality: int = 84) -> str:
-    """A figure of images as a data URI, `width` pixels wide."""
+    """A figure of images as the data URI of a JPEG, `width` pixels wide."""
     buffer = io.BytesIO()
     options = {"quality": quality, "optimize": True}
     with style():

@@ -1,7 +1,7 @@
-"""Which part of a volume is worth looking at: the cut, the body in it, and boxes around what models got wrong.
+"""Select the part of a volume to show: a slice, the body in it, and boxes around the errors of models.
 
-Volumes are (z, y, x) in LPS order (z to the head, y to the back, x to the patient's left), so that a cut is shown as
-radiologists do: the patient's right on the left, the head or the front at the top.
+Volumes are (z, y, x) in LPS order (z to the head, y to the back, x to the patient's left). Slices are shown in
+radiological convention: the patient's right on the left, the head or the front at the top.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ __all__ = [
     "cut",
     "errors",
     "informative_slices",
+    "most_different_slice",
     "pixel_aspect",
-    "telling_slice",
     "zoom_boxes",
 ]
 
 PLANES = {0: "axial", 1: "coronal", 2: "sagittal"}
-"""The plane of a cut through a (z, y, x) array in LPS order, by the axis that is cut."""
+"""Name of the plane of a slice through a (z, y, x) array in LPS order, by the axis that is cut."""
 
 Box = tuple[slice, slice]
 """Rows and columns of a picture."""
@@ -33,11 +33,11 @@ AIR_HU, TISSUE_HU = -500, -350
 
 
 def body(image: np.ndarray, margin: int = 3) -> tuple[slice, slice]:
-    """Rows and columns that hold the body, if the image looks like a CT; otherwise all of them.
+    """Rows and columns with the body if the image looks like a CT; otherwise all rows and columns.
 
     Args:
         image: (z, y, x), in HU if it is a CT.
-        margin: pixels that are left around the body.
+        margin: pixels to keep around the body.
     """
     if image.min() > AIR_HU:
         return slice(None), slice(None)
@@ -52,16 +52,22 @@ def body(image: np.ndarray, margin: int = 3) -> tuple[slice, slice]:
 
 
 def informative_slices(labels: np.ndarray, axis: int = 0, count: int = 1, apart: float = 0.2) -> list[int]:
-    """The slices that show the most: the number of labels in a slice first, how much of each of them second.
+    """The slices that show the most labels, and the largest areas of them.
 
     Args:
         labels: (z, y, x), integers, 0 is background.
         axis: the axis to cut.
-        count: how many slices; fewer are returned when there is no room.
-        apart: the least distance between two of them, as a share of the axis.
+        count: number of slices; fewer are returned if they would be too close to each other.
+        apart: minimum distance between two slices as a fraction of the axis.
 
     Returns:
-        Indices along `axis` in increasing order; the middle slice where nothing is labelled.
+        Indices along `axis` in increasing order; the middle slice if nothing is labelled.
+
+    Example:
+        >>> labels = np.zeros((5, 4, 4), int)
+        >>> labels[3, 1:3, 2] = 1
+        >>> informative_slices(labels)
+        [3]
     """
     planes = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)  # (slices, pixels)
     numbers = [n for n in np.unique(labels) if n != 0]
@@ -83,20 +89,20 @@ def informative_slices(labels: np.ndarray, axis: int = 0, count: int = 1, apart:
 def errors(
     truth: np.ndarray, predictions: Sequence[np.ndarray], ignore: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where predictions are wrong, and where they are wrong in different ways.
+    """Weighted errors of predictions, and those where the predictions differ.
 
-    A wrong voxel counts 1 / sqrt(n) for each of the two labels that it was taken for and belongs to, where n is how
-    many voxels that label has in the truth (or else in the prediction): a missed gland is to be found beside a liver
-    whose whole surface is a little off. The background counts nothing.
+    A wrong voxel has the weight 1 / sqrt(n) for each of its two labels, the true and the predicted one, where n is the
+    number of voxels of that label in the truth (in the prediction if the truth has none). A missed gland thus outweighs
+    small errors along the surface of a liver. The weight of the background is 0.
 
     Args:
         truth: integers >= 0, any shape.
-        predictions: the same shape each, at least one.
-        ignore: voxels that have this value in the truth are never wrong.
+        predictions: at least one array of the same shape.
+        ignore: voxels with this label in the truth have no error.
 
     Returns:
-        Two float32 arrays of the truth's shape: the sum over all predictions, and the same where not all predictions
-        agree with each other, 0 elsewhere.
+        Two float32 arrays of the truth's shape: the sum over all predictions, and the same sum restricted to voxels
+        where the predictions differ from each other.
     """
     predictions = [np.asarray(prediction) for prediction in predictions]
     values = max(int(array.max(initial=0)) for array in (truth, *predictions)) + 1
@@ -116,42 +122,44 @@ def errors(
     return total, np.where(differ, total, 0)
 
 
-def telling_slice(
+def most_different_slice(
     truth: np.ndarray, predictions: Sequence[np.ndarray], axis: int = 0, ignore: int | None = None
 ) -> int:
-    """The slice in which the models differ most; if they do not, in which they are most wrong; else the one that
-    shows the most labels.
+    """The slice in which the predictions differ most.
+
+    If they do not differ, it is the slice with the largest errors, and without errors the one with the most labels.
 
     Args:
-        truth, predictions: (z, y, x), integers >= 0.
+        truth: (z, y, x), integers >= 0.
+        predictions: arrays of the same shape.
         axis: the axis to cut.
-        ignore: see `errors`.
+        ignore: the ignore label, see `errors`.
     """
     labelled = np.logical_or.reduce([truth != 0, *(prediction != 0 for prediction in predictions)])
     box = ndimage.find_objects(labelled.astype(np.uint8))
     if box:  # most of a volume is background
         cropped = [array[box[0]] for array in (truth, *predictions)]
         for error in errors(cropped[0], cropped[1:], ignore)[::-1]:
-            share = np.moveaxis(error, axis, 0).reshape(error.shape[axis], -1).sum(1, dtype=np.float64)
-            if share.any():
-                return int(share.argmax()) + box[0][axis].start
+            total = np.moveaxis(error, axis, 0).reshape(error.shape[axis], -1).sum(1, dtype=np.float64)
+            if total.any():
+                return int(total.argmax()) + box[0][axis].start
     return informative_slices(truth, axis)[0]
 
 
-def zoom_boxes(error: np.ndarray, count: int = 2, share: float = 0.3, least: float = 0.15) -> list[Box]:
-    """Boxes around the most that is wrong in a picture. They have the picture's proportions and do not overlap.
+def zoom_boxes(error: np.ndarray, count: int = 2, fraction: float = 0.3, least: float = 0.15) -> list[Box]:
+    """Boxes around the largest errors in a picture. They have the picture's proportions and do not overlap.
 
     Args:
         error: (rows, columns), see `errors`.
-        count: at most so many; fewer where less is wrong.
-        share: side of a box as a share of the picture's, at least 12 pixels.
-        least: how much must be wrong in a further box, as a share of what is in the first.
+        count: maximum number of boxes.
+        fraction: side of a box as a fraction of the picture's side; a side has at least 12 pixels.
+        least: minimum error in a further box as a fraction of the error in the first box.
 
     Returns:
-        The worst first; none where nothing is wrong, or a picture is too small to show more of it in a box.
+        The boxes in the order of decreasing error; none without errors, or if the picture is too small to be enlarged.
     """
     rows, columns = error.shape
-    part = max(share, 12 / min(rows, columns))
+    part = max(fraction, 12 / min(rows, columns))
     if part > 0.6:
         return []
     height, width = round(rows * part), round(columns * part)
@@ -173,20 +181,29 @@ def zoom_boxes(error: np.ndarray, count: int = 2, share: float = 0.3, least: flo
 
 
 def cut(volume: np.ndarray, axis: int, index: int, ys: slice = slice(None), xs: slice = slice(None)) -> np.ndarray:
-    """A slice of a (z, y, x) volume, cropped to rows `ys` and columns `xs`, with the head (or the front) up.
+    """A slice of a (z, y, x) volume, cropped to `ys` and `xs`, with the head (in axial slices the front) at the top.
 
     Args:
-        index: along `axis` of the whole volume.
+        volume: (z, y, x), or (z, y, x, channels).
+        axis: the axis to cut.
+        index: index along `axis` of the whole volume.
+        ys: voxels to keep along y.
+        xs: voxels to keep along x.
     """
     cropped = volume[:, ys, xs]
     if axis == 0:
         return cropped[index]
     start = (ys if axis == 1 else xs).start or 0
     plane = np.take(cropped, np.clip(index - start, 0, cropped.shape[axis] - 1), axis=axis)
-    return plane[::-1]  # the head is up
+    return plane[::-1]  # the head is at the top
 
 
 def pixel_aspect(axis: int, spacing_mm: Sequence[float]) -> float:
-    """Height of a pixel over its width in a cut through `axis`; spacing_mm along z, y, x."""
+    """Height of a pixel divided by its width in a slice across `axis`; `spacing_mm` is along z, y, x.
+
+    Example:
+        >>> pixel_aspect(1, (5.0, 1.0, 2.5))
+        2.0
+    """
     z, y, x = spacing_mm
     return {0: y / x, 1: z / x, 2: z / y}[axis]
