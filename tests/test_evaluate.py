@@ -1,4 +1,4 @@
-"""Folders of predictions and labels: what is refused, what is counted, what is written."""
+"""Folders of predictions and labels: which are refused, which scores count, and what is written."""
 
 import csv
 import gzip
@@ -54,7 +54,7 @@ def draw(seed, shape=SHAPE):
 
 @pytest.fixture
 def folders(tmp_path):
-    """predictions/ and raw/labelsTs of three cases; the gallbladder is absent in the label of b, in both of c."""
+    """predictions/ and raw/labelsTs of three cases; the gallbladder is absent in the label of b and in both of c."""
     predictions, labels = tmp_path / "predictions", tmp_path / "raw" / "labelsTs"
     predictions.mkdir()
     labels.mkdir(parents=True)
@@ -68,7 +68,7 @@ def folders(tmp_path):
         write_image(labels / f"{case}.nii.gz", label)
     for folder in (predictions, labels.parent):
         (folder / "dataset.json").write_text(json.dumps(DATASET))
-    (predictions / "case_a.npz").touch()  # what nnU-Net leaves there, too
+    (predictions / "case_a.npz").touch()  # nnU-Net writes these as well
     return predictions, labels
 
 
@@ -103,7 +103,7 @@ def arrays(folder, case):
     return sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{case}.nii.gz")))
 
 
-# ---- what is counted ---------------------------------------------------------------------------------------------
+# ---- which scores count --------------------------------------------------------------------------------------------
 
 
 def test_scores_are_those_of_whole_uncropped_masks(folders):
@@ -126,8 +126,8 @@ def test_scores_are_those_of_whole_uncropped_masks(folders):
             )
 
 
-def test_cropping_of_small_organs_with_a_voxel_to_ignore_beside():
-    """One organ of two far parts, of which one touches, only at a corner, a voxel to ignore."""
+def test_cropping_of_small_organs_beside_the_ignore_label():
+    """An organ of two distant parts; only a corner of one of them touches the ignore label."""
     prediction, label = np.zeros((2, 9, 10, 11), np.uint8)
     label[1:3, 2:4, 2:5] = prediction[1:3, 2:5, 2:5] = 1
     label[6, 7, 8] = prediction[6, 7, 8] = 1
@@ -220,7 +220,7 @@ def test_a_new_metric_is_its_function_and_one_entry(folders, tmp_path, monkeypat
     assert "means of HD95, Volume difference leave out (n) infinite ones" in done.output
 
 
-def test_nothing_anywhere_is_no_number():
+def test_organs_that_are_absent_everywhere_have_no_score():
     empty = np.zeros(SHAPE, np.uint8)
     for row in score_arrays(empty, empty, SPACING).values():
         assert all(math.isnan(row[metric]) for metric in ("dice", "nsd_1mm", "nsd_2mm", "hd95_mm"))
@@ -289,7 +289,7 @@ def test_processes_give_the_same_in_the_same_order(folders):
 
 
 def test_png_and_single_slices_are_2d(tmp_path):
-    """A pixel counts as 1 mm, and a volume of one slice is no volume that is all surface."""
+    """A pixel counts as 1 mm, and a volume of one slice is evaluated as an image of two axes."""
     prediction, label = (np.ascontiguousarray(array[3]) for array in draw(3))
     results = []
     for name, ending in (("png", ".png"), ("slice", ".nii.gz")):
@@ -320,15 +320,15 @@ def test_labels_stored_as_floats(folders):
     pd.testing.assert_frame_equal(evaluate(*folders).scores, expected.scores, check_exact=True)
 
 
-# ---- what is refused, before anything is computed ----------------------------------------------------------------
+# ---- files that are refused before anything is computed --------------------------------------------------------------
 
 
 @pytest.fixture
 def no_scoring(monkeypatch):
-    def refuse(job):
+    def refuse(*arguments):
         raise AssertionError("nothing may be computed before all files are checked")
 
-    monkeypatch.setattr("nnunet_dtc.study.evaluation.folders._score", refuse)
+    monkeypatch.setattr("nnunet_dtc.study.evaluation.folders.score_case", refuse)
 
 
 def refused(folders, *parts, **options):
@@ -394,7 +394,7 @@ class TestRefused:
     @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd"])
     @pytest.mark.parametrize("cut", [1, 400])
     def test_cut_off_image(self, tmp_path, ending, cut):
-        """SimpleITK itself reads a NIfTI file that is cut off without a word."""
+        """SimpleITK reads a NIfTI file that is cut off without a warning."""
         folder = tmp_path / "images"
         folder.mkdir()
         for case in ("a", "b"):
@@ -416,7 +416,7 @@ class TestRefused:
             (9, np.uint8, "9"),
             (-1, np.int16, "-1"),
             (0.5, np.float32, "0.5"),
-            (1.0000001, np.float32, "1.0000001192092896"),  # what single precision makes of it
+            (1.0000001, np.float32, "1.0000001192092896"),  # rounded to single precision
             (1.0000002, np.float64, "1.0000002"),
             (1e300, np.float64, str(int(1e300))),
             (np.inf, np.float32, "inf"),
@@ -447,7 +447,7 @@ class TestRefused:
             refused((folder, folder), words, file)
 
     @pytest.mark.parametrize("size", [np.nan, np.inf, 0.0])
-    def test_a_voxel_size_that_is_none(self, folders, size):
+    def test_a_voxel_size_that_is_not_a_positive_number(self, folders, size):
         """ITK takes 1 mm for each of these."""
         file = folders[0] / "case_b.nii.gz"
         change_pixdim(file, 2, size)
@@ -561,7 +561,7 @@ def test_the_command_notes_other_geometry_or_refuses_it(folders, tmp_path):
     ]
 
 
-def test_a_killed_process_is_said(folders, monkeypatch):
+def test_a_killed_process_is_reported(folders, monkeypatch):
     from concurrent.futures.process import BrokenProcessPool
 
     from nnunet_dtc.study.evaluation import workers as module
@@ -573,7 +573,7 @@ def test_a_killed_process_is_said(folders, monkeypatch):
             raise BrokenProcessPool
 
     monkeypatch.setattr(module, "ProcessPoolExecutor", Killed)
-    with pytest.raises(ev.EvaluationError, match="-np 1"):
+    with pytest.raises(ev.EvaluationError, match="fewer processes"):
         evaluate(*folders, processes=2)
 
 
@@ -614,7 +614,7 @@ def test_parse_labels():
             ev.parse_labels(text)
 
 
-def test_dataset_json_that_cannot_be(tmp_path):
+def test_dataset_json_that_cannot_be_used(tmp_path):
     file = tmp_path / "dataset.json"
     for content in (
         None,
@@ -631,7 +631,7 @@ def test_dataset_json_that_cannot_be(tmp_path):
 
 
 def test_label_values_as_nnunet_takes_them(tmp_path):
-    """1.0 and "1" are 1 for nnU-Net, and a region may hold the background's value."""
+    """nnU-Net takes 1.0 and "1" for 1, and a region may have the background's value."""
     labels = {"background": 0, "spleen": 1.0, "liver": "2", "not spleen": [0, 2.0]}
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
     found, _ = ev.labels_from_dataset_json(tmp_path / "dataset.json")
@@ -691,7 +691,7 @@ def test_the_command_does_not_overwrite(folders, monkeypatch):
     assert run(predictions, labels, "-np", 1).exit_code == 0
     before = (predictions / "metrics.json").read_text()
     with monkeypatch.context() as patched:
-        patched.setattr("nnunet_dtc.study.evaluation.folders._check_content", None)  # refused before anything is read
+        patched.setattr("nnunet_dtc.study.evaluation.evaluate_pairs", None)  # refused before any file is read
         done = run(predictions, labels, "-np", 1, "--tolerance", "3")
     assert done.exit_code == 1
     assert "will not overwrite" in done.output
@@ -702,7 +702,7 @@ def test_the_command_does_not_overwrite(folders, monkeypatch):
 
 
 def test_the_command_looks_first_whether_it_can_write(folders, monkeypatch):
-    """Into /proc nobody can write, not even root."""
+    """Nobody can write into /proc, not even root."""
     if not Path("/proc").is_dir():
         pytest.skip("no /proc")
     monkeypatch.setattr("nnunet_dtc.study.evaluation.evaluate_pairs", None)
@@ -760,7 +760,8 @@ def test_without_dataset_json(folders):
 
 
 def test_the_spacing_of_a_tiff_is_what_nnunet_reads(tmp_path):
-    """With three axes from the .json beside it; with two there is none, whatever resolution a header has for prints."""
+    """It stands in the .json beside a TIFF of three axes. One of two axes has none; its resolution for prints is
+    ignored."""
     from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
     from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
     from PIL import Image

@@ -1,9 +1,9 @@
 """Evaluate all cases of two folders: pair the files, check every one of them, then score in parallel processes.
 
 Nothing is computed before all files have been checked: predictions and labels must be complete, have the same size and
-spacing, and hold known values only. As in nnU-Net, they are compared voxel by voxel: where the headers give them other
-origins or directions, that is noted, or an error where the caller asks for it. Processes are started fresh (`spawn`),
-so a script of yours that calls this with more than one needs Python's `if __name__ == "__main__":`.
+spacing, and hold known values only. As in nnU-Net, they are compared voxel by voxel. If their headers have different
+origins or directions, a note reports it, or with `strict_geometry` an error. Processes are started by `spawn`, so a
+script that uses more than one needs Python's ``if __name__ == "__main__":``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ NAMED_PROBLEMS = 10
 
 @dataclass(frozen=True)
 class Pair:
-    """A case: its name, its prediction and its reference label."""
+    """The name of a case, its prediction and its reference label."""
 
     case: str
     prediction: Path
@@ -76,21 +76,28 @@ class _Job:
 
 
 def default_processes() -> int:
-    """As many as this process may use CPUs, at most 8."""
+    """The number of CPUs that this process may use, at most 8."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(usable, 8)
 
 
 def find_pairs(predictions: Path, labels: Path, ending: str | None = None, subset: bool = False) -> list[Pair]:
-    """The cases of two folders, by name. Files of other endings (dataset.json, .npz, ...) and hidden ones do not count.
+    """Pair the files of two folders by their names.
+
+    Hidden files and those with other endings (dataset.json, .npz, ...) are ignored.
 
     Args:
-        ending: such as `.nii.gz`; by default the one that the labels have.
+        predictions: the folder of the predictions.
+        labels: the folder of the reference labels.
+        ending: such as `.nii.gz`; by default the ending of the labels.
         subset: leave out labels without a prediction, as for the validation folder of one fold.
 
+    Returns:
+        The cases, sorted by name.
+
     Raises:
-        EvaluationError: for a folder that is not there, a label without a prediction (unless `subset`) or a prediction
-            without a label, no case at all, or labels of several endings.
+        EvaluationError: a folder does not exist, there is no case, a label has no prediction (unless `subset`), a
+            prediction has no label, or the labels have different endings.
     """
     predictions, labels = Path(predictions), Path(labels)
     for folder in (predictions, labels):
@@ -112,8 +119,8 @@ def find_pairs(predictions: Path, labels: Path, ending: str | None = None, subse
         missing = sorted(labelled.keys() - predicted.keys())
         if missing:
             problems.append(
-                f"{len(missing)} of {len(labelled)} labels in {labels} have no prediction in {predictions} (of one "
-                "fold's validation: --subset; the predictions come first, then the labels)"
+                f"{len(missing)} of {len(labelled)} labels in {labels} have no prediction in {predictions} (set subset "
+                "to leave them out; the folder of predictions is the first one)"
             )
         problems += [f"label without a prediction: {labelled[case]}" for case in missing]
     refuse(problems)
@@ -133,18 +140,22 @@ def evaluate_pairs(
     """Score all organs of all cases, voxel by voxel.
 
     Args:
-        pairs: the cases, each name once; they may come from several folders, such as all folds' validation.
-        absent: what organs count that neither has, see `scoring`.
-        processes: how many cases at a time, 1 stays in this process; by default `default_processes`. A case takes
-            at most about 20 bytes of memory a voxel, besides the 0.5 GB of Python with torch.
-        reader: of the files, see `find_reader`; by default what nnU-Net takes for their ending.
-        strict_geometry: refuse cases whose prediction and label have another origin or direction. By default they are
-            scored, and listed in `Evaluation.displaced`. Another size or spacing is always refused.
+        pairs: the cases, each with its own name. They may come from several folders, such as the validation folders of
+            all folds.
+        labels: the organs and the ignore label.
+        tolerances: the distances of NSD.
+        absent: the rule for organs that are absent in both, see `nnunet_dtc.study.evaluation.metrics`.
+        processes: how many cases are processed at a time, by default `default_processes`; 1 works in this process. A
+            case takes at most about 20 bytes of memory per voxel, in addition to 0.5 GB for Python with torch.
+        progress: called with the step, the number of its items that are done, and the number of all.
+        reader: the reader of the files, see `find_reader`; by default the one that nnU-Net takes for their ending.
+        strict_geometry: refuse cases whose prediction and label have different origins or directions. By default they
+            are scored, and listed in `Evaluation.displaced`. Different sizes or spacings are always refused.
 
     Raises:
-        EvaluationError: for files that cannot be evaluated (unreadable, cut off, of different sizes or spacings, with
-            unknown values), all of them checked before anything is computed; or if a process is killed.
-        NnunetDtcError: for tolerances that do not fit the organs, or options that cannot be.
+        EvaluationError: files cannot be evaluated (unreadable, cut off, different sizes or spacings, unknown values),
+            which is checked for all of them before anything is computed; or a process was killed.
+        NnunetDtcError: the tolerances do not fit the organs, or another argument is out of range.
     """
     tolerances = tuple(tolerances)
     check_tolerances(tolerances, labels.names)
@@ -155,18 +166,15 @@ def evaluate_pairs(
     if not pairs:
         raise EvaluationError("there is no case to evaluate")
     if len({pair.case for pair in pairs}) < len(pairs):
-        raise EvaluationError("every case must be there once")
+        raise EvaluationError("every case must have its own name")
 
     reader = reader or find_reader(ending_of(pairs[0].reference), pairs[0].reference)
     count = min(processes or default_processes(), len(pairs))
     with Workers(count) as workers:
         checks = [
-            check
+            _Check(file, known, reader)
             for pair in pairs
-            for check in (
-                _Check(pair.prediction, labels.values, reader),
-                _Check(pair.reference, labels.known_in_reference, reader),
-            )
+            for file, known in ((pair.prediction, labels.values), (pair.reference, labels.known_in_reference))
         ]
         checked = workers.map("checking files", _check_content, checks, progress)
         displaced = _compare_grids(pairs, checked[::2], checked[1::2], strict_geometry)
@@ -189,12 +197,12 @@ def evaluate_pairs(
 
 
 def ending_of(file: Path) -> str:
-    """The ending of an image file: `.nii.gz` for compressed NIfTI files, else what follows the last dot."""
+    """The ending of an image file: `.nii.gz` for compressed NIfTI files, otherwise the part after the last dot."""
     return ".nii.gz" if file.name.lower().endswith(".nii.gz") else file.suffix
 
 
 def _files(folder: Path, ending: str) -> dict[str, Path]:
-    """Case to file."""
+    """The files with this ending, by the name of their case."""
     return {
         file.name.removesuffix(ending): file
         for file in sorted(folder.iterdir())
@@ -203,14 +211,14 @@ def _files(folder: Path, ending: str) -> dict[str, Path]:
 
 
 def refuse(problems: Sequence[str]) -> None:
-    """Raise an EvaluationError that names the first problems and counts the others, if there are any."""
+    """Raise an EvaluationError if there are problems. It lists the first ones and counts the others."""
     if problems:
         more = len(problems) - NAMED_PROBLEMS
         raise EvaluationError("\n".join([*problems[:NAMED_PROBLEMS], *([f"... and {more} more"] if more > 0 else [])]))
 
 
 _Checked = tuple[Grid | None, str | None]
-"""Where the voxels of a file are, and what is wrong with it."""
+"""The grid of a file, None if it cannot be read; and its problem, None if there is none."""
 
 
 def _check_content(check: _Check) -> _Checked:
@@ -221,7 +229,7 @@ def check_label(file: Path, known: frozenset[int], reader: Reader) -> _Checked:
     """Read a label image to its end, and compare its values with the known ones.
 
     Returns:
-        Where its voxels are, None if it cannot be read; and what is wrong with it, if anything.
+        Its grid, None if it cannot be read; and its problem, None if there is none.
     """
     try:
         grid, strange = reader.check_labels(file, set(known))
@@ -236,7 +244,11 @@ def check_label(file: Path, known: frozenset[int], reader: Reader) -> _Checked:
 def _compare_grids(
     pairs: Sequence[Pair], predictions: Sequence[_Checked], references: Sequence[_Checked], strict: bool
 ) -> dict[str, Displacement]:
-    """The cases whose prediction and label are not in the same place. Raises EvaluationError for all that is wrong."""
+    """The cases whose prediction and label have the same size and spacing, but not the same place.
+
+    Raises:
+        EvaluationError: a file has a problem, or a prediction and its label cannot be compared.
+    """
     problems, displaced = [], {}
     for pair, prediction, reference in zip(pairs, predictions, references, strict=True):
         problems += [problem for _, problem in (prediction, reference) if problem is not None]
@@ -255,9 +267,7 @@ def _compare_grids(
 
 
 def _score(job: _Job) -> list[dict[str, Any]]:
-    most = max(max(job.labels.values), job.labels.ignore or 0)
-    kind = np.min_scalar_type(most)
-    prediction, reference = (
-        job.reader.labels(file).evaluated.astype(kind, copy=False) for file in (job.pair.prediction, job.pair.reference)
-    )
+    files = (job.pair.prediction, job.pair.reference)
+    dtype = np.min_scalar_type(max(job.labels.known_in_reference))
+    prediction, reference = (job.reader.labels(file).evaluated.astype(dtype, copy=False) for file in files)
     return score_case(prediction, reference, job.spacing_mm, job.labels, metrics_for(job.tolerances), job.absent)

@@ -1,4 +1,4 @@
-"""Processes that score cases in parallel, started fresh (`spawn`). They end with the process that started them."""
+"""Processes that work in parallel, started by `spawn`. They end with the process that started them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from nnunet_dtc.study.processes import end_with_parent
 __all__ = ["Progress", "Workers"]
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many of it are done, and how many there are."""
+"""Called with the step, the number of its items that are done, and the number of all."""
 
 
 class _RecordingContext(SpawnContext):
-    """Knows the processes that were made through it, also those that the pool was interrupted in starting."""
+    """Keeps the processes that were made with it, including those that the pool was interrupted in starting."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,11 +37,12 @@ class _RecordingContext(SpawnContext):
 
 
 class Workers:
-    """A pool of processes as a context manager. When the block ends by an exception, they are killed at once, in the
-    middle of their work; they write nothing.
+    """A pool of processes as a context manager.
+
+    If the block raises an exception, the processes are killed in the middle of their work; they write nothing.
 
     Args:
-        count: of processes; 1 means that the work is done in this process.
+        count: the number of processes; with 1, the work is done in this process.
     """
 
     def __init__(self, count: int) -> None:
@@ -61,7 +62,20 @@ class Workers:
     def map(
         self, what: str, function: Callable[[Any], Any], items: Sequence[Any], progress: Progress | None
     ) -> list[Any]:
-        """The results in the order of the items."""
+        """Call a function with each item.
+
+        Args:
+            what: the name of the step for `progress`.
+            function: is sent to the processes, as are the items.
+            items: the arguments of the calls.
+            progress: is called at the start and after each item.
+
+        Returns:
+            The results in the order of the items.
+
+        Raises:
+            EvaluationError: a process was killed.
+        """
         report = progress or (lambda what, done, total: None)
         report(what, 0, len(items))
         results: dict[int, Any] = {}
@@ -81,6 +95,6 @@ class Workers:
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             raise EvaluationError(
-                "a process was killed, most likely for want of memory: try fewer (-np 1). In a script, call this under "
-                'if __name__ == "__main__":'
+                "a process was killed, most likely because memory ran out: use fewer processes. In a script, call this "
+                'under if __name__ == "__main__":'
             ) from error
