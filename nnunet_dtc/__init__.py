@@ -2,10 +2,10 @@
 
 Sun et al., *DTC: A Deformable Transposed Convolution Module for Medical Image Segmentation*, arXiv:2601.17939.
 
-The operator needs torch alone: nothing here imports nnU-Net. A name is imported when it is used first, so that the
+The operator needs only torch; nothing here imports nnU-Net. Names are imported when they are first used, so that the
 command line answers ``--help`` without torch. The operators ``torch.ops.nnunet_dtc`` are defined by
-``import nnunet_dtc.ops.backends``, which every name but ``__version__`` brings with it; a program saved by
-``torch.export`` needs that import before it is loaded.
+``import nnunet_dtc.ops.backends``, which all names except ``__version__`` import. Import it before loading a program
+that was saved by ``torch.export``.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and paths and folders that are checked before anything is computed."""
+"""Write files completely or not at all, and check paths and folders before anything is computed."""
 
 from __future__ import annotations
 
@@ -36,10 +36,12 @@ class WriteError(OSError):
 
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Name the target in the errors of a block that writes it: the system names a temporary file, or none at all.
+    """Turn an OSError of the block into a WriteError that names the target.
+
+    The system's own error may name a temporary file, or none.
 
     Raises:
-        WriteError: instead of an OSError.
+        WriteError: the block raised an OSError.
     """
     try:
         yield
@@ -48,7 +50,14 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def write_whole(file: Path, content: str | bytes) -> Path:
-    """Write a file, text as UTF-8 with the line ends that it has: whole, or what was there stays as it was.
+    """Write a file completely, or leave the present one unchanged.
+
+    Args:
+        file: the file.
+        content: bytes, or text, which is written as UTF-8 with its own line ends.
+
+    Returns:
+        The file.
 
     Raises:
         WriteError: it cannot be written.
@@ -57,8 +66,15 @@ def write_whole(file: Path, content: str | bytes) -> Path:
 
 
 def write_all(contents: Mapping[Path, str | bytes]) -> list[Path]:
-    """Write several files as `write_whole` does. All of them are written under other names before the first one gets
-    its own, so that a full disk leaves what was there.
+    """Write several files as :func:`write_whole` does.
+
+    All are written under temporary names before the first is renamed, so that a full disk changes none of them.
+
+    Args:
+        contents: the content of each file.
+
+    Returns:
+        The files.
 
     Raises:
         WriteError: one of them cannot be written.
@@ -79,22 +95,30 @@ def write_all(contents: Mapping[Path, str | bytes]) -> list[Path]:
 
 
 def printable(path: Path | str) -> str:
-    r"""A path for messages: bytes that are not UTF-8, which cannot be printed, are shown as escapes such as \xff."""
+    r"""A path for messages: bytes that are not UTF-8, which cannot be printed, become escapes such as ``\xff``.
+
+    Example:
+        >>> print(printable("scan_\udcff.nii.gz"))
+        scan_\xff.nii.gz
+    """
     try:
         return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # other lone surrogates, of Windows
+    except UnicodeEncodeError:  # other lone surrogates, on Windows
         return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def check_utf8(path: Path, what: str = "a file or folder") -> Path:
-    """The path, if it can be handed to SimpleITK and to nnU-Net's commands: SimpleITK ends the process where it is not
-    UTF-8.
+    """Check that a path is UTF-8. SimpleITK, and so nnU-Net, ends the process for other paths.
 
     Args:
-        what: it is, for the message.
+        path: the path.
+        what: what it is the path of, for the message.
+
+    Returns:
+        The path.
 
     Raises:
-        NnunetDtcError: it is not UTF-8; names it.
+        NnunetDtcError: it is not UTF-8.
     """
     if (shown := printable(path)) != str(path):
         raise NnunetDtcError(f"the path of {what} must be UTF-8, got {shown}")
@@ -102,11 +126,16 @@ def check_utf8(path: Path, what: str = "a file or folder") -> Path:
 
 
 def output_files(out: Path, endings: tuple[str, ...], overwrite: bool = False) -> tuple[Path, ...]:
-    """OUT with each of the endings; OUT itself may have one of them.
+    """The files to write, a path with each of several endings, if they can be written.
+
+    Args:
+        out: the path without ending, or with one of them.
+        endings: such as ``(".json", ".csv")``.
+        overwrite: whether existing files may be replaced.
 
     Raises:
-        NotADirectoryError: their folder is not there.
-        IsADirectoryError, FileExistsError, NnunetDtcError: see `check_outputs`.
+        NotADirectoryError: their folder does not exist.
+        IsADirectoryError, FileExistsError, NnunetDtcError: as in :func:`check_outputs`.
     """
     out = Path(out)
     if out.suffix in endings:
@@ -119,24 +148,28 @@ def output_files(out: Path, endings: tuple[str, ...], overwrite: bool = False) -
 
 
 def check_outputs(files: Sequence[Path], overwrite: bool = False) -> None:
-    """Check that files can be given these names.
+    """Check that files with these paths can be written.
+
+    Args:
+        files: the paths.
+        overwrite: whether existing files may be replaced.
 
     Raises:
-        IsADirectoryError: a folder has one of them.
-        FileExistsError: a file has one of them, and `overwrite` is not asked for.
+        IsADirectoryError: one of them is a folder.
+        FileExistsError: one of them is a file, and ``overwrite`` is not set.
         NnunetDtcError: one of the paths is not UTF-8.
     """
     for file in files:
         check_utf8(file)
         if file.is_dir():
             raise IsADirectoryError(f"cannot write the file {file}: a folder has this name")
-    there = [str(file) for file in files if file.exists()]
-    if there and not overwrite:
-        raise FileExistsError(f"will not overwrite {' and '.join(there)} unless asked (--overwrite)")
+    existing = [str(file) for file in files if file.exists()]
+    if existing and not overwrite:
+        raise FileExistsError(f"will not overwrite {' and '.join(existing)} unless overwrite is set")
 
 
 def check_writable(folder: Path) -> None:
-    """Write a file and remove it again, because permissions do not say everything: the disk may be full.
+    """Check that files can be written into a folder, by writing one and removing it: the disk may be full.
 
     Raises:
         OSError: nothing can be written there.
@@ -145,4 +178,4 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))
     except OSError as error:
-        raise OSError(f"cannot write into {folder} ({error.strerror or error}): give another place by -o") from error
+        raise OSError(f"cannot write into {folder} ({error.strerror or error}): choose another output") from error

@@ -1,10 +1,9 @@
-"""Hidden folders for what is not finished yet, beside the place where it will be.
+"""Hidden folders for unfinished output, in the folder where it will be moved.
 
-They are removed when their block ends, however it ends. Only a process that is killed (SIGKILL, a power failure) leaves
-its folder behind; the next one that makes such a folder in the same place removes it. Whether the process of a folder
-is alive shows in a lock on a file in it, which the system releases when the process ends. In addition the file must
-name this machine, because on some network file systems a lock holds on one machine only. In doubt a folder is left
-alone.
+A work folder is removed when its block ends, also after an error. Only a process that is killed (SIGKILL, a power
+failure) leaves its folder behind; the next process that creates a work folder in the same place removes it. Each folder
+contains a locked file, whose lock the system releases when the process ends. The file also names the machine, because
+on some network file systems a lock is only known to the machine that holds it. In doubt a folder is kept.
 """
 
 from __future__ import annotations
@@ -31,19 +30,23 @@ __all__ = ["REPLACED", "work_folder"]
 MARK = "nnunet_dtc.lock"
 
 REPLACED = "replaced"
-"""Subfolder for what is moved aside before something new takes its place: it is put back, unless its place is taken."""
+"""Subfolder for files and folders that are about to be replaced: they are moved back unless the new ones exist."""
 
 _TRIES, _PAUSE_S = 50, 0.1
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
-"""What file systems without locks answer."""
+"""Errors of file systems that have no locks."""
 
 
 @contextlib.contextmanager
 def work_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A new folder `.NAME.<random>` in `parent`, removed when the block ends.
+    """Create a folder ``.NAME.<random>`` in ``parent``, and remove it when the block ends.
 
-    What lies in its subfolder `REPLACED` by then is moved into `parent` first if nothing has its name there.
+    First, what is in its subfolder ``REPLACED`` is moved into ``parent`` unless something has the same name there.
+
+    Args:
+        parent: an existing folder.
+        name: part of the new folder's name.
 
     Raises:
         WriteError: nothing can be written there.
@@ -65,7 +68,7 @@ def work_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 def _lock(folder: Path) -> int | None:
-    """Mark a folder as that of this process; the descriptor holds the lock. None where files cannot be locked."""
+    """Mark a folder as used by this process. Returns the descriptor of the locked file, None without locks."""
     if fcntl is None:
         return None
     unlocked = folder / f"{MARK}.new"
@@ -73,7 +76,7 @@ def _lock(folder: Path) -> int | None:
     try:
         os.write(descriptor, platform.node().encode())
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        unlocked.rename(folder / MARK)  # nobody finds it before it is locked
+        unlocked.rename(folder / MARK)  # no other process can find it before it is locked
     except OSError as error:
         os.close(descriptor)
         if isinstance(error, BlockingIOError) or error.errno in _NO_LOCKS:
@@ -83,12 +86,12 @@ def _lock(folder: Path) -> int | None:
 
 
 def _remove_dead(parent: Path) -> None:
-    """Remove the folders of processes of this machine that are gone."""
+    """Remove the work folders of this machine's processes that no longer run."""
     if fcntl is None:
         return
     for mark in parent.glob(f".*/{MARK}"):
         if mark.is_symlink() or mark.parent.is_symlink():
-            continue  # not made here
+            continue  # not created by this module
         with contextlib.suppress(OSError):
             descriptor = os.open(mark, os.O_RDWR)
             try:
@@ -100,7 +103,7 @@ def _remove_dead(parent: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Put back what was moved aside, then remove the folder, its mark last."""
+    """Move back what was not replaced, then remove the folder, its locked file last."""
     replaced = folder / REPLACED
     for old in replaced.iterdir() if replaced.is_dir() else ():
         if not (folder.parent / old.name).exists():
@@ -117,4 +120,4 @@ def _clear(folder: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             return
-        time.sleep(_PAUSE_S)  # threads that were interrupted may still be writing their last file
+        time.sleep(_PAUSE_S)  # interrupted threads may still be writing their last file

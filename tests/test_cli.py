@@ -52,14 +52,14 @@ def test_doctor_when_all_is_well_and_when_not(monkeypatch):
 
     monkeypatch.setenv(registration.EXT_VARIABLE, "")
     monkeypatch.setattr(registration, "registered_file", lambda: None)
-    assert ("registered", "wrong") in {(finding.subject, finding.state) for finding in doctor._registration()}
+    assert ("registered", "wrong") in {(finding.subject, finding.state) for finding in doctor.examine_registration()}
 
 
 def test_doctor_names_a_version_that_does_not_fit(monkeypatch):
     versions = {"nnunetv2": "2.6.1", "torch": "2.9.1+cu128"}
     real = doctor.importlib.metadata.version
     monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: versions.get(name) or real(name))
-    findings = {finding.subject: finding for finding in doctor._versions()}
+    findings = {finding.subject: finding for finding in doctor.examine_versions()}
     assert findings["nnunetv2"].state == findings["torch"].state == "wrong"
     assert "2.6.1, needed is" in findings["nnunetv2"].seen
     assert findings["nnunetv2"].advice.startswith("pip install 'nnunetv2")
@@ -71,7 +71,7 @@ def test_doctor_without_an_installed_package(monkeypatch):
         raise doctor.importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(doctor.importlib.metadata, "version", missing)
-    found = list(doctor._versions())[-1]
+    found = list(doctor.examine_versions())[-1]
     assert (found.subject, found.state) == ("nnunet-dtc", "wrong")
     assert "pip install" in found.advice
 
@@ -82,7 +82,7 @@ def test_doctor_says_what_scans_on_a_gpu(monkeypatch):
     from nnunet_dtc.architectures import selective_scan
 
     def findings():
-        return [(found.state, found.seen, found.advice) for found in doctor._selective_scan()]
+        return [(found.state, found.seen, found.advice) for found in doctor.examine_selective_scan()]
 
     missing = 'mamba_ssm is not installed: pip install "nnunet-dtc[mamba]"'
     reason = {"why": missing}
@@ -114,7 +114,7 @@ def test_doctor_with_a_file_that_cannot_be_read(monkeypatch, tmp_path):
 
     monkeypatch.setattr(registration, "nnunet_trainer_folder", lambda: tmp_path)
     (tmp_path / registration.FILE_NAME).mkdir()
-    (found,) = doctor._registration()
+    (found,) = doctor.examine_registration()
     assert (found.subject, found.state) == ("registered", "wrong")
     assert found.seen.startswith(f"cannot read {tmp_path / registration.FILE_NAME}")
     assert "nnunet-dtc env" in found.advice

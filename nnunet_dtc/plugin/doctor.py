@@ -1,4 +1,4 @@
-"""What is installed, whether nnU-Net finds our trainers, and what to do where something is wrong."""
+"""Examine the installation: versions, whether nnU-Net finds the trainers, devices, backends and nnU-Net's folders."""
 
 import importlib.metadata
 import os
@@ -27,7 +27,14 @@ for name in sys.argv[1:]:
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor: what was looked at, how it is, what was seen, and what to do about it."""
+    """One line of the doctor's report.
+
+    Attributes:
+        subject: what was examined.
+        state: "ok", "note" for something to know, or "wrong".
+        seen: what was found.
+        advice: what to do about it.
+    """
 
     subject: str
     state: State
@@ -36,18 +43,19 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at the installation, one finding at a time (the trainer search takes some seconds)."""
-    yield from _versions()
-    yield _torchvision()
-    yield from _registration()
-    yield _finder()
-    yield _device()
-    yield from _backends()
-    yield from _selective_scan()
-    yield from _folders()
+    """Examine everything, one finding at a time. The trainer search takes some seconds."""
+    yield from examine_versions()
+    yield examine_torchvision()
+    yield from examine_registration()
+    yield examine_search()
+    yield examine_device()
+    yield from examine_backends()
+    yield from examine_selective_scan()
+    yield from examine_folders()
 
 
-def _versions() -> Iterator[Finding]:
+def examine_versions() -> Iterator[Finding]:
+    """The versions of Python, of this package and of what it is built on."""
     from packaging.requirements import Requirement
 
     yield Finding("python", "ok", sys.version.split()[0])
@@ -78,7 +86,8 @@ def _versions() -> Iterator[Finding]:
         )
 
 
-def _torchvision() -> Finding:
+def examine_torchvision() -> Finding:
+    """Whether torchvision can be imported with this torch."""
     done = _python("-c", "import torchvision")
     if done.returncode == 0:
         return Finding("torchvision", "ok", "works with this torch")
@@ -90,27 +99,29 @@ def _torchvision() -> Finding:
     )
 
 
-def _registration() -> Iterator[Finding]:
+def examine_registration() -> Iterator[Finding]:
+    """Whether the trainers are registered, in nnU-Net's folder or through the environment variable."""
     try:
         file = registration.registered_file()
     except registration.RegistrationError as error:
-        advice = f"repair nnU-Net's installation; where it may not be changed, {registration.EXT_VARIABLE} does without"
+        advice = f"repair nnU-Net's installation; if it cannot be changed, set {registration.EXT_VARIABLE}"
         yield Finding("registered", "wrong", str(error), f"{advice}: nnunet-dtc env")
         return
     on_path = str(registration.ext_trainer_folder()) in os.environ.get(registration.EXT_VARIABLE, "").split(os.pathsep)
     current = (registration.ext_trainer_folder() / registration.FILE_NAME).read_bytes()
     if file is not None and file.read_bytes() != current:
-        yield Finding("registered", "wrong", f"{file} is of another version", "nnunet-dtc register")
+        yield Finding("registered", "wrong", f"{file} is from another version", "nnunet-dtc register")
     elif file is not None:
         yield Finding("registered", "ok", f"{file}")
     if on_path:
         yield Finding("registered", "ok", f"by {registration.EXT_VARIABLE}")
     if file is None and not on_path:
-        advice = 'nnunet-dtc register; where nnU-Net cannot be written, eval "$(nnunet-dtc env)"'
+        advice = 'nnunet-dtc register; if nnU-Net\'s folder cannot be written, eval "$(nnunet-dtc env)"'
         yield Finding("registered", "wrong", "nnU-Net does not know the trainers", advice)
 
 
-def _finder() -> Finding:
+def examine_search() -> Finding:
+    """Whether nnU-Net's search finds the trainers in a new process, and always the same class."""
     subject = "nnU-Net's search"
     with tempfile.TemporaryDirectory() as elsewhere:
         done = _python("-c", _PROBE, *PROBED_TRAINERS, cwd=elsewhere)
@@ -125,10 +136,11 @@ def _finder() -> Finding:
     return Finding(subject, "ok", f"finds {', '.join(PROBED_TRAINERS)} in a fresh process")
 
 
-def _device() -> Finding:
+def examine_device() -> Finding:
+    """The device that nnU-Net will use."""
     try:
         import torch
-    except Exception as error:  # a torch that does not load is what a doctor is called for
+    except Exception as error:  # reported, since this is what the doctor is for
         return Finding("device", "wrong", f"torch cannot be imported: {error}", "reinstall torch")
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
@@ -140,8 +152,8 @@ def _device() -> Finding:
     )
 
 
-def _backends() -> Iterator[Finding]:
-    """The backend of each device that is here."""
+def examine_backends() -> Iterator[Finding]:
+    """The backend of the operator for each available device."""
     import torch
 
     from nnunet_dtc.ops.backends import BACKENDS, VARIABLE, backend_for
@@ -162,15 +174,15 @@ def _backends() -> Iterator[Finding]:
             yield Finding("backend", "note", f"on {device}: {slow}", f"for fused kernels: {fast.why_not()}")
 
 
-def _selective_scan() -> Iterator[Finding]:
-    """What scans the sequences of NnMamba and SegMamba on a GPU."""
+def examine_selective_scan() -> Iterator[Finding]:
+    """The implementation of NnMamba's and SegMamba's selective scan on a GPU."""
     import torch
 
     if not torch.cuda.is_available():
         return
     try:
         from nnunet_dtc.architectures.selective_scan import BACKEND_VARIABLE, scan_backend, why_no_kernel
-    except ImportError:  # what is missing was said above
+    except ImportError:  # the missing package is reported above
         return
     subject, variable = "selective scan", os.environ.get(BACKEND_VARIABLE)
     forced = f", forced by {BACKEND_VARIABLE}" if variable in ("torch", "mamba_ssm") else ""
@@ -187,13 +199,14 @@ def _selective_scan() -> Iterator[Finding]:
         yield Finding(subject, "note", "on cuda: PyTorch", f"for the kernel: {why_no_kernel()}")
 
 
-def _folders() -> Iterator[Finding]:
+def examine_folders() -> Iterator[Finding]:
+    """nnU-Net's three environment variables."""
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         value = os.environ.get(variable)
         if value is None:
             yield Finding(variable, "note", "not set", f"export {variable}=/a/folder before you use nnU-Net")
         elif not Path(value).is_dir():
-            yield Finding(variable, "note", f"{value} is no folder yet", f"mkdir -p '{value}'")
+            yield Finding(variable, "note", f"there is no folder {value}", f"mkdir -p '{value}'")
         else:
             yield Finding(variable, "ok", value)
 

@@ -1,4 +1,4 @@
-"""Environment variables for a while."""
+"""Environment variables that are set temporarily."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def environment(**values: str) -> Iterator[None]:
-    """These environment variables until the block ends, then what was there before."""
+    """Set environment variables until the block ends, and restore them then."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -1,4 +1,4 @@
-"""The trainer class of a name, as nnU-Net finds it."""
+"""Find the trainer class of a name, as nnU-Net does."""
 
 import contextlib
 import io
@@ -13,22 +13,26 @@ from nnunet_dtc.trainers.names import TrainerNameError
 
 
 class TrainerNotFoundError(NnunetDtcError):
-    """A name of a trainer that nobody has, or that is not spelled as this package's trainers are."""
+    """There is no trainer of this name, or it is another spelling of one of this package's names."""
 
 
 def find_trainer(name: str) -> type[nnUNetTrainer]:
-    """The class that nnU-Net itself takes for this name; ours where nobody else has it, registered or not.
+    """The class that nnU-Net finds for this name, or this package's if no other has it, registered or not.
+
+    Args:
+        name: such as "nnUNetTrainer" or "nnUNetTrainerDTC_RF10".
 
     Raises:
-        TrainerNotFoundError: nobody has it, or it is a malformed name of ours; with the name to use or the grammar.
+        TrainerNotFoundError: there is no such trainer, or the name is a malformed one of this package. The message
+            gives the name to use, or the grammar.
     """
     if not name.isidentifier():
         raise TrainerNotFoundError(f"a trainer's name is the name of a class, got {name!r}")
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net says where it looks
+        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints where it searches
             found = trainer_class(name) if defined_by(name) is None else recursive_find_trainer_class_by_name(name)
     except (AttributeError, AssertionError, TrainerNameError, RuntimeError) as error:
         raise TrainerNotFoundError(f"there is no trainer {name}: {error}") from error
-    except TypeError as error:  # nnU-Net's modules have a name like this, but it is no class
-        raise TrainerNotFoundError(f"there is no trainer {name}: what nnU-Net finds is no class") from error
+    except TypeError as error:  # one of nnU-Net's modules has an attribute of this name that is not a class
+        raise TrainerNotFoundError(f"there is no trainer {name}: what nnU-Net finds is not a class") from error
     return found

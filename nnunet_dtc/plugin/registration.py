@@ -1,32 +1,38 @@
-"""Make nnU-Net's trainer search know our trainers, and forget them.
+"""Register the trainers of this package with nnU-Net, and unregister them.
 
-Two ways, one file (``ext_trainer/nnunet_dtc_trainers.py``): a copy of it in the installed nnU-Net's trainer folder, or
-its folder on the environment variable ``nnUNet_extTrainer`` (nnU-Net 2.8 and later), for read-only installs.
+nnU-Net finds them through one file, ``ext_trainer/nnunet_dtc_trainers.py``. Either a copy of it is in the trainer
+folder of the installed nnU-Net, or its folder is in the environment variable ``nnUNet_extTrainer``, for installations
+that cannot be written.
 """
 
-import contextlib
 import importlib.util
 import os
 import shlex
-import tempfile
 from pathlib import Path
+
+from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.files import write_whole
 
 EXT_VARIABLE = "nnUNet_extTrainer"
 FILE_NAME = "nnunet_dtc_trainers.py"
 MARK = "# nnunet-dtc: this line marks the file as ours"
 
 
-class RegistrationError(RuntimeError):
-    """nnU-Net is not there, cannot be written, or holds a file of our name that is not ours."""
+class RegistrationError(NnunetDtcError):
+    """nnU-Net is not installed, cannot be written, or has a file of the same name that is not this package's."""
 
 
 def ext_trainer_folder() -> Path:
-    """Our folder for ``nnUNet_extTrainer``. It holds the one flat file and nothing else."""
+    """The folder for ``nnUNet_extTrainer``, which contains only the file that nnU-Net imports."""
     return Path(__file__).parent / "ext_trainer"
 
 
 def nnunet_trainer_folder() -> Path:
-    """The trainer folder of the installed nnU-Net, editable installs too, without importing it."""
+    """The trainer folder of the installed nnU-Net, which is not imported.
+
+    Raises:
+        RegistrationError: nnU-Net is not installed, or has no such folder.
+    """
     spec = importlib.util.find_spec("nnunetv2")
     if spec is None or not spec.submodule_search_locations:
         raise RegistrationError("nnU-Net is not installed in this environment: pip install 'nnunetv2>=2.8,<3'")
@@ -37,10 +43,10 @@ def nnunet_trainer_folder() -> Path:
 
 
 def registered_file() -> Path | None:
-    """Our file in nnU-Net's trainer folder, None where there is none.
+    """This package's file in nnU-Net's trainer folder, or None if there is none.
 
     Raises:
-        RegistrationError: nnU-Net is missing, or a file of that name cannot be read.
+        RegistrationError: nnU-Net is not installed, or a file of that name cannot be read.
     """
     file = nnunet_trainer_folder() / FILE_NAME
     try:
@@ -50,43 +56,40 @@ def registered_file() -> Path | None:
 
 
 def register() -> Path:
-    """Write our file into nnU-Net's trainer folder, or bring it up to date. Returns where it is.
+    """Write this package's file into nnU-Net's trainer folder, or bring it up to date.
+
+    Returns:
+        The file.
 
     Raises:
-        RegistrationError: nnU-Net is missing, its folder cannot be written, or a file of that name is not ours.
-            Nothing is changed then.
+        RegistrationError: nnU-Net is not installed, its folder cannot be written, or it has a file of that name that is
+            not this package's. Nothing is changed then.
     """
     target = nnunet_trainer_folder() / FILE_NAME
     content = (ext_trainer_folder() / FILE_NAME).read_bytes()
-    temporary = None
     try:
         if target.exists():
             if not _is_ours(target):
                 raise RegistrationError(f"{target} is not a file of nnunet-dtc and is left alone; remove it first")
             if target.read_bytes() == content:
                 return target
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".nnunet_dtc_", delete=False) as opened:
-            temporary = Path(opened.name)
-            opened.write(content)
-        temporary.chmod(0o644)
-        temporary.replace(target)  # at once: a training that starts now sees the old file or the new one
+        return write_whole(target, content)  # a training that starts now finds the old file or the new one
     except OSError as error:
         raise RegistrationError(
             f"cannot write into nnU-Net's trainer folder {target.parent} ({error.strerror or error}). Use the "
             "environment variable instead: nnunet-dtc env"
         ) from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-    return target
 
 
 def unregister() -> Path | None:
-    """Remove our file, and what Python compiled from it, from nnU-Net's trainer folder. None where there was none.
+    """Remove this package's file and its bytecode from nnU-Net's trainer folder.
+
+    Returns:
+        The file that was removed, or None if there was none.
 
     Raises:
-        RegistrationError: nnU-Net is missing, or a file of that name cannot be read or removed, or is not ours.
+        RegistrationError: nnU-Net is not installed, or a file of that name cannot be read or removed, or is not this
+            package's.
     """
     target = nnunet_trainer_folder() / FILE_NAME
     try:
@@ -107,7 +110,11 @@ def unregister() -> Path | None:
 
 
 def environment_value(current: str | None = None) -> str:
-    """What ``nnUNet_extTrainer`` has to hold: what it holds already, and our folder."""
+    """The value for ``nnUNet_extTrainer``: the folders that are in it already, and this package's.
+
+    Args:
+        current: the present value; None for that of the environment.
+    """
     current = os.environ.get(EXT_VARIABLE, "") if current is None else current
     folders = [folder for folder in current.split(os.pathsep) if folder.strip()]
     ours = str(ext_trainer_folder())
@@ -117,7 +124,7 @@ def environment_value(current: str | None = None) -> str:
 
 
 def export_line() -> str:
-    """The line for a shell that sets ``nnUNet_extTrainer``."""
+    """The shell command that sets ``nnUNet_extTrainer``."""
     if os.name == "nt":
         return f"set {EXT_VARIABLE}={environment_value()}"
     return f"export {EXT_VARIABLE}={shlex.quote(environment_value())}"

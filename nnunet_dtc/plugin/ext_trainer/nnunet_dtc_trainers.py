@@ -1,11 +1,11 @@
 # nnunet-dtc: this line marks the file as ours; `nnunet-dtc unregister` removes it
-"""Tells nnU-Net's trainer search of nnunet-dtc's trainers.
+"""Provides nnunet-dtc's trainers to nnU-Net's trainer search.
 
-The one flat file that nnU-Net sees: in place, by the environment variable nnUNet_extTrainer (`nnunet-dtc env`), or as
-a copy in nnU-Net's own trainer folder (`nnunet-dtc register`). nnU-Net imports every file that it passes in its
-search, and during that search sys.path starts with nnU-Net's own folder; so this file imports only the standard
-library, and nnunet-dtc only when it is asked for a trainer that nobody else defines. Were nnunet-dtc removed or
-broken, every other trainer would still be found.
+nnU-Net imports this file either in its place, through the environment variable nnUNet_extTrainer (`nnunet-dtc env`), or
+as a copy in its own trainer folder (`nnunet-dtc register`). It imports every file that its search passes, while
+sys.path starts with nnU-Net's own folder. Therefore this file imports only the standard library, and nnunet-dtc only
+when it is asked for a trainer that no other file defines. If nnunet-dtc is removed or broken, all other trainers are
+still found.
 """
 
 import ast
@@ -22,8 +22,7 @@ def __getattr__(name):
     except Exception as error:
         print(
             f"nnunet-dtc is registered with nnU-Net, but cannot be imported ({type(error).__name__}: {error}). "
-            f"If {name} is one of its trainers, install nnunet-dtc again; if you do not want it any more, delete "
-            f"{__file__}",
+            f"If {name} is one of its trainers, install nnunet-dtc again; if you no longer want it, delete {__file__}",
             file=sys.stderr,
         )
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from error
@@ -37,12 +36,12 @@ def __getattr__(name):
 
 
 def defined_by(name):
-    """The file of nnU-Net's trainer folder or of the nnUNet_extTrainer folders that has something of this name.
+    """The file in nnU-Net's trainer folder or in the nnUNet_extTrainer folders that defines a name, or None.
 
-    By the rules of nnU-Net's search, flat files and packages, but without importing them: a class, a function, an
-    import or an assignment of the module itself. nnU-Net looks into flat files before packages, so without this the
-    names of others would be taken for ours. None where no file has it: what a function or a class has inside of it,
-    and what is imported for type checkers alone, nnU-Net does not find either.
+    Files and packages are searched as nnU-Net searches them, but are not imported. A definition is a class, a function,
+    an import or an assignment at module level; nnU-Net does not find names inside functions and classes, or names that
+    are only imported for type checkers. nnU-Net searches files before packages, so without this function names that
+    others define in a package would be taken for nnunet-dtc's.
     """
     for folder in _trainer_folders():
         for file in _python_files(folder):
@@ -57,7 +56,7 @@ def defined_by(name):
 
 
 def _binds(text, name):
-    """Whether a module of this text has the name; where it cannot be parsed, whether the name stands in it."""
+    """Whether a module with this text defines the name. True if it cannot be parsed."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):
@@ -66,7 +65,7 @@ def _binds(text, name):
 
 
 def _module_level(statements):
-    """The statements that run when the module is imported, however deep in conditions, loops and attempts."""
+    """The statements that run when the module is imported, including those in conditions, loops and try blocks."""
     for statement in statements:
         yield statement
         if isinstance(statement, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -84,7 +83,7 @@ def _is_type_checking(test):
 
 
 def _names_bound(statement):
-    """What the statement itself binds, without the statements in it."""
+    """The names that the statement itself binds, without those of the statements in it."""
     if isinstance(statement, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
         return {statement.name}
     if isinstance(statement, (ast.Import, ast.ImportFrom)):
@@ -122,12 +121,12 @@ def _python_files(folder):
 def _import_trainers():
     import nnunetv2
 
-    # in nnU-Net's search sys.path starts with nnunetv2's folder, where `utilities` or `imageio` mean something else
+    # during nnU-Net's search sys.path starts with its own folder, whose `utilities` and `imageio` would hide others
     shadow = os.path.abspath(nnunetv2.__path__[0])
     path = list(sys.path)
     sys.path[:] = [entry for entry in path if not entry or os.path.abspath(entry) != shadow]
     try:
-        # all that the trainers need now; what an extra brings, such as MONAI, is imported when its network is built
+        # all that the trainers need; packages of extras, such as MONAI, are imported when a network is built
         import nnunet_dtc.trainers
         import nnunet_dtc.trainers.networks
         import nnunet_dtc.trainers.paper2d
