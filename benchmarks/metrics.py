@@ -1,10 +1,11 @@
-"""How long does it take to score BTCV-sized cases, and in how much memory?
+"""Measure the time and the memory that scoring BTCV-sized cases takes.
 
     python benchmarks/metrics.py                       12 cases of 512 x 512 x 140 with 13 organs, 2 processes
     python benchmarks/metrics.py --cases 2 --islands   fewer; false islands far away, so that cropping does not help
 
-Cases are ellipsoids of the organs' sizes with wavy predictions; writing them is not measured. Memory is the peak of the
-proportional set size (shared pages once) of all processes together, sampled from /proc, hence Linux only.
+The organs are ellipsoids of realistic sizes and the predictions have wavy surfaces; writing the files is not measured.
+Memory is the peak of the proportional set size of all processes together, in which shared pages count once. It is
+sampled from /proc, which only Linux has.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ RADII_MM = {
 
 
 def ellipsoid(array: np.ndarray, value: int, center_mm: np.ndarray, radii_mm: np.ndarray, waves: float) -> None:
-    """Draw into array[z, y, x]; `waves` is how much the surface waves, relative to the radius."""
+    """Draw an ellipsoid into array[z, y, x]; `waves` is the height of its surface's waves relative to the radius."""
     spacing = np.array(SPACING)
     start = np.maximum(np.floor((center_mm - 1.1 * radii_mm) / spacing).astype(int), 0)
     stop = np.minimum(np.ceil((center_mm + 1.1 * radii_mm) / spacing).astype(int), array.shape)
@@ -55,7 +56,7 @@ def draw(rng: np.random.Generator, islands: bool) -> tuple[np.ndarray, np.ndarra
     prediction, label = np.zeros((2, *SHAPE), np.uint8)
     extent = np.array(SHAPE) * SPACING
     by_size = sorted(enumerate(RADII_MM.values(), start=1), key=lambda organ: -np.prod(organ[1]))
-    for value, radii in by_size:  # small ones last, so that they are not covered
+    for value, radii in by_size:  # small organs last, so that they are not covered
         center, radii = extent * rng.uniform(0.3, 0.7, 3), np.array(radii) * rng.uniform(0.8, 1.2)
         ellipsoid(label, value, center, radii, 0.0)
         ellipsoid(prediction, value, center + rng.normal(0, 0.8, 3), radii * rng.normal(1, 0.02, 3), 0.12)
@@ -72,7 +73,7 @@ def write(array: np.ndarray, file: Path) -> None:
 
 
 def proportional_bytes(pid: int) -> int:
-    """Of a process and all that it started."""
+    """The proportional set size of a process and all its descendants, in bytes."""
     total = 0
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()

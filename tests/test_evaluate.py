@@ -407,7 +407,7 @@ class TestRefused:
         folder = tmp_path / "images"
         folder.mkdir()
         sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5, 3), np.uint8), isVector=True), str(folder / "a.png"))
-        refused((folder, folder), folder / "a.png", "one number a voxel", "3 numbers")
+        refused((folder, folder), folder / "a.png", "one number per voxel", "3 numbers")
 
     @pytest.mark.parametrize("side", [0, 1])
     @pytest.mark.parametrize(

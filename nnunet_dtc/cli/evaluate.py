@@ -11,27 +11,29 @@ from nnunet_dtc.errors import NnunetDtcError
 
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of predicted segmentations.")],
-    labels: Annotated[Path, typer.Argument(help="Folder of the true ones, files of the same names.")],
+    labels: Annotated[Path, typer.Argument(help="Folder of reference labels, in files of the same names.")],
     dataset_json: Annotated[
-        Path | None, typer.Option("-djfile", help="dataset.json; by default the one that nnU-Net left nearby.")
+        Path | None,
+        typer.Option("-djfile", help="dataset.json; default: the one beside these folders."),
     ] = None,
     given_labels: Annotated[
-        str | None, typer.Option("--labels", help="Instead of it: 1,2,3 or spleen=1,kidneys=2+3,ignore=4.")
+        str | None,
+        typer.Option("--labels", help="In place of dataset.json: 1,2,3 or spleen=1,kidneys=2+3,ignore=4."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", help="Write OUT.json and OUT.csv; by default PREDICTIONS/metrics.")
+        Path | None, typer.Option("-o", help="Write OUT.json and OUT.csv; default: PREDICTIONS/metrics.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace them where they are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace these files if they exist.")] = False,
     tolerance: Annotated[
         list[str] | None,
         typer.Option(
             "--tolerance",
-            help="Of NSD, may be repeated; default: 1 and 2 (mm). 0.5voxel takes the spacing as 1; "
-            "2,liver=5,spleen=3 or FILE.json goes organ by organ.",
+            help="Tolerance of NSD, may be repeated; default: 1 and 2 (mm). 0.5voxel takes the spacing as 1; "
+            "2,liver=5,spleen=3 or FILE.json has one for each organ.",
         ),
     ] = None,
     absent: Annotated[
-        str, typer.Option("--absent", help="Organs that neither has: skip does not count them, flare counts 1.")
+        str, typer.Option("--absent", help="Organs absent in both: skip leaves them out, flare scores them 1.")
     ] = "skip",
     subset: Annotated[
         bool, typer.Option("--subset", help="Leave out labels without a prediction, as for one fold's validation.")
@@ -40,11 +42,11 @@ def evaluate(
         bool,
         typer.Option(
             "--strict-geometry",
-            help="Refuse cases whose prediction and label have another origin or direction; by default a note says so.",
+            help="Refuse cases whose prediction and label differ in origin or direction; default: print a note.",
         ),
     ] = False,
     processes: Annotated[
-        int | None, typer.Option("-np", help="Cases at a time; default: one a CPU, at most 8.")
+        int | None, typer.Option("-np", help="Number of processes; default: one per CPU, at most 8.")
     ] = None,
 ) -> None:
     """Score segmentations: Dice, surface Dice (NSD) and HD95 per case and organ, and their means."""
@@ -64,7 +66,7 @@ def evaluate(
         else:
             dataset_json = dataset_json or find_dataset_json(predictions, labels)
             if dataset_json is None:
-                raise NnunetDtcError("there is no dataset.json beside these folders: give it by -djfile, or --labels")
+                raise NnunetDtcError("there is no dataset.json beside these folders: give -djfile or --labels")
             label_set, ending = evaluation.labels_from_dataset_json(dataset_json)
         pairs = evaluation.find_pairs(predictions, labels, ending, subset)
         reader = None
@@ -79,7 +81,7 @@ def evaluate(
             )
         for line in result.notes:
             note(line)
-        out.print(rich_table(result))  # first: should the writing fail, the scores are seen
+        out.print(rich_table(result))  # before they are written, in case that fails
         written = evaluation.write_report(result, output, overwrite)
     except (NnunetDtcError, OSError) as error:
         raise fail(error) from error

@@ -1,4 +1,4 @@
-"""Image and label files: whether they are whole, and whether the numbers in them are labels."""
+"""Check whether image files are complete, and whether the numbers in them are labels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ __all__ = [
     "ImageFileError",
     "check_complete",
     "is_nifti",
-    "label_values",
     "last_line",
     "shown_values",
     "stored_values",
@@ -28,23 +27,23 @@ __all__ = [
 ]
 
 _LONGEST_HEADER = 540
-"""Bytes of the header of NIfTI-2; that of NIfTI-1 has 348."""
+"""The length of NIfTI-2's header in bytes; NIfTI-1's has 348."""
 
 
 class ImageFileError(NnunetDtcError):
-    """An image file that cannot be used. The message does not name it, which may be a copy."""
+    """An image file that cannot be used. The message does not name the file, which may be a temporary copy."""
 
 
 def check_complete(file: Path) -> None:
-    """Check that all of a NIfTI file is there and that its header has a voxel size.
+    """Check that a NIfTI file is complete and that its header has a voxel size.
 
-    SimpleITK reads a file that was cut off (a full disk, an interrupted copy) as if the rest were background, and takes
-    1 mm where the voxel size is zero, infinite or not a number. Files with another ending are not checked: SimpleITK
-    itself refuses them where they are incomplete.
+    If a file was cut off (a full disk, an interrupted copy), SimpleITK reads the rest as background. It takes 1 mm for
+    a voxel size that is zero, infinite or not a number. Files with other endings are not checked: SimpleITK refuses
+    them if they are incomplete.
 
     Raises:
-        ImageFileError: the file is cut off, its compressed data is damaged (the checksum included), it cannot be read,
-            or its voxel size is none. The message does not name the file, which may be a copy.
+        ImageFileError: the file is cut off, its compressed data or their checksum is damaged, it cannot be read, or its
+            voxel size is not a positive number.
     """
     if not is_nifti(file):
         return
@@ -52,29 +51,29 @@ def check_complete(file: Path) -> None:
         with _opened(file) as stream:
             start = stream.read(_LONGEST_HEADER)
             header = _nifti_header(start)
-            there = len(start)
+            present = len(start)
             while part := stream.read(1 << 20):  # to the end, where the checksum is
-                there += len(part)
+                present += len(part)
     except (OSError, EOFError, zlib.error) as error:
         raise ImageFileError(last_line(error)) from error
     shape = header.get_data_shape()
     needed = float(header["vox_offset"]) + math.prod(shape) * int(header["bitpix"]) / 8
-    if there < needed:
-        raise ImageFileError(f"it is cut off: {needed:.0f} bytes are needed, {there} are there")
+    if present < needed:
+        raise ImageFileError(f"it is cut off: {needed:.0f} bytes are needed, got {present}")
     steps = [float(step) for step in header["pixdim"][1 : len(shape) + 1]]
     if any(size > 1 and not (math.isfinite(step) and step != 0) for size, step in zip(shape, steps, strict=True)):
         raise ImageFileError(
-            f"the voxel size must be a positive number along every axis, the header has pixdim {tuple(steps)}"
+            f"the voxel size must be a positive number along every axis, got pixdim {tuple(steps)} in its header"
         )
 
 
 def stored_values(file: Path) -> np.ndarray | None:
-    """The numbers of a NIfTI file in the type in which they are stored, where that is a floating or complex one.
+    """Read the numbers of a NIfTI file as they are stored, if they are floating-point or complex numbers.
 
     SimpleITK reads NaN and infinity as 0, and readers that convert to single precision drop imaginary parts.
 
     Returns:
-        The array in the order of the file's axes, scaled as the header says; None for integers and other formats.
+        The array in the order of the file's axes, with the header's scaling; None for integers and other formats.
 
     Raises:
         ImageFileError: the file cannot be read.
@@ -90,29 +89,19 @@ def stored_values(file: Path) -> np.ndarray | None:
         import numpy as np
 
         return np.asanyarray(nibabel.load(file).dataobj)
-    except Exception as error:  # of the file: whatever nibabel raises for it
+    except Exception as error:  # nibabel raises many kinds of errors for damaged files
         raise ImageFileError(last_line(error)) from error
 
 
 def is_nifti(file: Path) -> bool:
-    """Whether the file's name says that it is a NIfTI file, in one piece."""
+    """Whether the file has the ending of a single-file NIfTI image."""
     return str(file).lower().endswith((".nii", ".nii.gz"))
 
 
-def label_values(array: np.ndarray) -> set[float]:
-    """The different numbers in an array. Slice by slice: sorting a whole volume would copy it."""
-    import numpy as np
-
-    values: set[float] = set()
-    for part in array:
-        values.update(value if value == value else math.nan for value in np.unique(part).tolist())  # NaN once
-    return values
-
-
 def unknown_values(array: np.ndarray, known: Iterable[int]) -> list[float]:
-    """The numbers in an array that are not among the known label values, in ascending order, NaN last.
+    """The numbers in an array that are not known label values, in ascending order, NaN last.
 
-    Floating numbers are compared in single precision, as nnU-Net reads them: what is rounded to 1 there is a 1.
+    Floating-point numbers are compared in single precision, in which nnU-Net reads them.
 
     Raises:
         ImageFileError: the numbers are complex.
@@ -120,17 +109,17 @@ def unknown_values(array: np.ndarray, known: Iterable[int]) -> list[float]:
     import numpy as np
 
     if array.dtype.kind == "c":
-        raise ImageFileError(f"label values must be integers, the file holds complex numbers ({array.dtype})")
+        raise ImageFileError(f"label values must be integers, got complex numbers ({array.dtype})")
     known = set(known)
-    strange = {value for value in label_values(array) if value not in known}
+    strange = {value for value in _distinct(array) if value not in known}
     if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # beyond single precision is infinite
+        with np.errstate(over="ignore"):  # numbers beyond single precision become infinite
             strange = {value for value in strange if float(np.float32(value)) not in known}
     return sorted(strange, key=lambda value: (math.isnan(value), value))
 
 
 def shown_values(values: Sequence[float], most: int = 5) -> str:
-    """Numbers as a list for messages, each exactly: ``4, 1.0000001, nan, ...``."""
+    """A list of numbers for messages, each with all digits: ``4, 1.0000001, nan, ...``."""
     texts = [
         str(int(value)) if math.isfinite(value) and value == int(value) else repr(value) for value in values[:most]
     ]
@@ -138,19 +127,29 @@ def shown_values(values: Sequence[float], most: int = 5) -> str:
 
 
 def last_line(error: Exception) -> str:
-    """The last line of a message: ITK's have many. Addresses of objects are left out."""
+    """The last line of an error's message without addresses of objects: ITK's messages have many lines."""
     return re.sub(r" ?\(0x[0-9a-f]+\)", "", (str(error).strip().splitlines() or [type(error).__name__])[-1])
 
 
+def _distinct(array: np.ndarray) -> set[float]:
+    """The distinct numbers in an array, found slice by slice: sorting a whole volume would copy it."""
+    import numpy as np
+
+    values: set[float] = set()
+    for part in array:
+        values.update(value if value == value else math.nan for value in np.unique(part).tolist())  # one NaN
+    return values
+
+
 def _opened(file: Path) -> BinaryIO:
-    """A file to be read, decompressed where it is compressed (some that are called .nii are, and the other way)."""
+    """Open a file for reading, decompressed if its content is compressed, whatever its ending."""
     with file.open("rb") as raw:
         compressed = raw.read(2) == b"\x1f\x8b"
     return gzip.open(file, "rb") if compressed else file.open("rb")
 
 
 def _nifti_header(start: bytes) -> nibabel.Nifti1Header:
-    """The header as it stands in a file; nibabel's and ITK's own reading replaces values that cannot be."""
+    """The header as it is in the file; nibabel's and ITK's readers replace impossible values."""
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
 

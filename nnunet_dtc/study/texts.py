@@ -1,4 +1,4 @@
-"""Names of users' files and organs in reports: whatever is in them, the report stays readable and whole."""
+"""Escape the names of files and organs, so that reports stay readable whatever characters these have."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ _NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010fff
 
 
 def visible(text: str) -> str:
-    r"""A text in which characters that cannot be printed are shown as escapes: line breaks (``\n``), control characters
-    (``\x07``), marks of writing direction (``\u202e``), and bytes of file names that are not UTF-8 (``\udcff``)."""
+    r"""Replace characters that cannot be printed by escapes.
+
+    They are line breaks (``\n``), control characters (``\x07``), marks of the writing direction (``\u202e``) and bytes
+    of file names that are not UTF-8 (``\udcff``).
+    """
     return "".join(character if is_printable(character) else _escape(character) for character in text)
 
 
 def xml_text(text: str) -> str:
-    """A text in which characters that XML does not have are shown as escapes; line breaks stay."""
+    """Replace characters that XML does not allow by escapes. Line breaks are allowed."""
     return _NOT_IN_XML.sub(lambda found: _escape(found[0]), text)
 
 
 def markdown_text(text: str) -> str:
-    """A text as `visible` shows it, in which nothing is taken for HTML or for the border of a table's cell."""
+    """Apply `visible`, and escape what Markdown would take for HTML or for the border of a table's cell."""
     text = visible(text).replace("|", "\\|")
     return re.sub(r"<(?=[A-Za-z/!?])|&(?=#?\w+;)", lambda found: "\\" + found[0], text)
 

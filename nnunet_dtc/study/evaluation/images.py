@@ -1,4 +1,4 @@
-"""Where the voxels of label images are, and whether a prediction and its label can be compared voxel by voxel."""
+"""The grids of label images, and whether a prediction and its label can be compared voxel by voxel."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = [
 ]
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl", ".png", ".bmp", ".tif", ".tiff")
-"""Label files that are looked for where no dataset.json says the ending."""
+"""The endings of label files that are looked for where no dataset.json gives one."""
 
 CORNER_TOLERANCE = 0.1
-"""How far apart the corners of two equal grids may be, in voxels (of the shorter side). Headers round: NIfTI keeps
-single precision, and its quaternions can lose half of it."""
+"""The largest distance between the corners of two equal grids, in voxels (of the shortest side). Headers round: NIfTI
+stores single precision, and its quaternions can lose half of it."""
 
 SPACING_TOLERANCE = 1e-3
-"""By how much two equal spacings may differ, as a ratio: text headers keep as few as three digits."""
+"""The largest relative difference of two equal spacings: text headers store as few as three digits."""
 
 
 class EvaluationError(NnunetDtcError):
@@ -37,15 +37,15 @@ class EvaluationError(NnunetDtcError):
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the voxels of an image are, in ITK's order of axes (x, y, z) and its LPS coordinates in mm.
+    """The places of the voxels of an image, in ITK's order of axes (x, y, z) and its LPS coordinates in mm.
 
     A 2D image is a volume of one slice, as nnU-Net reads it.
 
     Attributes:
-        size: voxels along x, y, z.
-        spacing: in mm along x, y, z.
+        size: the number of voxels along x, y, z.
+        spacing: voxel size in mm along x, y, z.
         origin: the centre of the first voxel in mm.
-        direction: the matrix of 3 x 3 numbers, row by row, whose columns are the directions of x, y and z.
+        direction: the 3 x 3 matrix, row by row, whose columns are the directions of x, y and z.
     """
 
     size: tuple[int, int, int]
@@ -55,8 +55,11 @@ class Grid:
 
     @property
     def kept_axes(self) -> tuple[int, ...]:
-        """Axes of the array (z, y, x) that are evaluated: those of size 1 are dropped while more than 2 remain. As
-        volumes of one slice, 2D images would be surface everywhere."""
+        """The axes of the array (z, y, x) that are evaluated.
+
+        Axes of size 1 are dropped while more than 2 remain: as volumes of one slice, 2D images would be surface
+        everywhere.
+        """
         axes = list(range(len(self.size)))
         for axis in tuple(axes):
             if self.size[::-1][axis] == 1 and len(axes) > 2:
@@ -65,12 +68,12 @@ class Grid:
 
     @property
     def array_spacing_mm(self) -> tuple[float, ...]:
-        """Spacing in mm of the array without the axes that are dropped."""
+        """The spacing in mm along `kept_axes`."""
         return tuple(self.spacing[::-1][axis] for axis in self.kept_axes)
 
     @property
     def matrix(self) -> np.ndarray:
-        """From voxel indices (x, y, z) to mm, float64[3, 3]; the origin is added to it."""
+        """The matrix that takes voxel indices (x, y, z) to mm from the origin, float64[3, 3]."""
         return np.array(self.direction, dtype=float).reshape(3, 3) * self.spacing
 
     def corners(self) -> np.ndarray:
@@ -81,13 +84,12 @@ class Grid:
 
 @dataclass(frozen=True)
 class Displacement:
-    """How far the voxels of two images of one size and spacing are apart.
+    """How far apart the voxels of two images of the same size and spacing are.
 
     Attributes:
-        distance_mm: the largest distance between two voxels of the same index.
-        turned: axes of one image have other directions in the other: they are flipped, permuted or turned by more than
-            45 degrees.
-        difference: of the headers, with both values.
+        distance_mm: the largest distance in mm between two voxels of the same index.
+        turned: whether axes are flipped, permuted or turned by more than 45 degrees between the images.
+        difference: the difference of the headers, with both values.
     """
 
     distance_mm: float
@@ -96,9 +98,12 @@ class Displacement:
 
 
 def voxel_difference(a: Grid, b: Grid) -> str | None:
-    """The difference of two grids that cannot be compared voxel by voxel, with both values; None if they can be.
+    """Check whether two grids can be compared voxel by voxel.
 
-    Sizes must be equal, and spacings up to `SPACING_TOLERANCE` along every axis that has more than one voxel.
+    Sizes must be equal, and so must spacings, up to `SPACING_TOLERANCE`, along every axis with more than one voxel.
+
+    Returns:
+        The difference, with both values; None if the grids can be compared.
     """
     if a.size != b.size:
         return f"sizes {a.size} and {b.size}"
@@ -109,8 +114,11 @@ def voxel_difference(a: Grid, b: Grid) -> str | None:
 
 
 def displacement(a: Grid, b: Grid) -> Displacement | None:
-    """How far apart two grids of the same size and spacing put their voxels; None if it is no more than rounding
-    (`CORNER_TOLERANCE`)."""
+    """How far apart the voxels of two grids of the same size and spacing are.
+
+    Returns:
+        The displacement; None if it is within rounding (`CORNER_TOLERANCE`).
+    """
     distance = float(np.linalg.norm(a.corners() - b.corners(), axis=1).max())
     sides = [side for grid in (a, b) for side, size in zip(grid.spacing, grid.size, strict=True) if size > 1]
     if distance <= CORNER_TOLERANCE * min(sides, default=1.0):
@@ -127,11 +135,11 @@ def displacement(a: Grid, b: Grid) -> Displacement | None:
 
 
 def displacement_note(displaced: Mapping[str, Displacement], cases: int) -> str:
-    """One sentence or two about the cases whose prediction and label are not in the same place.
+    """One or two sentences about the cases whose prediction and label are not in the same place.
 
     Args:
-        displaced: by the case's name; not empty.
-        cases: how many cases there are in all.
+        displaced: the displacements by case; not empty.
+        cases: the number of all cases.
     """
     farthest = max(displaced, key=lambda case: displaced[case].distance_mm)
     note = (
@@ -142,7 +150,7 @@ def displacement_note(displaced: Mapping[str, Displacement], cases: int) -> str:
     )
     if turned := [case for case, entry in displaced.items() if entry.turned]:
         names = ", ".join(turned[:3]) + (", ..." if len(turned) > 3 else "")
-        note += f" In {len(turned)} of them ({names}) axes are flipped, permuted or turned: check that they fit."
+        note += f" In {len(turned)} of them ({names}) axes are flipped, permuted or turned: check these files."
     return note
 
 

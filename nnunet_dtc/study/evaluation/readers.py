@@ -1,8 +1,8 @@
-"""Reading label images and images as nnU-Net reads them: with the reader that plans.json or dataset.json names.
+"""Read images and label images as nnU-Net does: with the reader that plans.json or dataset.json names.
 
-nnU-Net's readers return arrays (channels, z, y, x) in single precision. What `SimpleITKIO` reads, its reader for most
-formats, is read here by SimpleITK itself in the type in which it is stored, which takes less memory. All other readers
-are nnU-Net's own classes, or those that others have registered with it.
+nnU-Net's readers return arrays (channels, z, y, x) in single precision. Files for its most common reader,
+`SimpleITKIO`, are read here with SimpleITK in the type in which they are stored, which takes less memory. All other
+readers are nnU-Net's own classes, or classes that others have registered with it.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Image:
     """An image or label image.
 
     Attributes:
-        array: (z, y, x), or (z, y, x, components) for images that have several; labels as integers, or in single
-            precision where they are stored as floating numbers.
-        grid: where its voxels are.
+        array: (z, y, x), or (z, y, x, components) if there are several numbers per voxel. Labels are integers, or
+            single precision if they are stored as floating-point numbers.
+        grid: the places of its voxels.
     """
 
     array: np.ndarray
@@ -47,36 +47,36 @@ class Image:
 
     @property
     def evaluated(self) -> np.ndarray:
-        """The array (z, y, x) or (y, x) without the axes of size 1 that are dropped, see `Grid.kept_axes`."""
+        """The array along `Grid.kept_axes`: (z, y, x), or two of these axes."""
         return self.array.squeeze(axis=tuple(set(range(3)) - set(self.grid.kept_axes)))
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads image files. It can be sent to other processes.
+    """A reader of image files, which can be sent to other processes.
 
     Attributes:
-        io_class: a class of nnU-Net's readers; None stands for `SimpleITKIO`.
+        io_class: one of nnU-Net's reader classes; None stands for `SimpleITKIO`.
     """
 
     io_class: type | None = None
 
     @property
     def name(self) -> str:
-        """As plans.json and dataset.json have it."""
+        """Its name in plans.json and dataset.json."""
         return SIMPLE_ITK if self.io_class is None else self.io_class.__name__
 
     def labels(self, file: Path) -> Image:
-        """A label image.
+        """Read a label image.
 
         Raises:
-            EvaluationError: if it cannot be read, or has several numbers a voxel; names the file.
+            EvaluationError: the file cannot be read, or has several numbers per voxel; names the file.
         """
         image = self._read(file, "read_seg")
         if image.array.ndim != 3:
             raise EvaluationError(
-                "a label image must have 2 or 3 axes and one number a voxel, got "
-                f"{image.array.shape[3]} numbers a voxel in {file}"
+                "a label image must have 2 or 3 axes and one number per voxel, got "
+                f"{image.array.shape[3]} numbers per voxel in {file}"
             )
         if image.array.dtype.kind == "f" and image.array.dtype != np.float32:
             with np.errstate(over="ignore"):
@@ -84,10 +84,10 @@ class Reader:
         return image
 
     def image(self, file: Path) -> Image:
-        """An image, of which this file may be one of several channels.
+        """Read an image, or one of its channels if each channel has a file.
 
         Raises:
-            EvaluationError: if it cannot be read; names the file.
+            EvaluationError: the file cannot be read; names it.
         """
         return self._read(file, "read_images")
 
@@ -95,13 +95,14 @@ class Reader:
         """Read a label image to its end.
 
         Args:
+            file: the label image.
             known: the values that it may have.
 
         Returns:
-            Its grid, and the values that are not among the known ones, as they are stored.
+            Its grid, and the values in it that are not known, as they are stored.
 
         Raises:
-            EvaluationError: the file is damaged, cannot be read, or holds complex numbers; names it.
+            EvaluationError: the file is damaged, cannot be read, or has complex numbers; names it.
         """
         check_image_file(file)
         image = self.labels(file)
@@ -127,18 +128,20 @@ def find_reader(
     plans: Mapping[str, Any] | None = None,
     warn: Callable[[str], None] = lambda line: None,
 ) -> Reader:
-    """The reader that nnU-Net takes for these files.
+    """Find the reader that nnU-Net uses for files.
 
-    It is the one that the plans name (`image_reader_writer`), else the one that dataset.json names
-    (`overwrite_image_reader_writer`), else what nnU-Net takes for the ending. Names are looked up among nnU-Net's
-    registered readers alone. Without plans and dataset.json, SimpleITK reads every NIfTI file, those of two axes, too.
+    It is the reader that the plans name (`image_reader_writer`), otherwise the one that dataset.json names
+    (`overwrite_image_reader_writer`), otherwise nnU-Net's choice for the ending. Names are looked up only among
+    nnU-Net's registered readers. Without plans and dataset.json, SimpleITK reads every NIfTI file, including those of
+    two axes.
 
     Args:
-        ending: of the files, such as `.nii.gz`.
-        example: one of the files. Of a TIFF it decides whether it is a picture or a volume.
-        dataset_json, plans: their contents.
-        warn: is given a sentence where dataset.json names a reader that nnU-Net does not have: like nnU-Net, this
-            function then goes by the ending.
+        ending: the ending of the files, such as `.nii.gz`.
+        example: one of the files, which for TIFF decides between images and volumes.
+        dataset_json: the content of dataset.json.
+        plans: the content of plans.json.
+        warn: called with a sentence if dataset.json names a reader that nnU-Net does not have. Like nnU-Net, this
+            function then chooses by the ending.
 
     Raises:
         EvaluationError: the plans name a reader that nnU-Net does not have.
@@ -159,12 +162,19 @@ def find_reader(
 def reader_of_folder(
     folder: Path, ending: str, example: Path | None = None, warn: Callable[[str], None] = lambda line: None
 ) -> Reader:
-    """`find_reader` with the plans.json and dataset.json of a folder, where they are there: a model's, or one of its
-    predictions, which nnU-Net puts both beside.
+    """Call `find_reader` with the plans.json and dataset.json of a folder, as far as it has them.
+
+    nnU-Net writes both into the folders of models and of predictions.
+
+    Args:
+        folder: the folder.
+        ending: see `find_reader`.
+        example: see `find_reader`.
+        warn: see `find_reader`.
 
     Raises:
         EvaluationError: the plans name a reader that nnU-Net does not have.
-        NnunetDtcError: one of the two files is no JSON.
+        NnunetDtcError: one of the two files is not JSON.
     """
     files = (Path(folder) / name for name in ("dataset.json", "plans.json"))
     contents = (read_json(file) if file.is_file() else None for file in files)
@@ -172,12 +182,10 @@ def reader_of_folder(
 
 
 def check_image_file(file: Path) -> None:
-    """Check that a file is whole and that its header has a voxel size.
-
-    See `nnunet_dtc.study.label_files.check_complete`.
+    """Check that a file is complete and that its header has a voxel size.
 
     Raises:
-        EvaluationError: it is not; names it.
+        EvaluationError: see `nnunet_dtc.study.label_files.check_complete`; names the file.
     """
     try:
         check_complete(Path(file))
@@ -186,10 +194,10 @@ def check_image_file(file: Path) -> None:
 
 
 def check_labels_fit(labels: Path, image: Path, reader: Reader) -> None:
-    """Check that labels have the size and spacing of their image, as far as nnU-Net goes, too.
+    """Check that labels have the size and spacing of their image, which is also what nnU-Net checks.
 
     Raises:
-        EvaluationError: they do not, or one of the files cannot be read.
+        EvaluationError: they have not, or one of the files cannot be read.
     """
     if difference := voxel_difference(reader.labels(labels).grid, reader.image(image).grid):
         raise EvaluationError(f"{labels} is not on the grid of {image} (are they labels of this image?): {difference}")
@@ -199,7 +207,7 @@ def _named(name: Any, where: str) -> Reader:
     """The reader of this name.
 
     Raises:
-        EvaluationError: nnU-Net has none.
+        EvaluationError: nnU-Net has no such reader.
     """
     if name == SIMPLE_ITK:
         return Reader()
@@ -217,25 +225,25 @@ def _by_ending(ending: str, example: Path | None) -> Reader:
             found = determine_reader_writer_from_file_ending(
                 ending, None if example is None else str(example), False, False
             )
-        except RuntimeError:  # none has this ending, or none can read it, which will be said of the file
+        except RuntimeError:  # no reader has this ending or can read the example; reading the files reports it
             return Reader()
     return Reader(None if found.__name__ == SIMPLE_ITK else found)
 
 
 def _by_simple_itk(file: Path) -> Image:
-    """As nnU-Net's SimpleITKIO, in the stored type."""
+    """Read a file as nnU-Net's SimpleITKIO does, but in the stored type."""
     try:
         image = sitk.ReadImage(str(file))
     except RuntimeError as error:
         hint = ""
         if _NOT_ORTHONORMAL in str(error):
             hint = (
-                ' nnU-Net reads such headers with nibabel where dataset.json has "overwrite_image_reader_writer": '
-                '"NibabelIO": put that into the dataset.json of these labels, and into that of the raw data set before '
+                ' nnU-Net reads such headers with nibabel if dataset.json has "overwrite_image_reader_writer": '
+                '"NibabelIO": add that to the dataset.json of these labels, and to that of the raw data set before '
                 "planning."
             )
         raise EvaluationError(f"cannot read {file}: {last_line(error)}{hint}") from error
-    if image.GetDimension() == 4 and image.GetSize()[3] == 1:  # the fourth axis is of channels for nnU-Net
+    if image.GetDimension() == 4 and image.GetSize()[3] == 1:  # for nnU-Net, the fourth axis is that of channels
         image = sitk.Extract(image, (*image.GetSize()[:3], 0), (0, 0, 0, 0))
     dimension = image.GetDimension()
     if dimension not in (2, 3):
@@ -248,15 +256,15 @@ def _by_simple_itk(file: Path) -> Image:
 
 
 def _by_nnunet(file: Path, io_class: type, method: str) -> Image:
-    """What one of nnU-Net's readers gives."""
+    """Read a file with one of nnU-Net's readers."""
     with _quiet() as printed:
         try:
             argument = str(file) if method == "read_seg" else (str(file),)
             array, properties = getattr(io_class(), method)(argument)
             spacing = [float(step) for step in properties["spacing"]]
-        except Exception as error:  # of the file, or of a reader that is not ours: whatever it raises
-            said = last_line(error) if str(error).strip() else (printed.getvalue().strip() or type(error).__name__)
-            raise EvaluationError(f"nnU-Net's {io_class.__name__} cannot read {file}: {said}") from error
+        except Exception as error:  # readers of others may raise anything
+            reason = last_line(error) if str(error).strip() else (printed.getvalue().strip() or type(error).__name__)
+            raise EvaluationError(f"nnU-Net's {io_class.__name__} cannot read {file}: {reason}") from error
     array = np.asarray(array)
     if array.ndim != 4 or len(spacing) != 3:
         raise EvaluationError(
@@ -276,8 +284,12 @@ def _by_nnunet(file: Path, io_class: type, method: str) -> Image:
 
 
 def _grid(file: Path, size: Any, spacing: Any, origin: Any, direction: Any) -> Grid:
-    """A grid of three axes, also for an image of two; all along x, y, z. Raises EvaluationError for no voxel size."""
-    spacing = [abs(float(step)) for step in spacing]  # as nnU-Net
+    """The grid of an image of two or three axes; all arguments are along x, y, z.
+
+    Raises:
+        EvaluationError: the voxel size is not a positive number along every axis.
+    """
+    spacing = [abs(float(step)) for step in spacing]  # as nnU-Net does
     origin = [float(place) for place in origin]
     matrix = np.eye(3)
     axes = math.isqrt(len(direction))
@@ -296,7 +308,7 @@ def _grid(file: Path, size: Any, spacing: Any, origin: Any, direction: Any) -> G
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """nnU-Net's readers print what they find, and warn."""
+    """Catch what nnU-Net's readers print, and suppress their warnings."""
     printed = io.StringIO()
     with (
         contextlib.redirect_stdout(printed),
