@@ -250,7 +250,7 @@ def test_steps_train_and_inference_gives_logits(configuration, trainer, dataset,
     training = planned(configuration, dataset)
     one = bench.Bench(complexity.find_trainer(trainer), training, CPU)
     assert (os.environ["nnUNet_results"], "nnUNet_preprocessed" in os.environ) == (str(tmp_path / "results"), False)
-    network = one._trainer.network
+    network = one.trainer.network
     before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     seconds, loss = one.timed_step()
     assert seconds > 0
@@ -268,9 +268,9 @@ def test_steps_train_and_inference_gives_logits(configuration, trainer, dataset,
     assert logits.shape == (1, classes, *training.patch_size)
     assert not logits.requires_grad
     with torch.no_grad():
-        expected = network.eval()(one._batch["data"][:1])
+        expected = network.eval()(one.batch["data"][:1])
     assert torch.equal(logits, expected)
-    scratch = Path(one._trainer.output_folder)
+    scratch = Path(one.trainer.output_folder)
     assert scratch.is_dir()
     one.close()
     assert not scratch.exists()
@@ -295,7 +295,7 @@ def test_the_process_that_measures_memory_says_what_failed(tmp_path):
     request = {"trainer": VANILLA, "training": dataclasses.asdict(training), "device": "cpu"}
     (tmp_path / "request.json").write_text(json.dumps(request))
     with pytest.raises(SystemExit) as ended:
-        memory._main(str(tmp_path / "request.json"), str(tmp_path / "result.json"))
+        memory.run_request(str(tmp_path / "request.json"), str(tmp_path / "result.json"))
     message = str(ended.value)
     assert message.startswith("nnUNetTrainer cannot train on cpu: Expected more than 1 spatial element")
     assert "\n" not in message
@@ -322,7 +322,7 @@ def test_every_one_of_many_networks_is_compiled():
 
     limit = torch._dynamo.config.recompile_limit
     assert compile_all(limit + 3) < limit + 3
-    with survey._each_compiled(limit + 3):
+    with survey.each_compiled(limit + 3):
         assert compile_all(limit + 3) == limit + 3
     assert torch._dynamo.config.recompile_limit == limit
     torch._dynamo.reset()
@@ -391,8 +391,9 @@ def test_counts_alone(preprocessed, tmp_path):
     assert costs[VANILLA]["step_seconds"] is costs[VANILLA]["peak_memory_mib"] is None
     assert costs[VANILLA]["ratios"]["step_seconds"] is None
     assert "training step" not in done.output
-    assert f"the ratios are to {DTC}, the first one, and not to nnU-Net's own network, which {VANILLA} has" in (
-        done.output
+    assert (
+        f"the ratios are relative to {DTC}, the first trainer, and not to nnU-Net's own network, which {VANILLA} has"
+        in (done.output)
     )
 
 
@@ -401,7 +402,7 @@ def test_measured(preprocessed, tmp_path):
     done = run("-d", 998, "-c", "2d", "-tr", VANILLA, DTC, *sizes, "--device", "cpu", "-o", tmp_path / "costs")
     assert done.exit_code == 0, done.output
     assert "patch 64 x 96, batch 1 (planned: patch 16 x 24, batch 2)" in done.output
-    assert "other sizes than the planned ones" in done.output
+    assert "the sizes are not the planned ones" in done.output
     content = json.loads((tmp_path / "costs.json").read_text())
     assert (content["patch_size"], content["batch_size"], content["repeats"]) == ([64, 96], 1, 2)
     assert (content["planned_patch_size"], content["planned_batch_size"]) == ([16, 24], 2)
@@ -619,7 +620,7 @@ def test_messages_name_the_file_of_the_plans(named, preprocessed):
 
 def test_refused_data_sets(preprocessed, tmp_path, monkeypatch):
     arguments = ("-c", "2d", "-tr", VANILLA, "--no-measure")
-    assert "Could not find a dataset with the ID 5" in run("-d", 5, *arguments).output
+    assert "dataset 5: there must be one data set of this number, found none" in run("-d", 5, *arguments).output
     assert "give either a data set" in run(*arguments).output
     assert f"there is no {tmp_path / 'plans.json'}" in run("--plans", tmp_path / "plans.json", *arguments).output
     (tmp_path / "alone.json").write_text(json.dumps(small_plans()))
@@ -671,7 +672,7 @@ def test_nothing_is_overwritten_unless_asked(preprocessed, tmp_path):
     arguments = ("-d", "Dataset998_Test", "-c", "2d", "-tr", DTC, "--no-measure", "-o", tmp_path / "costs.csv")
     done = run(*arguments)
     assert done.exit_code == 1
-    assert f"will not overwrite {kept} unless asked (--overwrite)" in done.output
+    assert f"will not overwrite {kept} unless overwrite is set" in done.output
     assert sorted(file.name for file in tmp_path.iterdir()) == ["costs.md", "preprocessed"]
     assert run(*arguments, "--overwrite").exit_code == 0
     assert DTC in kept.read_text()

@@ -1,14 +1,14 @@
-"""What trainers cost with the plans at hand: parameters and multiply-accumulates counted, times and memory measured.
+"""The costs of trainers with given plans: number of parameters and multiply-accumulates, measured times and memory.
 
-`counting` has the counts from shapes, `bench` runs one trainer's real training step on random data, `memory` its peak
-memory in a process of its own, `survey` does all of it for several trainers, `report` shows and writes it. `planned`
-reads plans and finds trainers.
+`planned` reads plans, `counting` counts from shapes, `bench` runs a trainer's training step on random data, `memory`
+measures its peak memory in a separate process, `survey` does all of this for several trainers, and `cost_report` prints
+and writes the results.
 """
 
 from nnunet_dtc.plugin.finder import find_trainer
+from nnunet_dtc.study.complexity.cost_report import markdown, rich_table, write_report
 from nnunet_dtc.study.complexity.counting import Macs, count_macs, count_parameters, parameters_mib
 from nnunet_dtc.study.complexity.planned import ComplexityError, PlannedTraining, read_plans
-from nnunet_dtc.study.complexity.report import markdown, rich_table, write_report
 from nnunet_dtc.study.complexity.survey import (
     Complexity,
     TrainerComplexity,

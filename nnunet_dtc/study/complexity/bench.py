@@ -1,9 +1,8 @@
-"""One trainer on one device, ready to do real training steps and forward passes on random data.
+"""One trainer on one device, ready for training steps and forward passes on random data.
 
-It is nnU-Net's trainer itself: its ``initialize`` (network, torch.compile on CUDA unless ``nnUNet_compile=f``,
-optimizer, loss) and its ``train_step`` (autocast and gradient scaling on CUDA, gradient clipping, the step), so that a
-trainer's own optimizer or loss is measured, too. What a training does beside that (data loading, augmentation,
-validation) is not.
+The trainer is nnU-Net's own, with its ``initialize`` (network, torch.compile on CUDA unless ``nnUNet_compile=f``,
+optimizer, loss) and its ``train_step`` (autocast and gradient scaling on CUDA, gradient clipping, optimizer step), so
+that the optimizer and loss of a trainer are part of the measurement. Data loading, augmentation and validation are not.
 """
 
 import contextlib
@@ -28,8 +27,8 @@ from nnunet_dtc.study.complexity.planned import ComplexityError, PlannedTraining
 
 __all__ = ["Bench", "nnunet_settings"]
 
-WARM_UP = 3  # steps at least: compilation, choice of algorithms, the optimizer's state
-WARM_UP_LIMIT = 20  # with gradient scaling the first steps are skipped until the scale fits
+WARM_UP = 3  # minimum of steps for compilation, choice of algorithms and the optimizer's state
+WARM_UP_LIMIT = 20  # gradient scaling skips the first steps until its scale fits
 SEED = 0
 
 
@@ -37,13 +36,17 @@ class Bench:
     """A trainer with a batch of random data.
 
     Args:
-        trainer: its class.
+        trainer: class of the trainer.
         training: plans and sizes.
-        device: of ``check_device``.
+        device: device for the network.
+
+    Attributes:
+        trainer: the initialized trainer.
+        batch: the batch, "data" (N, C, *patch) and "target".
 
     Raises:
-        ComplexityError: the trainer cannot be set up; here and in the methods also where a step or a forward pass
-            fails, out of memory for example.
+        ComplexityError: the trainer cannot be set up. The methods raise it if a step or a forward pass fails, for
+            example out of memory.
     """
 
     def __init__(self, trainer: type[nnUNetTrainer], training: PlannedTraining, device: torch.device) -> None:
@@ -52,8 +55,8 @@ class Bench:
         self._scratch = contextlib.ExitStack()
         try:
             with self._explained("set up"):
-                self._trainer = self._initialized(trainer, training)
-                self._batch = _random_batch(self._trainer, training)
+                self.trainer = self._initialized(trainer, training)
+                self.batch = _random_batch(self.trainer, training)
         except BaseException:
             self.close()
             raise
@@ -61,14 +64,14 @@ class Bench:
         self._patch: torch.Tensor | None = None
 
     def _initialized(self, trainer: type[nnUNetTrainer], training: PlannedTraining) -> nnUNetTrainer:
-        """In folders of its own, which are gone in the end: a trainer makes folders and looks at preprocessed data."""
+        """Set the trainer up in temporary folders, because it creates folders and inspects preprocessed data."""
         scratch = Path(self._scratch.enter_context(tempfile.TemporaryDirectory(prefix="nnunet_dtc_complexity_")))
         folders = {"nnUNet_results": scratch / "results", "nnUNet_preprocessed": scratch / "preprocessed"}
         plans = training.manager
         data = plans.get_configuration(training.configuration).data_identifier
         data_folder = folders["nnUNet_preprocessed"] / plans.dataset_name / data
         data_folder.mkdir(parents=True)
-        (data_folder / "case.b2nd").touch()  # by the ending the trainer chooses the reader of its data
+        (data_folder / "case.b2nd").touch()  # the trainer chooses its data reader by this ending
         variables = {name: str(folder) for name, folder in folders.items()} | {"nnUNet_wandb_enabled": "0"}
         with environment(**variables), contextlib.redirect_stdout(io.StringIO()):
             made = trainer(
@@ -84,19 +87,19 @@ class Bench:
 
     @property
     def compiles(self) -> bool:
-        """Whether the training runs through torch.compile."""
-        return isinstance(self._trainer.network, OptimizedModule)
+        """Whether the network is compiled by torch.compile."""
+        return isinstance(self.trainer.network, OptimizedModule)
 
     def step(self) -> float:
-        """One training step; returns the loss."""
+        """Do one training step, and return the loss."""
         with self._explained("train"):
-            return float(self._trainer.train_step(self._batch)["loss"])
+            return float(self.trainer.train_step(self.batch)["loss"])
 
     def timed_step(self) -> tuple[float, float]:
-        """Seconds of one training step, and its loss; the batch starts in the memory of the host.
+        """Seconds of one training step and its loss; the batch is in host memory at the start.
 
-        On CUDA an untimed step comes before, with an emptied cache: the steps of several trainers in turn would
-        otherwise have to give each other's memory back.
+        On CUDA an untimed step with an emptied cache precedes it. The time would otherwise include the release of
+        memory that other trainers have cached.
         """
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -104,7 +107,7 @@ class Bench:
         return self._timed(self.step)
 
     def timed_inference(self) -> float:
-        """Seconds of one forward pass of one patch that is on the device already."""
+        """Seconds of one forward pass of one patch that is already on the device."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             self.infer()
@@ -118,50 +121,51 @@ class Bench:
         return time.perf_counter() - start, result
 
     def warm_up(self) -> None:
-        """Steps until everything is in place that later steps find there."""
+        """Do training steps until compilation and the state of the optimizer are complete."""
         for done in range(1, WARM_UP_LIMIT + 1):
             self.step()
-            if done >= WARM_UP and self._trainer.optimizer.state:
+            if done >= WARM_UP and self.trainer.optimizer.state:
                 break
 
     def start_inference(self) -> None:
-        """From now on ``infer``: the network as nnU-Net's predictor runs it, and one forward pass to warm up.
+        """Switch from training to inference, and warm up.
 
-        That is without deep supervision, and through torch.compile only where ``nnUNet_compile`` asks for it.
+        As in nnU-Net's predictor, the network has no deep supervision and is compiled only if ``nnUNet_compile`` is
+        set.
         """
         with self._explained("predict"):
-            self._trainer.set_deep_supervision_enabled(False)
-            network = unwrap(self._trainer.network)
+            self.trainer.set_deep_supervision_enabled(False)
+            network = unwrap(self.trainer.network)
             if os.environ.get("nnUNet_compile", "").lower() in ("true", "1", "t"):
                 network = torch.compile(network)
             self._forward = network.eval()
-            self._patch = self._batch["data"][:1].to(self.device)
+            self._patch = self.batch["data"][:1].to(self.device)
         for _ in range(WARM_UP):
             self.infer()
 
     def infer(self) -> torch.Tensor:
         """The logits (1, classes, *patch) of one patch, without mirroring."""
         if self._forward is None:
-            raise RuntimeError("start_inference comes before infer")
+            raise RuntimeError("call start_inference before infer")
         with self._explained("predict"), torch.inference_mode(), _autocast(self.device):
             return self._forward(self._patch)
 
     def close(self) -> None:
-        """Remove its files."""
+        """Remove the temporary files."""
         self._scratch.close()
 
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # any trainer's own code; most often out of memory
+        except Exception as error:  # from the code of any trainer, most often out of memory
             raise ComplexityError(
                 f"{self.name} cannot {what} on {self.device.type}: {describe_error(error)}"
             ) from error
 
 
 def _random_batch(trainer: nnUNetTrainer, training: PlannedTraining) -> dict[str, Any]:
-    """A batch as the trainer's data loader gives it: noise, and random labels through the trainer's own transforms."""
+    """A batch like that of the trainer's data loader: noise, and random labels after the trainer's transforms."""
     random = torch.Generator().manual_seed(SEED)
     labels = trainer.label_manager
     transforms = trainer.get_validation_transforms(
@@ -173,7 +177,7 @@ def _random_batch(trainer: nnUNetTrainer, training: PlannedTraining) -> dict[str
     )
     size = training.patch_size
     images = len(training.dataset_json.get("channel_names", training.dataset_json.get("modality", ())))
-    segmentations = 2 if trainer.is_cascaded else 1  # of the reference, and of the first stage
+    segmentations = 2 if trainer.is_cascaded else 1  # of the reference, and in a cascade of the first stage
     values = torch.tensor(labels.all_labels, dtype=torch.int16)
     cases = []
     for _ in range(training.batch_size):
@@ -181,11 +185,11 @@ def _random_batch(trainer: nnUNetTrainer, training: PlannedTraining) -> dict[str
         cases.append(transforms(image=torch.randn(images, *size, generator=random), segmentation=values[chosen]))
     data = torch.stack([case["image"] for case in cases])  # (N, C, *size)
     targets = [case["segmentation"] for case in cases]
-    if isinstance(targets[0], list):  # one a level of deep supervision
+    if isinstance(targets[0], list):  # one per level of deep supervision
         target: Any = [torch.stack(level) for level in zip(*targets, strict=True)]
     else:
         target = torch.stack(targets)
-    if trainer.device.type == "cuda":  # as nnU-Net's loader does
+    if trainer.device.type == "cuda":  # as in nnU-Net's data loader
         data = data.pin_memory()
         target = [level.pin_memory() for level in target] if isinstance(target, list) else target.pin_memory()
     return {"data": data, "target": target}
@@ -193,7 +197,7 @@ def _random_batch(trainer: nnUNetTrainer, training: PlannedTraining) -> dict[str
 
 @contextlib.contextmanager
 def nnunet_settings() -> Iterator[None]:
-    """Of cuDNN, as ``nnUNetv2_train`` sets them."""
+    """Set the flags of cuDNN as ``nnUNetv2_train`` does."""
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic
     cudnn.benchmark, cudnn.deterministic = torch.cuda.is_available(), False
@@ -204,7 +208,7 @@ def nnunet_settings() -> Iterator[None]:
 
 
 def _synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait for all work on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

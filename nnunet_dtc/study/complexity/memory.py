@@ -1,14 +1,14 @@
-"""Peak memory of a training step, in a process of its own for each trainer: what one used cannot hide in another.
+"""Peak memory of a training step, measured in a separate process for each trainer.
 
-On CUDA it is what torch's allocator had handed out at most during steps after the warm-up, and beside it what it had
-reserved from the device. On the CPU it is by how much the process grew: its largest resident size during the steps,
-less that before the network was built (Python, torch and nnU-Net are some hundred MiB for themselves). Elsewhere
-nothing is measured. MiB are 1024 * 1024 bytes.
+On CUDA it is the maximum that torch's allocator had allocated and reserved during steps after the warm-up. On the CPU
+it is the growth of the process: its largest resident size during the steps minus its size before the network was built
+(Python, torch and nnU-Net alone take some hundred MiB). On other devices nothing is measured. MiB are 1024 * 1024
+bytes.
 
-In that process glibc gives freed blocks back at once (`MALLOC`). What it keeps by default comes on top in a training on
-the CPU.
+In this process glibc returns freed blocks to the system at once (`MALLOC`). In a training on the CPU the blocks that it
+retains by default are added to the peak.
 
-Run as a module, with the files of a request and of a result as its arguments, it is that process.
+The process runs this module with the files of a request and of a result as arguments.
 """
 
 import json
@@ -32,16 +32,16 @@ from nnunet_dtc.study.processes import guarded
 
 __all__ = ["PeakMemory", "measure_peak_memory"]
 
-STEPS = 2  # after the warm-up; they do not differ
+STEPS = 2  # after the warm-up, after which all steps need the same memory
 
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Of the training steps of one trainer, in MiB.
+    """Peak memory of the training steps of one trainer in MiB.
 
     Attributes:
-        peak_mib: CUDA: allocated by torch; CPU: growth of the process; None where it cannot be measured.
-        reserved_mib: CUDA: reserved by torch from the device; None elsewhere.
+        peak_mib: allocated by torch on CUDA, growth of the process on the CPU; None if it cannot be measured.
+        reserved_mib: reserved by torch on CUDA; None on other devices.
     """
 
     peak_mib: float | None = None
@@ -49,10 +49,10 @@ class PeakMemory:
 
 
 def measure_peak_memory(trainer_name: str, training: PlannedTraining, device: torch.device) -> PeakMemory:
-    """Train some steps in a fresh process.
+    """Do some training steps in a new process, and measure their peak memory.
 
     Raises:
-        ComplexityError: that process failed, with its last line, or was killed.
+        ComplexityError: the process failed or was killed.
     """
     if device.type not in ("cpu", "cuda"):
         return PeakMemory()
@@ -63,7 +63,7 @@ def measure_peak_memory(trainer_name: str, training: PlannedTraining, device: to
         )
         command = [sys.executable, "-m", "nnunet_dtc.study.complexity.memory", request, result]
         options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        # its temporary files lie in this folder: it is killed where this process is interrupted
+        # its temporary files are in this folder, because it is killed if this process is interrupted
         with guarded(command, env=os.environ | MALLOC | {"TMPDIR": folder}, **options) as process:
             errors = process.communicate()[1]
         done = subprocess.CompletedProcess(command, process.returncode, "", errors)
@@ -73,7 +73,7 @@ def measure_peak_memory(trainer_name: str, training: PlannedTraining, device: to
 
 
 def _measure(trainer_name: str, training: PlannedTraining, device: torch.device) -> PeakMemory:
-    """In this process."""
+    """Measure the peak memory in this process."""
     trainer = find_trainer(trainer_name)
     _load_libraries(device)
     before = resident_mib()
@@ -98,18 +98,18 @@ def _measure(trainer_name: str, training: PlannedTraining, device: torch.device)
 
 
 def _load_libraries(device: torch.device) -> None:
-    """What is loaded in the first step only (the convolutions' library, optimizers, dynamo, DTC's backend with what it
-    compiles) is not the trainer's."""
+    """Load what any first step loads, so that it is not counted: convolutions, optimizers, dynamo, DTC's backend."""
     network = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.ConvTranspose3d(2, 1, 2, 2))
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     network(torch.ones(1, 1, 4, 4, 4)).sum().backward()
     optimizer.step()
-    if device.type == "cpu":  # only there the growth of the process is what is measured
+    if device.type == "cpu":  # the only device where the growth of the process is measured
         DTC2d(1, 1, 2)(torch.ones(1, 1, 3, 3)).sum().backward()
         DTC3d(1, 1, 2)(torch.ones(1, 1, 3, 3, 3)).sum().backward()
 
 
-def _main(request: str, result: str) -> None:
+def run_request(request: str, result: str) -> None:
+    """Measure what the file of a request names, and write the file of the result; exits with a message on errors."""
     content = json.loads(Path(request).read_text(encoding="utf-8"))
     training = PlannedTraining(**content["training"])
     try:
@@ -120,4 +120,4 @@ def _main(request: str, result: str) -> None:
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    run_request(*sys.argv[1:])

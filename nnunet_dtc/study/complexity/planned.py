@@ -1,6 +1,5 @@
-"""What is measured: the trainers' networks for one configuration of one data set's plans."""
+"""Plans and the configuration for which trainers are counted and measured."""
 
-import os
 import shlex
 from collections.abc import Sequence
 from copy import deepcopy
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
@@ -19,6 +17,7 @@ from nnunet_dtc.architectures.patch_size import PatchSizeError, check_planned
 from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.ops.checks import times
 from nnunet_dtc.plugin import planned_networks
+from nnunet_dtc.plugin.model_folder import dataset_name, environment_folder
 from nnunet_dtc.plugin.nnunet_files import MalformedFileError, check_dataset_json, check_plans, read_json
 from nnunet_dtc.plugin.plans_safety import check_names
 from nnunet_dtc.trainers.base import NamedTrainer
@@ -27,18 +26,19 @@ __all__ = ["ComplexityError", "PlannedTraining", "is_vanilla", "read_plans"]
 
 
 class ComplexityError(NnunetDtcError):
-    """Plans, a trainer or a device that nothing can be measured with, and the reason."""
+    """Plans, a trainer or a device that nothing can be counted or measured with."""
 
 
 @dataclass(frozen=True)
 class PlannedTraining:
-    """One configuration of plans, perhaps with another patch or batch size. Plain values: JSON can hold it.
+    """One configuration of plans, possibly with another patch or batch size. It can be stored as JSON.
 
     Attributes:
-        plans: nnU-Net's, changed where another size was asked for.
-        dataset_json: of the data set.
-        configuration: its name.
-        planned_patch_size, planned_batch_size: those that nnU-Net planned.
+        plans: nnU-Net's plans, with the other sizes if there are any.
+        dataset_json: content of dataset.json.
+        configuration: name of the configuration.
+        planned_patch_size: patch size of nnU-Net's plans.
+        planned_batch_size: batch size of nnU-Net's plans.
         origin: the file of the plans, for messages.
     """
 
@@ -59,19 +59,20 @@ class PlannedTraining:
         batch_size: int | None = None,
         origin: object = "the plans",
     ) -> "PlannedTraining":
-        """Check plans, and put other sizes into a copy of them.
+        """Check plans, and set other sizes in a copy of them.
 
         Args:
-            plans, dataset_json: what nnU-Net wrote.
-            configuration: "3d_fullres", ...
-            patch_size: voxels in the plans' order of axes, instead of the planned ones.
-            batch_size: cases, instead of the planned ones.
+            plans: content of the plans.
+            dataset_json: content of dataset.json.
+            configuration: name of the configuration, such as "3d_fullres".
+            patch_size: voxels in the plans' order of axes; by default the planned size.
+            batch_size: cases in a batch; by default the planned number.
             origin: the file of the plans, for messages.
 
         Raises:
-            MalformedFileError: there is no such configuration, or something is not as nnU-Net writes it.
-            UnsafePlansError: the plans name something else than nnU-Net's classes.
-            ComplexityError: the patch has other axes than the planned one, or a size is less than 1.
+            MalformedFileError: there is no such configuration, or the content is not as nnU-Net writes it.
+            UnsafePlansError: the plans name a class that is not nnU-Net's.
+            ComplexityError: the number of axes is not that of the planned patch, or a size is less than 1.
         """
         plans = deepcopy(plans)
         check_plans(plans, origin, configuration)
@@ -82,7 +83,7 @@ class PlannedTraining:
         training = cls(
             plans, dataset_json, configuration, planned_patch_size, int(planned.batch_size), origin=str(origin)
         )
-        own = plans["configurations"][configuration]  # over what it may inherit
+        own = plans["configurations"][configuration]  # takes precedence over what it inherits
         if patch_size is not None:
             own["patch_size"] = _checked_axes(patch_size, planned_patch_size)
         if batch_size is not None:
@@ -93,49 +94,49 @@ class PlannedTraining:
 
     @property
     def manager(self) -> PlansManager:
-        """nnU-Net's view of a copy of the plans: it may change what it is given."""
+        """nnU-Net's manager for a copy of the plans, because it may modify them."""
         return PlansManager(deepcopy(self.plans))
 
     @property
     def patch_size(self) -> tuple[int, ...]:
-        """Voxels of the patch that is measured, in the plans' order of axes."""
+        """Voxels of the patch in the plans' order of axes."""
         return tuple(map(int, self.manager.get_configuration(self.configuration).patch_size))
 
     @property
     def batch_size(self) -> int:
-        """Cases of the batch that is measured."""
+        """Cases in a batch."""
         return int(self.manager.get_configuration(self.configuration).batch_size)
 
     @property
     def changed(self) -> bool:
-        """Whether the sizes are other than the planned ones."""
+        """Whether the sizes differ from the planned ones."""
         return (self.patch_size, self.batch_size) != (self.planned_patch_size, self.planned_batch_size)
 
     @property
     def input_channels(self) -> int:
-        """Of the network's input: a cascade's second stage also has those of the first stage's segmentation."""
+        """Channels of the network's input, with the segmentation of the previous stage in a cascade."""
         plans = self.manager
         return determine_num_input_channels(plans, plans.get_configuration(self.configuration), self.dataset_json)
 
     def build_network(self, trainer: type[nnUNetTrainer], deep_supervision: bool) -> nn.Module:
-        """The network that nnU-Net builds with this trainer, on the CPU.
+        """Build the network of a trainer on the CPU as nnU-Net does.
 
         Raises:
-            NetworkError: it cannot be built, or does not fit into the machine's memory.
+            NetworkError: the network cannot be built, or does not fit into memory.
         """
         return planned_networks.build_network(
             trainer, self.plans, self.configuration, self.dataset_json, deep_supervision, self.origin
         )
 
     def check_patch(self, trainer: type[nnUNetTrainer], trains: bool) -> None:
-        """Refuse a patch that the network of this trainer does not take.
+        """Check that the network of a trainer accepts the patch, as far as this is known before it is built.
 
-        The strides of the plans are those of the planned network: they must divide its patches, while the paper's other
-        networks pad theirs. What the network of somebody else's trainer takes is not known before it is tried.
+        The strides of the planned network must divide its patches, while the paper's other networks pad theirs. For
+        trainers of other packages nothing is known.
 
         Args:
-            trainer: its class.
-            trains: whether it must also be possible to train with such batches; else the network is only counted.
+            trainer: class of the trainer.
+            trains: also check that the network can be trained with such batches.
 
         Raises:
             ComplexityError: the strides do not divide the patch, or a normalisation has one value per channel.
@@ -149,11 +150,11 @@ class PlannedTraining:
             raise self.patch_refused(trainer, str(error)) from error
 
     def patch_refused(self, trainer: type[nnUNetTrainer], reason: str) -> ComplexityError:
-        """The error that names the plans, the trainer, and what is wrong with the patch."""
+        """The error for a patch that the network of a trainer does not accept."""
         return ComplexityError(f"{self.origin}: the network of {trainer.__name__} does not take this patch: {reason}")
 
     def why_not_planned(self) -> str:
-        """What is wrong with the patch for the network that nnU-Net has planned; empty where it takes it."""
+        """Why nnU-Net's planned network does not accept the patch; empty if it does."""
         try:
             self._check_planned(None)
         except PatchSizeError as error:
@@ -165,8 +166,7 @@ class PlannedTraining:
         check_planned(configuration.patch_size, configuration.network_arch_init_kwargs, batch_size)
 
     def check_memory(self) -> None:
-        """Refuse a batch that does not fit into the machine's memory: its images and labels, and in training on the
-        CPU at least the features of the first stage with their gradient.
+        """Check that a batch fits into memory: images, labels, and the features of the first stage with their gradient.
 
         Raises:
             NetworkError: it does not fit.
@@ -198,45 +198,39 @@ def read_plans(
     dataset: str | None, plans_name: str = "nnUNetPlans", plans_file: Path | None = None,
     dataset_json: Path | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any], Path]:  # fmt: skip
-    """Plans and dataset.json: of a data set in ``nnUNet_preprocessed``, or two files.
+    """Read plans and dataset.json, of a data set in ``nnUNet_preprocessed`` or from two files.
 
     Args:
-        dataset: its number or name; None with files.
-        plans_name: of the plans in the data set's folder.
-        plans_file: instead of a data set.
-        dataset_json: beside ``plans_file`` where it is not given.
+        dataset: number or name of a data set; None to read files.
+        plans_name: name of the plans of the data set.
+        plans_file: file of plans; None to read those of a data set.
+        dataset_json: file of the data set's description; by default dataset.json in the folder of ``plans_file``.
 
     Returns:
-        The plans, dataset.json, and the file of the plans, for messages.
+        The content of the plans, that of dataset.json, and the file of the plans.
 
     Raises:
-        ComplexityError: there is neither or both, or the folder is not known.
-        MalformedFileError: a file is missing, or is not what nnU-Net writes.
+        ComplexityError: neither or both of ``dataset`` and ``plans_file`` are given, or there are no such plans.
+        ModelFolderError: there is no such data set, or ``nnUNet_preprocessed`` is not set.
+        MalformedFileError: a file is missing or is not as nnU-Net writes it.
     """
     if (dataset is None) == (plans_file is None):
-        raise ComplexityError("give either a data set (-d) or the file of plans (--plans)")
+        raise ComplexityError("give either a data set or a file of plans")
     if plans_file is None:
         if dataset_json is not None:
-            raise ComplexityError("--dataset-json belongs to --plans; a data set (-d) has its own")
-        root = os.environ.get("nnUNet_preprocessed")
-        if not root:
-            raise ComplexityError("nnUNet_preprocessed is not set: export it, or give the files by --plans")
-        try:
-            name = maybe_convert_to_dataset_name(dataset)
-        except (RuntimeError, ValueError) as error:
-            raise ComplexityError(str(error)) from error
-        folder = Path(root) / name
+            raise ComplexityError("a data set has its own dataset.json; give another one only with a file of plans")
+        folder = environment_folder("nnUNet_preprocessed", f"the plans of data set {dataset}") / dataset_name(dataset)
         plans_file, dataset_json = folder / f"{plans_name}.json", folder / "dataset.json"
         if not plans_file.is_file():
             others = sorted(file.stem for file in folder.glob("*.json") if _is_plans(file))
             raise ComplexityError(
                 f"there are no plans {plans_file}: run nnUNetv2_plan_and_preprocess -d {shlex.quote(dataset)}"
-                + (f", or take one of {', '.join(others)} (-p)" if others else "")
+                + (f", or use the plans {' or '.join(others)}" if others else "")
             )
     plans = read_json(plans_file)
     check_plans(plans, plans_file)
     if dataset_json is None and not (dataset_json := plans_file.with_name("dataset.json")).is_file():
-        raise ComplexityError(f"there is no dataset.json beside {plans_file}: copy it there, or give --dataset-json")
+        raise ComplexityError(f"there is no dataset.json beside {plans_file}: copy it there, or give its file")
     content = read_json(dataset_json)
     check_dataset_json(content, dataset_json)
     return plans, content, plans_file
@@ -251,5 +245,5 @@ def _is_plans(file: Path) -> bool:
 
 
 def is_vanilla(trainer: type[nnUNetTrainer]) -> bool:
-    """Whether its network is the one that nnU-Net's own trainer builds."""
+    """Whether a trainer builds the same network as nnU-Net's own trainer."""
     return trainer.build_network_architecture is nnUNetTrainer.build_network_architecture

@@ -1,8 +1,8 @@
-"""How much memory a process takes, as its operating system sees it. MiB are 1024 * 1024 bytes.
+"""The memory of a process as its operating system reports it. MiB are 1024 * 1024 bytes.
 
-Meant for a process that does one thing: what one used cannot hide in another. Start it with ``MALLOC`` in its
-environment; glibc then gives freed blocks back at once. By default it keeps many of them, and how many depends on
-chance: the peaks of one training then differed by a tenth from run to run.
+Use it in a process that does one task, started with ``MALLOC`` in its environment, so that glibc returns freed blocks
+to the system at once. By default glibc retains a varying number of them: the peaks of one training differed by a tenth
+from run to run.
 """
 
 import signal
@@ -14,7 +14,7 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"} 
 
 
 def forget_peak() -> None:
-    """Let Linux's peak be that of what follows, where it lets itself be reset."""
+    """Reset the peak of this process, on Linux systems that allow it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -22,18 +22,18 @@ def forget_peak() -> None:
 
 
 def resident_mib() -> float | None:
-    """Resident memory of this process now, in MiB; where only its peak is known, that; None where neither is."""
+    """Current resident memory of this process in MiB, its peak if only that is known, or None."""
     return _of_proc("VmRSS") or _getrusage()
 
 
 def peak_resident_mib() -> float | None:
-    """The largest since the process began, or since :func:`forget_peak`, in MiB; None where it is not known."""
-    # not getrusage on Linux: there a process inherits the peak of the one that started it
+    """Peak of the resident memory since the start or :func:`forget_peak` in MiB; None if it is not known."""
+    # on Linux getrusage is not used, because a process inherits the peak of its parent there
     return _of_proc("VmHWM") or _getrusage()
 
 
 def why_ended(done: subprocess.CompletedProcess) -> str:
-    """Why a process that was to measure did not end well: a signal, or the last line of its errors (text)."""
+    """Why a measuring process failed: the signal that ended it, or the last line of its standard error."""
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         return f"its process was ended by {name}" + ", perhaps out of memory" * (name == "SIGKILL")

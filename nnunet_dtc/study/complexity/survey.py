@@ -1,4 +1,4 @@
-"""Count and measure several trainers: table 7 of the paper for the plans at hand."""
+"""Count and measure several trainers: table 7 of the paper for given plans."""
 
 import contextlib
 import importlib.metadata
@@ -35,20 +35,21 @@ __all__ = [
 
 Progress = Callable[[str, int, int], None]
 
-# what has ratios, in the order of the tables; names as in the JSON
+# quantities with ratios in the order of the tables, named as in the JSON file
 QUANTITIES = ("parameters", "macs", "step_seconds", "inference_seconds", "peak_memory_mib")
 
 
 @dataclass(frozen=True)
 class TrainerComplexity:
-    """What one trainer costs. None and empty where it was not measured.
+    """The costs of one trainer; None or empty if not measured.
 
     Attributes:
-        parameters: of the network, each once.
+        parameters: number of parameters of the network.
         macs: multiply-accumulates of the forward pass of one patch, see `counting`.
         step_runs: seconds of each timed training step.
         inference_runs: seconds of each timed forward pass of one patch.
-        peak_memory_mib, peak_memory_reserved_mib: of a training step, see `memory`.
+        peak_memory_mib: peak memory of a training step, see `memory`.
+        peak_memory_reserved_mib: reserved memory of a training step, see `memory`.
     """
 
     parameters: int
@@ -60,17 +61,17 @@ class TrainerComplexity:
 
     @property
     def parameters_mib(self) -> float:
-        """In float32: "Params (M)" of table 7."""
+        """Size of the parameters in float32, "Params (M)" of table 7."""
         return parameters_mib(self.parameters)
 
     @property
     def step_seconds(self) -> float | None:
-        """The median."""
+        """Median of the training steps."""
         return statistics.median(self.step_runs) if self.step_runs else None
 
     @property
     def inference_seconds(self) -> float | None:
-        """The median."""
+        """Median of the forward passes."""
         return statistics.median(self.inference_runs) if self.inference_runs else None
 
 
@@ -98,9 +99,9 @@ class Complexity:
     Attributes:
         training: plans, configuration and sizes.
         trainers: name to costs.
-        machine: None where only was counted.
+        machine: the machine; None if nothing was measured.
         repeats: timed runs of each trainer.
-        notes: sentences for the reader.
+        notes: remarks for the reader.
     """
 
     training: PlannedTraining
@@ -115,22 +116,22 @@ class Complexity:
         return next(iter(self.trainers))
 
     def ratio(self, trainer: str, quantity: str) -> float | None:
-        """One of QUANTITIES as a multiple of the first trainer's; None where one of the two is not known, or 0."""
+        """One of QUANTITIES relative to the first trainer; None if one of the two is not known or 0."""
         own, first = (getattr(self.trainers[name], quantity) for name in (trainer, self.baseline))
         return own / first if own is not None and first else None
 
 
 def find_trainers(names: Sequence[str]) -> dict[str, type]:
-    """The classes of these names, in this order.
+    """Find the classes of trainers by their names.
 
     Raises:
-        ComplexityError: there is none, or one twice.
-        TrainerNotFoundError: one that nobody has, see ``find_trainer``.
+        ComplexityError: no name is given, or one of them twice.
+        TrainerNotFoundError: there is no trainer of this name, see ``find_trainer``.
     """
     if not names:
-        raise ComplexityError("give at least one trainer: -tr nnUNetTrainer nnUNetTrainerDTC")
+        raise ComplexityError("give at least one trainer, such as nnUNetTrainerDTC")
     if twice := sorted({name for name in names if list(names).count(name) > 1}):
-        raise ComplexityError(f"each trainer once, got several of {', '.join(twice)}")
+        raise ComplexityError(f"each trainer can be given once, got several times {', '.join(twice)}")
     return {name: find_trainer(name) for name in names}
 
 
@@ -144,14 +145,14 @@ def survey_trainers(
     """Count all trainers, then measure them: :func:`count_trainers` and, on a device, :func:`measure_trainers`.
 
     Args:
-        training: what to train.
-        trainers: of ``find_trainers``.
-        device: of ``check_device``; None counts only.
+        training: plans and sizes.
+        trainers: names and classes from ``find_trainers``.
+        device: device to measure on; None to count only.
         repeats: timed training steps, and timed forward passes, of each trainer.
         progress: called with (step, done, total).
 
     Raises:
-        NnunetDtcError: as these two raise.
+        NnunetDtcError: see these two functions.
     """
     if device is not None:
         _check_repeats(repeats)
@@ -169,14 +170,14 @@ def count_trainers(
     """Build the networks of all trainers, and count their parameters and multiply-accumulates.
 
     Args:
-        training: what to train.
-        trainers: of ``find_trainers``.
+        training: plans and sizes.
+        trainers: names and classes from ``find_trainers``.
         progress: called with (step, done, total).
-        trains: whether training steps are to follow. Then what cannot be trained is refused, too.
+        trains: also check that the networks can be trained with such batches.
 
     Raises:
-        ComplexityError: a network does not take the patch, or cannot be trained with such batches.
-        NetworkError: a network cannot be built, or it or a training step does not fit into the machine's memory.
+        ComplexityError: a network does not accept the patch, or cannot be trained with such batches.
+        NetworkError: a network cannot be built, or the network or a training step does not fit into memory.
     """
     if trains:
         training.check_memory()
@@ -189,9 +190,9 @@ def count_trainers(
         network = training.build_network(trainer, deep_supervision=False)
         try:
             macs = count_macs(network, training.input_channels, training.patch_size)
-        except Exception as error:  # any network's own code
+        except Exception as error:  # from the code of any network
             reason = describe_error(error)
-            if planned := training.why_not_planned():  # the network may be the planned one all the same
+            if planned := training.why_not_planned():  # the network may still be the planned one
                 reason = f"{planned} ({reason})"
             raise training.patch_refused(trainer, reason) from error
         counts[name] = TrainerComplexity(count_parameters(network), macs.total)
@@ -208,20 +209,20 @@ def measure_trainers(
     repeats: int = 10,
     progress: Progress = lambda step, done, total: None,
 ) -> Complexity:
-    """Measure times and memory of trainers that are counted.
+    """Measure times and memory of trainers.
 
-    Peak memory comes from a process a trainer. Times are medians of runs in this process, in turn (first trainer,
-    second, first, second, ...), so that what else the machine does meets all of them.
+    Peak memory is measured in one process per trainer. Times are medians of runs in this process. The trainers take
+    turns (first, second, first, second, ...), so that other load of the machine affects all of them.
 
     Args:
-        counted: of ``count_trainers`` with ``trains``.
+        counted: result of ``count_trainers`` with ``trains``.
         trainers: the same trainers.
-        device: of ``check_device``.
+        device: device to measure on.
         repeats: timed training steps, and timed forward passes, of each trainer.
         progress: called with (step, done, total).
 
     Raises:
-        ComplexityError: a trainer fails; it says which and how.
+        ComplexityError: a trainer fails; the message names it and the reason.
     """
     _check_repeats(repeats)
     training, notes = counted.training, list(counted.notes)
@@ -248,7 +249,7 @@ def measure_trainers(
 
 def _check_repeats(repeats: int) -> None:
     if repeats < 1:
-        raise ComplexityError(f"--repeats is at least 1, got {repeats}")
+        raise ComplexityError(f"repeats must be at least 1, got {repeats}")
 
 
 def _times(
@@ -259,14 +260,14 @@ def _times(
     progress: Progress,
     notes: list[str],
 ) -> tuple[dict[str, list[float]], dict[str, list[float]], bool]:
-    """Seconds of the training steps and of the forward passes of each trainer, and whether training is compiled."""
+    """Seconds of the training steps and forward passes of each trainer, and whether the training is compiled."""
     steps: dict[str, list[float]] = {name: [] for name in trainers}
     forwards: dict[str, list[float]] = {name: [] for name in trainers}
     skipped = set()
     benches: dict[str, Bench] = {}
     runs = repeats * len(trainers)
     try:
-        with nnunet_settings(), _each_compiled(len(trainers)):
+        with nnunet_settings(), each_compiled(len(trainers)):
             for done, (name, trainer) in enumerate(trainers.items()):
                 progress("warm-up", done, len(trainers))
                 benches[name] = Bench(trainer, training, device)
@@ -297,8 +298,7 @@ def _times(
 
 @contextlib.contextmanager
 def _own_compiler_cache() -> Iterator[None]:
-    """Keep what torch.compile makes in a folder that is removed in the end, unless the user names one: random data and
-    networks that are never trained are not worth a place in the temporary files."""
+    """Put the cache of torch.compile into a folder that is removed afterwards, unless the user has chosen one."""
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
         yield
         return
@@ -309,9 +309,11 @@ def _own_compiler_cache() -> Iterator[None]:
         yield
 
 
-def _each_compiled(trainers: int) -> contextlib.AbstractContextManager:
-    """torch.compile keeps a limited number of graphs of one `forward`, and runs what comes later without it: here a
-    training and a prediction network of every trainer, many of one class."""
+def each_compiled(trainers: int) -> contextlib.AbstractContextManager:
+    """Raise torch.compile's limit of graphs per `forward`, beyond which networks run without compilation.
+
+    Each trainer needs graphs for training and prediction, and many networks are of one class.
+    """
     config = torch._dynamo.config
     return config.patch(
         recompile_limit=max(config.recompile_limit, 4 * trainers),
@@ -325,16 +327,16 @@ def _notes_before(training: PlannedTraining, trainers: dict[str, type]) -> list[
     if len(trainers) > 1 and not is_vanilla(trainers[baseline]):
         vanilla = [name for name, trainer in trainers.items() if is_vanilla(trainer)]
         notes.append(
-            f"the ratios are to {baseline}, the first one, and not to nnU-Net's own network, which "
+            f"the ratios are relative to {baseline}, the first trainer, and not to nnU-Net's own network, which "
             + (f"{', '.join(vanilla)} has" if vanilla else "none of these trainers has (nnUNetTrainer has it)")
         )
     if training.changed:
-        notes.append("other sizes than the planned ones: the costs and ratios of the planned ones may differ")
+        notes.append("the sizes are not the planned ones, for which costs and ratios may differ")
     return notes
 
 
 def versions() -> dict[str, str]:
-    """Of what the numbers depend on."""
+    """Versions of the packages that the numbers depend on."""
     found = {"nnunet_dtc": __version__, "torch": torch.__version__, "nnunetv2": importlib.metadata.version("nnunetv2")}
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda

@@ -1,4 +1,4 @@
-"""What `complexity` writes and prints: a table for the terminal, JSON, CSV and a Markdown table."""
+"""The costs of trainers as a table for the terminal, and as JSON, CSV and Markdown files."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dtc.files import output_files, write_all
+from nnunet_dtc.ops.checks import times
 from nnunet_dtc.study.complexity.survey import QUANTITIES, Complexity, versions
 
 __all__ = ["FORMAT", "OUTPUTS", "caption", "markdown", "rich_table", "title", "write_report"]
 
 FORMAT = 1
 OUTPUTS = (".json", ".csv", ".md")
-PEAK_IS = {"cuda": "as allocated by torch", "cpu": "as growth of the process"}
+PEAK_MEMORY = {"cuda": "as allocated by torch", "cpu": "as growth of the process"}
 UNITS = {
-    "parameters": "of the network, each once",
+    "parameters": "number of parameters of the network",
     "parameters_mib": "MiB of the parameters in float32",
-    "macs": "multiply-accumulates of the forward pass of one patch: convolutions, matrix products, and 2 a axis for "
+    "macs": "multiply-accumulates of the forward pass of one patch: convolutions, matrix products, and 2 ** axes for "
     "each sample and channel of a linear interpolation (4 in 2D, 8 in 3D); the paper's 'FLOPs'",
     "step_seconds": "median of step_runs: nnU-Net's training step with a batch of random data, without data loading",
     "inference_seconds": "median of inference_runs: the forward pass of one patch, without mirroring",
-    "peak_memory_mib": "MiB in training steps; " + ", ".join(f"{device}: {what}" for device, what in PEAK_IS.items()),
+    "peak_memory_mib": "MiB in training steps; "
+    + ", ".join(f"{device}: {what}" for device, what in PEAK_MEMORY.items()),
     "peak_memory_reserved_mib": "MiB in training steps; cuda: reserved by torch",
     "ratios": "multiples of the first trainer's",
 }
 
 
 def as_json(complexity: Complexity) -> dict[str, Any]:
-    """What the JSON holds; null is what was not measured."""
+    """The content of the JSON file; values that were not measured are null."""
     training, machine = complexity.training, complexity.machine
     return {
         "format": FORMAT,
@@ -67,7 +69,7 @@ def as_json(complexity: Complexity) -> dict[str, Any]:
 
 
 def write_report(complexity: Complexity, out: Path, overwrite: bool = False) -> tuple[Path, Path, Path]:
-    """Write OUT.json, OUT.csv (a row a trainer; empty is what was not measured) and OUT.md, each whole or not at all.
+    """Write OUT.json, OUT.csv (one row per trainer, with empty cells if not measured) and OUT.md, or none of them.
 
     Raises:
         OSError: see ``nnunet_dtc.files.output_files`` and ``nnunet_dtc.files.write_all``.
@@ -89,9 +91,9 @@ def write_report(complexity: Complexity, out: Path, overwrite: bool = False) -> 
 
 
 def rich_table(complexity: Complexity) -> Any:
-    """The costs as a `rich.table.Table` in the form of table 7, with ratios to the first trainer.
+    """The costs as a `rich.table.Table` like table 7, with ratios to the first trainer.
 
-    ``title`` and ``caption`` belong to it; in it they would be wrapped to its width.
+    ``title`` and ``caption`` are not part of it, because they would be wrapped to its width.
     """
     from rich.markup import escape
     from rich.table import Table
@@ -106,7 +108,7 @@ def rich_table(complexity: Complexity) -> Any:
 
 
 def markdown(complexity: Complexity) -> str:
-    """The same as a Markdown table, with what was measured above and the notes below."""
+    """The costs as a Markdown table, with the title above and the caption and the notes below."""
     lines = [title(complexity), "", f"|  | {' | '.join(complexity.trainers)} |"]
     lines.append("|---|" + "---:|" * len(complexity.trainers))
     lines += [f"| {' | '.join(cells)} |" for cells in _rows(complexity)]
@@ -117,7 +119,7 @@ def markdown(complexity: Complexity) -> str:
 
 
 def _rows(complexity: Complexity) -> list[list[str]]:
-    """A row a quantity, beginning with its heading; quantities that were not measured are left out."""
+    """One row per quantity, which begins with its heading; quantities that were not measured are left out."""
     rows = []
     for quantity, (heading, shown) in _ROWS.items():
         numbers = {name: getattr(costs, quantity) for name, costs in complexity.trainers.items()}
@@ -133,11 +135,11 @@ def _rows(complexity: Complexity) -> list[list[str]]:
 
 
 def _digits(number: float) -> str:
-    """Four significant digits, and all of those before the point."""
+    """A number with four significant digits, and all digits before the decimal point."""
     return f"{number:.0f}" if abs(number) >= 1000 else f"{number:#.4g}"
 
 
-# quantity to its heading and how a number of it is written
+# quantity to its heading and the format of its numbers
 _ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "parameters": ("parameters", lambda number: f"{number:,}"),
     "parameters_mib": ("parameters, MiB", lambda number: f"{number:.2f}"),
@@ -150,11 +152,11 @@ _ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 
 def title(complexity: Complexity) -> str:
-    """What was counted and measured: data set, plans, configuration, sizes."""
+    """The data set, plans, configuration and sizes that were counted and measured."""
     training = complexity.training
 
     def sizes(patch: tuple[int, ...], batch: int) -> str:
-        return f"patch {' x '.join(map(str, patch))}, batch {batch}"
+        return f"patch {times(patch)}, batch {batch}"
 
     text = f"{training.plans.get('dataset_name', '')} {training.plans.get('plans_name', '')} {training.configuration}"
     text = f"{text.strip()}: {sizes(training.patch_size, training.batch_size)}"
@@ -164,13 +166,13 @@ def title(complexity: Complexity) -> str:
 
 
 def caption(complexity: Complexity) -> str:
-    """How: what the numbers are, and of which machine."""
+    """What the numbers are, and the machine that they were measured on."""
     parts = ["MiB of float32 parameters; MACs of the forward pass of one patch"]
     machine = complexity.machine
     if machine is not None:
         parts.append(f"inference of one patch; medians of {complexity.repeats} runs in turn")
         if complexity.trainers[complexity.baseline].peak_memory_mib is not None:
-            parts.append(f"peak memory in training, {PEAK_IS[machine.device]}")
+            parts.append(f"peak memory in training, {PEAK_MEMORY[machine.device]}")
         parts.append(f"on {machine.device} ({machine.name}" + ", torch.compile" * machine.compiled)
         parts[-1] += f", {machine.threads} threads)" if machine.device == "cpu" else ")"
     if len(complexity.trainers) > 1:
