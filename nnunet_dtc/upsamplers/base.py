@@ -1,34 +1,51 @@
-"""What all upsamplers share: the interface of a transposed convolution whose kernel is its stride.
+"""The common interface of all upsamplers: that of a transposed convolution whose kernel is its stride.
 
-The originals keep the number of channels. Ours (all of it): where other channels are asked for, or always with
-``projection=True``, a 1x1 convolution changes them at low resolution, before the samples are taken. For weights that
-sum to one that is the same as changing them afterwards, and costs ``prod(stride)`` times less.
+The original upsamplers keep the number of channels. Ours (all of this): a 1x1 convolution changes the channels at low
+resolution, before the samples are taken, unless ``projection=False``. For weights that sum to one the result is the
+same as with a 1x1 convolution afterwards, which would cost ``prod(stride)`` times as much.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from nnunet_dtc.ops.checks import check_count, check_stride
+from nnunet_dtc.ops.checks import check_count, check_features, check_stride
 
 
 class Upsampler(nn.Module):
-    """(N, in_channels, S_1, .., S_g) to (N, out_channels, S_1 * stride_1, .., S_g * stride_g).
+    """Base class of all upsamplers: (N, in_channels, S_1, .., S_g) to (N, out_channels, S_1 * stride_1, ..).
 
     Attributes:
-        axes: g, 2 or 3.
-        conv: the convolution of that many axes.
-        needs_skip: whether ``forward`` takes the encoder's features of the finer level as well, (N, skip_channels,
-            S_1 * stride_1, ..).
-        project: the 1x1 convolution to ``out_channels``; it has no parameters with ``projection=False``. A host
-            network with an initialisation of its own should apply that to it, and to nothing else here.
+        axes: the number of spatial axes g, 2 or 3.
+        conv: the class of convolutions with that number of axes.
+        needs_skip: whether ``forward`` also takes the encoder's features at the output size, (N, skip_channels,
+            S_1 * stride_1, ..), as its second argument.
+        project: the 1x1 convolution to ``out_channels``, or None with ``projection=False``. If your network has an
+            initialisation of its own, apply it to this convolution and to nothing else in the upsampler.
+
+    Args:
+        in_channels: channels of the input, >= 1.
+        out_channels: channels of the output, >= 1.
+        stride: output elements per input element, one integer or one per axis in tensor order, each >= 1.
+        projection: whether a 1x1 convolution changes the channels; without it ``out_channels`` must be ``in_channels``.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> from nnunet_dtc.upsamplers import Linear3d, Upsampler
+        >>> upsampler: Upsampler = Linear3d(8, 4, stride=(1, 2, 2))
+        >>> upsampler.axes, upsampler.stride, upsampler.needs_skip
+        (3, (1, 2, 2), False)
     """
 
     axes: ClassVar[int]
-    conv: ClassVar[type[nn.Module]]
+    conv: ClassVar[Callable[..., nn.Conv2d | nn.Conv3d]]
     needs_skip: ClassVar[bool] = False
 
     def __init__(
@@ -54,22 +71,23 @@ class Upsampler(nn.Module):
         return x if self.project is None else self.project(x)
 
     def check_input(self, x: Tensor) -> None:
-        """ValueError where x is not (N, in_channels, S_1, .., S_g), TypeError where it is not floating."""
-        if x.ndim != self.axes + 2 or x.shape[1] != self.in_channels:
-            shape = ", ".join(["N", str(self.in_channels), *"DHW"[-self.axes :]])
-            raise ValueError(f"{type(self).__name__} takes ({shape}), got {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise TypeError(f"{type(self).__name__} takes a floating tensor, got {x.dtype}")
+        """Raise ValueError if x is not (N, in_channels, S_1, .., S_g), and TypeError if it is not floating."""
+        check_features(type(self).__name__, x, self.in_channels, self.axes)
 
     def added_channels(self) -> tuple[int, int]:
-        """Channels of the feature maps inside, at low and at high resolution, without the projection and the result."""
+        """Channels of the inner feature maps at low and at high resolution, without the projection and the result."""
         return 0, 0
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
-        """What it adds to a transposed convolution in its place, in elements of feature maps of one case.
+        """Count the elements of feature maps that the upsampler has in addition to its result, for one case.
 
-        Counted are, as nnU-Net does it, the results of its convolutions, and with SAPA the similarities; the result
-        itself is as large as the transposed convolution's. ``input_size`` is (S_1, .., S_g).
+        As in nnU-Net's memory estimate, these are the results of convolutions (for SAPA also the similarities).
+
+        Args:
+            input_size: the size of the input, (S_1, .., S_g).
+
+        Returns:
+            The number of elements.
         """
         low, high = self.added_channels()
         low += 0 if self.project is None else self.out_channels
@@ -79,34 +97,8 @@ class Upsampler(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, stride={self.stride}"
 
 
-class SkipUpsampler(Upsampler):
-    """An upsampler that is led by the encoder's features of the finer level: ``forward(x, skip)``.
-
-    ``skip_channels`` are as many as ``out_channels`` where they are not given, as in every U-Net.
-    """
-
-    needs_skip = True
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stride: int | Sequence[int],
-        *,
-        skip_channels: int | None = None,
-        projection: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_channels, out_channels, stride, projection=projection, device=device, dtype=dtype)
-        self.skip_channels = check_count("skip_channels", out_channels if skip_channels is None else skip_channels)
-
-    def check_skip(self, x: Tensor, skip: Tensor) -> None:
-        """ValueError where the skip is not (N, skip_channels, S_1 * stride_1, ..)."""
-        sizes = (size * step for size, step in zip(x.shape[2:], self.stride, strict=True))
-        expected = (x.shape[0], self.skip_channels, *sizes)
-        if tuple(skip.shape) != expected:
-            raise ValueError(
-                f"{type(self).__name__} takes a skip of {expected} with an input of {tuple(x.shape)}, "
-                f"got {tuple(skip.shape)}"
-            )
+def zero_biases(*layers: nn.Conv2d | nn.Conv3d | nn.Linear) -> None:
+    """Set the biases of the layers, where they have one, to zero."""
+    for layer in layers:
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

@@ -1,15 +1,16 @@
-"""CARAFE: reassembly with weights that a small network predicts from the features themselves.
+"""CARAFE: reassembly with weights that a small network predicts from the features.
 
 Wang et al., *CARAFE: Content-Aware ReAssembly of FEatures*, ICCV 2019 (arXiv:1905.02188). Section 3.2, kernel
 prediction: a 1x1 convolution to 64 channels, a 3x3 convolution to ``window * prod(stride)`` channels, a pixel shuffle,
 and a softmax over the window. Section 3.3, reassembly: see :mod:`nnunet_dtc.upsamplers.reassembly`. The window has 5
 elements per axis.
 
-The compression starts from Xavier's uniform distribution, the content encoder from a normal one with standard deviation
-0.001 (as MMCV, the original's home, has it), biases at zero: a new block averages its window.
+As in MMCV, where the original was published, the compression starts from Xavier's uniform distribution, the content
+encoder from a normal distribution with standard deviation 0.001, and the biases at zero: a new module averages its
+window.
 
-Ours: the form for 3D and for a stride per axis, where the window has 3 elements per axis (the reason stands beside
-``DEFAULT_KERNEL_SIZE``); the repeated border; the change of channels before the reassembly.
+Ours: the form for 3D, where the window has 3 elements per axis (the comment at ``DEFAULT_KERNEL_SIZE`` gives the
+reason), and for a stride per axis; the repeated border; the change of channels before the reassembly.
 """
 
 import math
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from nnunet_dtc.ops.checks import check_count, check_fits, check_value
 from nnunet_dtc.ops.layout import pixel_shuffle
-from nnunet_dtc.upsamplers.base import Upsampler
+from nnunet_dtc.upsamplers.base import Upsampler, zero_biases
 from nnunet_dtc.upsamplers.reassembly import (
     Padding,
     check_kernel_size,
@@ -42,25 +43,36 @@ def carafe(
     """Reassemble ``value`` with the softmax of the logits over the window.
 
     Args:
-        value (Tensor[N, C, S_1, .., S_g]), stride, kernel_size, padding: see :func:`reassemble`; by default a window of
-            5 elements per axis in 2D and of 3 in 3D.
-        logits (Tensor[N, window, S_1 * stride_1, ..]): before the softmax.
+        value (Tensor[N, C, S_1, .., S_g]): g = 2 or 3, any floating dtype.
+        logits (Tensor[N, window, S_1 * stride_1, ..]): before the softmax, elements of the window in row-major order.
+        stride: output elements per input element, one integer or one per axis, each >= 1.
+        kernel_size: elements of the window, one odd number or one per axis; by default 5 in 2D and 3 in 3D.
+        padding: "border" repeats the border, "zeros" is the original's.
 
     Returns:
-        Tensor[N, C, S_1 * stride_1, ..]: in the dtype of ``value``. With "border" a constant stays the same constant.
+        Tensor[N, C, S_1 * stride_1, ..]: in the dtype of ``value``. With "border" a constant map stays constant.
 
     Raises:
-        ValueError: a size or an argument is not as described.
+        ValueError: a shape or an argument is not as described.
         TypeError: a tensor is not floating.
+
+    Example:
+        Logits that are all the same average the window:
+
+        >>> import torch
+        >>> from nnunet_dtc.upsamplers import carafe
+        >>> value = torch.tensor([3.0, 6, 9]).view(1, 1, 1, 3)
+        >>> carafe(value, torch.zeros(1, 3, 1, 6), stride=(1, 2), kernel_size=(1, 3)).flatten().tolist()
+        [4.0, 4.0, 6.0, 6.0, 8.0, 8.0]
     """
-    stride, fine = check_value(value, stride)
-    kernel_size = check_kernel_size(kernel_size, len(stride))
-    check_fits("logits", logits, "(N, window, *(S * stride))", (value.shape[0], math.prod(kernel_size), *fine))
-    return reassemble(value, window_weights(logits), stride, kernel_size, padding)
+    steps, fine = check_value(value, stride)
+    window = check_kernel_size(kernel_size, len(steps))
+    check_fits("logits", logits, "(N, window, *(S * stride))", (value.shape[0], math.prod(window), *fine))
+    return reassemble(value, window_weights(logits), steps, window, padding)
 
 
 class _CARAFE(Upsampler):
-    """What CARAFE2d and CARAFE3d share. The state dict has ``compress.*``, ``encode.*`` and ``project.*``."""
+    """The common part of CARAFE2d and CARAFE3d. The state dict has ``compress.*``, ``encode.*`` and ``project.*``."""
 
     def __init__(
         self,
@@ -89,11 +101,10 @@ class _CARAFE(Upsampler):
         self.reset_kernels()
 
     def reset_kernels(self) -> None:
-        """Draw the kernel prediction anew. A host's own initialisation must not overwrite it."""
+        """Initialise the kernel prediction as in a new module. A network's own initialisation must not overwrite it."""
         nn.init.xavier_uniform_(self.compress.weight)
         nn.init.normal_(self.encode.weight, std=ENCODER_INIT_STD)
-        nn.init.zeros_(self.compress.bias)
-        nn.init.zeros_(self.encode.bias)
+        zero_biases(self.compress, self.encode)
 
     def logits(self, x: Tensor) -> Tensor:
         """(N, in_channels, S) to (N, window, S * stride)."""
@@ -111,29 +122,61 @@ class _CARAFE(Upsampler):
         return f"{super().extra_repr()}, kernel_size={self.kernel_size}"
 
 
-_ARGUMENTS = """
+class CARAFE2d(_CARAFE):
+    """CARAFE of images: (N, C_in, H, W) to (N, C_out, H * s_1, W * s_2).
 
     Args:
-        in_channels, out_channels: channels of the input and of the output, each >= 1.
-        stride: output elements per input element, one number or one per axis in tensor order, each >= 1.
-        kernel_size: elements of the window, one odd number or one per axis; 5 in 2D and 3 in 3D.
-        encoder_kernel_size: of the convolution that predicts the weights, an odd number.
-        compressed_channels: before that convolution.
-        padding: "border", or "zeros" as in the original.
-        projection: whether a 1x1 convolution gives the channels; without it, as in the original, they stay.
-        device, dtype: of the parameters, as everywhere in torch.
+        in_channels: channels of the input, >= 1.
+        out_channels: channels of the output, >= 1.
+        stride: output elements per input element, one integer or one per axis in tensor order, each >= 1.
+        kernel_size: elements of the window, one odd number or one per axis; by default 5.
+        encoder_kernel_size: kernel size of the convolution that predicts the weights, odd.
+        compressed_channels: channels before that convolution.
+        padding: "border" repeats the border, "zeros" is the original's.
+        projection: whether a 1x1 convolution changes the channels; without it, as in the original, they stay.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_dtc.upsamplers import CARAFE2d
+        >>> upsampler = CARAFE2d(8, 4, stride=(2, 1))
+        >>> upsampler(torch.randn(1, 8, 5, 7)).shape
+        torch.Size([1, 4, 10, 7])
     """
-
-
-class CARAFE2d(_CARAFE):
-    __doc__ = "CARAFE of images: (N, C_in, H, W) to (N, C_out, H * s_1, W * s_2)." + _ARGUMENTS
 
     axes = 2
     conv = nn.Conv2d
 
 
 class CARAFE3d(_CARAFE):
-    __doc__ = "CARAFE of volumes: (N, C_in, D, H, W) to (N, C_out, D * s_1, H * s_2, W * s_3)." + _ARGUMENTS
+    """CARAFE of volumes: (N, C_in, D, H, W) to (N, C_out, D * s_1, H * s_2, W * s_3).
+
+    Args:
+        in_channels: channels of the input, >= 1.
+        out_channels: channels of the output, >= 1.
+        stride: output elements per input element, one integer or one per axis in tensor order, each >= 1.
+        kernel_size: elements of the window, one odd number or one per axis; by default 3.
+        encoder_kernel_size: kernel size of the convolution that predicts the weights, odd.
+        compressed_channels: channels before that convolution.
+        padding: "border" repeats the border, "zeros" is the original's.
+        projection: whether a 1x1 convolution changes the channels; without it, as in the original, they stay.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_dtc.upsamplers import CARAFE3d
+        >>> upsampler = CARAFE3d(8, 4, stride=(1, 2, 2))
+        >>> upsampler(torch.randn(1, 8, 3, 5, 7)).shape
+        torch.Size([1, 4, 3, 10, 14])
+    """
 
     axes = 3
     conv = nn.Conv3d

@@ -1,22 +1,23 @@
-"""DySample: sample the features at positions that a 1x1 convolution of themselves moves.
+"""DySample: sample the features at positions whose offsets a 1x1 convolution predicts from the features.
 
-Liu et al., *Learning to Upsample by Learning to Sample*, ICCV 2023 (arXiv:2308.15085). With the offsets O of the
-regular grid G, ``X' = grid_sample(X, G + O)`` (equations 1 to 3), and
+Liu et al., *Learning to Upsample by Learning to Sample*, ICCV 2023 (arXiv:2308.15085). With the regular grid G and the
+offsets O, ``X' = grid_sample(X, G + O)`` (equations 1 to 3), where
 
 - static scope (equation 4): ``O = 0.25 * linear(X)``;
 - dynamic scope (equation 5): ``O = 0.5 * sigmoid(linear_1(X)) * linear_2(X)``;
-- style "lp": the 1x1 convolution at low resolution, then a pixel shuffle; "pl": first the pixel shuffle, then a 1x1
-  convolution at high resolution with fewer parameters;
-- groups of channels have offsets of their own, 4 with both styles here.
+- style "lp" applies the 1x1 convolution at low resolution and then a pixel shuffle; style "pl" applies the pixel
+  shuffle first and then a 1x1 convolution at high resolution, which has fewer parameters;
+- each group of channels has its own offsets (here 4 groups with both styles).
 
-The grid's positions are spread evenly over the sub-positions of an element (section 3.2's bilinear initialisation), so
-an offset of zero is linear interpolation. Offset weights start from a normal distribution with standard deviation
-0.001, biases at zero; the scope starts at zero, where the dynamic one is the static one.
+The grid positions are spread evenly over the sub-positions of an element (section 3.2, bilinear initialisation), so
+offsets of zero give linear interpolation. The offset weights start from a normal distribution with standard deviation
+0.001 and the biases at zero. The scope layer starts at zero, where the dynamic scope equals the static one.
 
 Ours: the form for 3D and for a stride per axis, with ``g * groups * prod(stride)`` offset channels. On an axis with
-stride 1 the grid is the elements' centres, and the axis still deforms. Channels of the offsets are in the order (axis,
-group, sub-position), axes in tensor order (D, H, W), where the original starts with x. The channels may change, by a
-1x1 convolution before the sampling; groups divide the channels that are sampled. Positions are float32 at least.
+stride 1 the grid consists of the element centres, and the samples are still shifted. The offset channels are in the
+order (axis, group, sub-position), with axes in tensor order (D, H, W), whereas the original starts with x. A 1x1
+convolution before the sampling may change the channels; the groups divide the sampled channels. Positions are at least
+float32.
 """
 
 import math
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from nnunet_dtc.ops.checks import check_count, check_fits, check_value
 from nnunet_dtc.ops.deformation import regular_positions, shifted_positions
 from nnunet_dtc.ops.layout import pixel_shuffle
-from nnunet_dtc.upsamplers.base import Upsampler
+from nnunet_dtc.upsamplers.base import Upsampler, zero_biases
 
 Style = Literal["lp", "pl"]
 
@@ -40,30 +41,42 @@ OFFSET_INIT_STD = 0.001
 
 
 def dysample(value: Tensor, offsets: Tensor, stride: int | Sequence[int], groups: int = 4) -> Tensor:
-    """Sample ``value`` where the offsets say, ``stride`` times as densely as it is given.
+    """Sample ``value`` at a regular grid plus offsets, with ``stride`` samples per element along each axis.
 
     The position of output element o on axis a is ``(o_a + 1/2) / stride_a - 1/2 + offset``, clamped to the map. An
-    offset of NaN counts as zero, and has a gradient of zero.
+    offset of NaN counts as zero and has a gradient of zero.
 
     Args:
         value (Tensor[N, C, S_1, .., S_g]): g = 2 or 3, any floating dtype.
-        offsets (Tensor[N, g * groups, S_1 * stride_1, ..]): in voxels of the input map; channel ``a * groups + k`` is
+        offsets (Tensor[N, g * groups, S_1 * stride_1, ..]): in elements of the input map; channel ``a * groups + k`` is
             axis a of group k.
-        stride: elements of the output per element of the input, one number or one per axis, each >= 1.
-        groups: of consecutive channels, which share their positions; a divisor of C.
+        stride: output elements per input element, one integer or one per axis, each >= 1.
+        groups: the number of groups of consecutive channels; the channels of a group have the same positions. It must
+            divide C.
 
     Returns:
-        Tensor[N, C, S_1 * stride_1, ..]: in the dtype of ``value``. A constant stays the same constant.
+        Tensor[N, C, S_1 * stride_1, ..]: in the dtype of ``value``. A constant map stays constant.
 
     Raises:
-        ValueError: a size or an argument is not as described.
+        ValueError: a shape or an argument is not as described.
         TypeError: a tensor is not floating.
 
     Note:
-        On CUDA the gradient is summed with atomic additions, so it is not bit-identical from run to run. Torch has no
-        other form there: it raises a RuntimeError under ``torch.use_deterministic_algorithms(True)``.
+        On CUDA the gradient is summed with atomic additions and is therefore not bit-identical from run to run. Torch
+        has no deterministic implementation: with ``torch.use_deterministic_algorithms(True)`` it raises RuntimeError.
+
+    Example:
+        Offsets of half an element along W, for both channels:
+
+        >>> import torch
+        >>> from nnunet_dtc.upsamplers import dysample
+        >>> value = torch.tensor([[0.0, 1, 2], [0, 10, 20]]).view(1, 2, 1, 3)
+        >>> offsets = torch.tensor([0.0, 0.5]).view(1, 2, 1, 1).expand(1, 2, 1, 6)
+        >>> dysample(value, offsets, stride=(1, 2), groups=1)[0, :, 0]
+        tensor([[ 0.2500,  0.7500,  1.2500,  1.7500,  2.0000,  2.0000],
+                [ 2.5000,  7.5000, 12.5000, 17.5000, 20.0000, 20.0000]])
     """
-    stride, fine = check_value(value, stride)
+    steps, fine = check_value(value, stride)
     batch, channels, *sizes = value.shape
     axes = len(sizes)
     if channels % check_count("groups", groups):
@@ -72,7 +85,7 @@ def dysample(value: Tensor, offsets: Tensor, stride: int | Sequence[int], groups
     dtype = torch.promote_types(torch.promote_types(value.dtype, offsets.dtype), torch.float32)
     offsets = offsets.to(dtype).reshape(batch, axes, groups, *fine)  # (N, g, groups, *out)
     grid = []  # one normalised coordinate per axis, each (N, groups, *out)
-    for axis, (size, step) in enumerate(zip(sizes, stride, strict=True)):
+    for axis, (size, step) in enumerate(zip(sizes, steps, strict=True)):
         start = regular_positions(size, step, dtype, value.device)
         start = start.view([-1 if other == axis else 1 for other in range(axes)])
         grid.append((2 * shifted_positions(start, offsets[:, axis], size) + 1) / size - 1)
@@ -87,7 +100,10 @@ def dysample(value: Tensor, offsets: Tensor, stride: int | Sequence[int], groups
 
 
 class _DySample(Upsampler):
-    """What DySample2d and DySample3d share. The state dict has ``offset.*``, and ``project.*``, ``scope.*``."""
+    """The common part of DySample2d and DySample3d.
+
+    The state dict has ``offset.*``, with a projection ``project.*`` and with the dynamic scope ``scope.*``.
+    """
 
     def __init__(
         self,
@@ -122,15 +138,15 @@ class _DySample(Upsampler):
         self.reset_offsets()
 
     def reset_offsets(self) -> None:
-        """Draw the offsets anew, as the original has them. A host's own initialisation must not overwrite them."""
+        """Initialise the offsets as in a new module. A network's own initialisation must not overwrite them."""
         nn.init.normal_(self.offset.weight, std=OFFSET_INIT_STD)
-        nn.init.zeros_(self.offset.bias)
+        zero_biases(self.offset)
         if self.scope is not None:
             nn.init.zeros_(self.scope.weight)
-            nn.init.zeros_(self.scope.bias)
+            zero_biases(self.scope)
 
     def offsets(self, x: Tensor) -> Tensor:
-        """(N, in_channels, S) to the offsets in voxels, (N, g * groups, S * stride)."""
+        """(N, in_channels, S) to the offsets in elements of the input map, (N, g * groups, S * stride)."""
         if self.style == "pl":
             x = pixel_shuffle(x, self.stride)
         if self.scope is None:
@@ -151,28 +167,59 @@ class _DySample(Upsampler):
         return f"{super().extra_repr()}, style={self.style!r}, groups={self.groups}"
 
 
-_ARGUMENTS = """
+class DySample2d(_DySample):
+    """DySample of images: (N, C_in, H, W) to (N, C_out, H * s_1, W * s_2).
 
     Args:
-        in_channels, out_channels: channels of the input and of the output, each >= 1.
-        stride: output elements per input element, one number or one per axis in tensor order, each >= 1.
-        style: "lp" or "pl", see the module; "pl" needs in_channels that the product of the strides divides.
-        groups: of output channels, which have offsets of their own; a divisor of out_channels.
-        dynamic_scope: whether the length of the offsets is learned, too; off by default, as in the original.
-        projection: whether a 1x1 convolution gives the channels; without it, as in the original, they stay.
-        device, dtype: of the parameters, as everywhere in torch.
+        in_channels: channels of the input, >= 1.
+        out_channels: channels of the output, >= 1.
+        stride: output elements per input element, one integer or one per axis in tensor order, each >= 1.
+        style: "lp" or "pl" as described in the module; for "pl" the product of the strides must divide ``in_channels``.
+        groups: the number of groups of output channels with their own offsets; it must divide ``out_channels``.
+        dynamic_scope: whether the magnitude of the offsets is learned as well; off by default, as in the original.
+        projection: whether a 1x1 convolution changes the channels; without it, as in the original, they stay.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_dtc.upsamplers import DySample2d
+        >>> upsampler = DySample2d(8, 4, stride=(2, 1))
+        >>> upsampler(torch.randn(1, 8, 5, 7)).shape
+        torch.Size([1, 4, 10, 7])
     """
-
-
-class DySample2d(_DySample):
-    __doc__ = "DySample of images: (N, C_in, H, W) to (N, C_out, H * s_1, W * s_2)." + _ARGUMENTS
 
     axes = 2
     conv = nn.Conv2d
 
 
 class DySample3d(_DySample):
-    __doc__ = "DySample of volumes: (N, C_in, D, H, W) to (N, C_out, D * s_1, H * s_2, W * s_3)." + _ARGUMENTS
+    """DySample of volumes: (N, C_in, D, H, W) to (N, C_out, D * s_1, H * s_2, W * s_3).
+
+    Args:
+        in_channels: channels of the input, >= 1.
+        out_channels: channels of the output, >= 1.
+        stride: output elements per input element, one integer or one per axis in tensor order, each >= 1.
+        style: "lp" or "pl" as described in the module; for "pl" the product of the strides must divide ``in_channels``.
+        groups: the number of groups of output channels with their own offsets; it must divide ``out_channels``.
+        dynamic_scope: whether the magnitude of the offsets is learned as well; off by default, as in the original.
+        projection: whether a 1x1 convolution changes the channels; without it, as in the original, they stay.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_dtc.upsamplers import DySample3d
+        >>> upsampler = DySample3d(8, 4, stride=(1, 2, 2))
+        >>> upsampler(torch.randn(1, 8, 3, 5, 7)).shape
+        torch.Size([1, 4, 3, 10, 14])
+    """
 
     axes = 3
     conv = nn.Conv3d
