@@ -80,20 +80,6 @@ class Evaluation:
         """How many scores of each metric are infinite, by organ: the organ is absent in one of the two."""
         return np.isinf(self.scores[list(self.metrics)]).groupby(self.scores["organ"], sort=False).sum()
 
-    @property
-    def cases(self) -> dict[str, dict[str, Any]]:
-        """Case to organ to scores, for callers that do not take the frame yet."""
-        from types import SimpleNamespace
-
-        found: dict[str, dict[str, Any]] = {case: {} for case in self.files}
-        for row in self.scores.to_dict("records"):
-            found[row["case"]][row["organ"]] = SimpleNamespace(scores={key: row[key] for key in self.metrics}, **row)
-        return found
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of the frame, for callers that do not take the frame yet."""
-        return self.scores.to_dict("records")
-
     def as_json(self) -> dict[str, Any]:
         """The content of the JSON file.
 
