@@ -28,9 +28,9 @@ NAMES = [
     "nnUNetTrainerUNETR",
     "nnUNetTrainerSegMambaDTC_RF10",
 ]
-OURS = {"__init__", "build_network_architecture", "spec", "initialize", "check_patch"}
+OURS = {"__init__", "build_network_architecture", "spec", "initialize", "check_patch", "deep_supervision"}
 RECORD = {"validation_step", "_record_coordinates", "_coordinates_epoch"}  # of the coordinates, with DTC alone
-NO_DEEP_SUPERVISION = {"set_deep_supervision_enabled"}  # a network without nnU-Net's decoder
+NO_DEEP_SUPERVISION = {"set_deep_supervision_enabled", "multiple"}  # a network without nnU-Net's decoder
 PAPER_NETWORK = {"configure_optimizers"}  # the optimizer of their authors
 
 
@@ -159,7 +159,6 @@ def test_every_configuration(configuration, make):
 def test_a_network_without_deep_supervision(make):
     trainer = make("nnUNetTrainerUNetLinearDTC", "2d")
     assert trainer.enable_deep_supervision is False
-    assert trainer._get_deep_supervision_scales() is None
     trainer.network = torch.nn.Identity()
     trainer.set_deep_supervision_enabled(True)  # nnU-Net's would look for a decoder
 
@@ -209,7 +208,6 @@ def test_the_papers_networks_are_what_name_and_plans_say(network, make):
         assert any(map(is_dtc, built.modules())) == (dtc is not None)
         trainer = make(name, configuration)
         assert trainer.enable_deep_supervision is False
-        assert trainer._get_deep_supervision_scales() is None
         trainer.network = trainer.build_network_architecture(*arguments, trainer.enable_deep_supervision)
         trainer.set_deep_supervision_enabled(True)
         assert trainer.network(torch.zeros(1, 2, *patch)).shape == (1, 3, *patch)

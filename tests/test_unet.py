@@ -129,7 +129,7 @@ def test_without_a_word_in_the_plans_it_is_the_papers():
 
 def test_what_it_cannot_build_is_said():
     with pytest.raises(
-        ValueError, match=r"nnUNetTrainerUNetDTC is the paper's 2D U-Net, use it with -c 2d; got .* 3 axes"
+        ValueError, match=r"nnUNetTrainerUNetDTC trains the paper's 2D U-Net and needs a 2d .*, got .* 3 axes"
     ):
         trainers.nnUNetTrainerUNetDTC.build_network_architecture(*plans_with(None, "3d_fullres"), 1, 2)
     with pytest.raises(ValueError, match=r"UNet has the settings width, got depth"):

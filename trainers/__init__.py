@@ -1,7 +1,7 @@
-"""nnU-Net trainer classes by their names: ``from nnunet_dtc.trainers import nnUNetTrainerDTC``.
+"""nnU-Net trainer classes by name: ``from nnunet_dtc.trainers import nnUNetTrainerDTC``.
 
-Every name of the grammar (``nnunet-dtc trainers`` prints it) is an attribute of this module; a name asked for twice is
-the same class object. Importing the module alone imports no nnU-Net.
+Every name of the grammar, which ``nnunet-dtc trainers`` prints, is an attribute of this module. Classes are created
+when they are first used; until then nnU-Net is not imported.
 """
 
 import functools
@@ -13,20 +13,27 @@ from nnunet_dtc.trainers import names
 if TYPE_CHECKING:
     from nnunet_dtc.trainers.planned_unet import nnUNetTrainerDTC as nnUNetTrainerDTC
 
-hints_given: set[str] = set()  # here, because nnU-Net imports the file that gives the hints anew at every search
+hints_given: set[str] = set()  # not in the file that prints the hints, which nnU-Net imports again in every search
 
 
 @functools.cache
 def trainer_class(name: str) -> type:
-    """The trainer class of a name.
+    """The trainer class of a name; always the same object for the same name.
+
+    Args:
+        name: such as "nnUNetTrainerDTC_RF10".
 
     Raises:
-        AttributeError: the name is not ours.
-        nnunet_dtc.trainers.names.TrainerNameError: a ValueError; the name is ours, but malformed.
+        AttributeError: the name is not one of this package.
+        TrainerNameError: the name is one of this package, but malformed.
+
+    Example:
+        >>> trainer_class("nnUNetTrainerDTC_RF10_7epochs").spec
+        TrainerName(dtc=True, receptive_field=10.0, epochs=7)
     """
     spec = names.parse(name)
     if spec is None:
-        raise AttributeError(f"{name} is no trainer of nnunet-dtc; its names are {names.GRAMMAR}")
+        raise AttributeError(f"{name} is not a trainer of nnunet-dtc; its names are {names.GRAMMAR}")
 
     from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
         nnUNetTrainerNoMirroring,
@@ -56,8 +63,7 @@ def trainer_class(name: str) -> type:
             bases.append(nnUNetTrainerNoMirroring)
         if spec.optimizer != names.DEFAULT_OPTIMIZER:
             bases.append(load(OPTIMIZERS[spec.optimizer].trainer))
-    # under this module and name Python finds the class again
-    return type(name, tuple(bases), {"spec": spec, "__module__": __name__, "__doc__": f"{name}: {spec!r}"})
+    return type(name, tuple(bases), {"spec": spec, "__module__": __name__})  # pickle finds it in this module
 
 
 def __getattr__(name: str) -> type:

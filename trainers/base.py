@@ -1,7 +1,6 @@
-"""What every trainer of ours is: nnU-Net's trainer, for the number of epochs that its name says.
+"""The base classes of all trainers: nnU-Net's trainer for the number of epochs in its name.
 
-Names and choices, no mathematics. ``__init__`` keeps nnU-Net's exact parameter names: nnU-Net reads them by
-``inspect.signature`` and ``locals()``.
+``__init__`` has nnU-Net's parameter names, because nnU-Net reads them by ``inspect.signature`` and ``locals()``.
 """
 
 from typing import ClassVar
@@ -11,18 +10,24 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_dtc._version import __version__
+from nnunet_dtc.architectures.padding import padding_note
 from nnunet_dtc.architectures.patch_size import check_planned
 from nnunet_dtc.trainers.names import DEFAULT_EPOCHS, TrainerName
 
 
 class NamedTrainer(nnUNetTrainer):
-    """nnU-Net's trainer with its own network, for the number of epochs that its name says.
+    """nnU-Net's trainer with its own network, for the number of epochs in its name.
 
-    A training of another length than nnU-Net's 1000 epochs saves ``checkpoint_latest.pth`` about 20 times, after every
-    epoch of a short one and at least after every 50th (nnU-Net's rule), so that ``--c`` can resume it.
+    A training of another length than nnU-Net's 1000 epochs saves ``checkpoint_latest.pth`` about 20 times, so that
+    ``--c`` can resume it: after every epoch of a short training, and at least after every 50th epoch as nnU-Net does.
+
+    Attributes:
+        spec: what the trainer's name says.
+        deep_supervision: whether the network has outputs for deep supervision.
     """
 
     spec: ClassVar[TrainerName]
+    deep_supervision: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -33,13 +38,14 @@ class NamedTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
+        self.enable_deep_supervision = self.enable_deep_supervision and self.deep_supervision
         if self.spec.epochs != DEFAULT_EPOCHS:
             self.num_epochs = self.spec.epochs
             self.save_every = min(self.save_every, max(1, self.num_epochs // 20))
         self.print_to_log_file(f"nnunet-dtc {__version__}: {type(self).__name__} is {self.spec!r}")
 
     def initialize(self) -> None:
-        """nnU-Net's, after a patch or a batch that the network cannot be trained with is refused."""
+        """Initialise as nnU-Net does, after patch and batch size are checked."""
         self.check_patch(self.configuration_manager)
         super().initialize()
 
@@ -47,25 +53,31 @@ class NamedTrainer(nnUNetTrainer):
     def check_patch(cls, configuration: ConfigurationManager) -> None:
         """Refuse plans whose patches the network cannot be trained with.
 
+        Args:
+            configuration: nnU-Net's view of the planned configuration.
+
         Raises:
-            PatchSizeError: its strides do not divide the patch, or a normalisation has one value per channel.
+            PatchSizeError: the strides do not divide the patch size, or a normalisation has one value per channel.
         """
         check_planned(configuration.patch_size, configuration.network_arch_init_kwargs, configuration.batch_size)
 
 
 class WithoutDeepSupervision(NamedTrainer):
-    """For networks that have logits at full resolution alone, as the paper's have."""
+    """A trainer whose network returns logits at full resolution only and pads its patches, as those of the paper do.
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.enable_deep_supervision = False
+    Attributes:
+        multiple: what the network pads sizes to a multiple of.
+    """
+
+    deep_supervision = False
+    multiple: int
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """There is none to switch."""
+        """Do nothing: there is no deep supervision."""
+
+    def initialize(self) -> None:
+        """Initialise as the base class does, and log how patches are padded."""
+        super().initialize()
+        note = padding_note(self.configuration_manager.patch_size, self.multiple)
+        if note is not None:
+            self.print_to_log_file(note)

@@ -1,9 +1,9 @@
-"""The grammar of trainer names: the name of a trainer is its whole configuration.
+"""The grammar of trainer names.
 
-nnU-Net finds a trainer by its class name, writes that name into folders and checkpoints, and finds it again at
-prediction. So everything that changes the network or the training stands in the name, one model has one name, and no
-name contains ``__``, where nnU-Net splits. What can stand in a name is in ``nnunet_dtc.registry``. Standard library
-only.
+nnU-Net finds a trainer by its class name, writes the name into folders and checkpoints, and finds the trainer again for
+prediction. Therefore the name contains everything that changes the network or the training, one model has one name, and
+no name contains ``__``, where nnU-Net splits. The upsamplers, networks and optimizers are those of
+``nnunet_dtc.registry``. Only the standard library is imported.
 """
 
 import math
@@ -12,26 +12,26 @@ from dataclasses import dataclass, fields, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.registry import NETWORKS, OPTIMIZERS, UPSAMPLERS
 
 PREFIX = "nnUNetTrainer"
 DEFAULT_RECEPTIVE_FIELD = 2.0
 DEFAULT_EPOCHS = 1000  # nnU-Net's
-DEFAULT_OPTIMIZER = "default"  # the network's own: nnU-Net's SGD for the U-Nets, AdamW for the paper's others
+DEFAULT_OPTIMIZER = "default"  # nnU-Net's SGD for the U-Nets, AdamW for the paper's other networks
 PAPER2D = "paper2d"
-PAPER2D_EPOCHS = 40  # of nnU-Net's 250 iterations: the paper's 10,000
-
+PAPER2D_EPOCHS = 40  # 250 iterations each: the paper's 10,000
 
 GRAMMAR = (
     f"{PREFIX}[{'|'.join(NETWORKS)}][{'|'.join(UPSAMPLERS)}][DTC][_RF<r>][_noweight|_nosigmoid][_notanh]"
     f"[_{PAPER2D}|{'|'.join(f'_{optimizer}' for optimizer in OPTIMIZERS)}][_<n>epochs][_NoMirroring][_rep<k>]"
 )
 
-# part of the name, what it says, examples; a line each of what `nnunet-dtc trainers` prints
+# part of the name, its meaning, an example: the lines that `nnunet-dtc trainers` prints
 PARTS = (
     *((name, network.meaning, f"{PREFIX}{name}{network.example}") for name, network in NETWORKS.items()),
     *((name, upsampler.meaning, f"{PREFIX}{name}") for name, upsampler in UPSAMPLERS.items()),
-    ("DTC", "DTC beside every upsampling of the network, receptive field 2", f"{PREFIX}DTC"),
+    ("DTC", "a DTC block around every upsampling of the network, receptive field 2", f"{PREFIX}DTC"),
     ("_RF<r>", "another receptive field, any number >= 0 or inf: shifts of up to r/4 voxels", f"{PREFIX}DTC_RF2.5"),
     ("_noweight", "table 4: offsets without weights", f"{PREFIX}DTC_RF10_noweight"),
     ("_nosigmoid", "table 4: weights without sigmoid", f"{PREFIX}DTC_nosigmoid"),
@@ -44,38 +44,42 @@ PARTS = (
     *((f"_{name}", f"{kind.meaning}; any trainer", f"{PREFIX}DTC_{name}") for name, kind in OPTIMIZERS.items()),
     ("_<n>epochs", "n epochs instead of 1000, saved often; any trainer", f"{PREFIX}_7epochs"),
     ("_NoMirroring", "no mirroring, as nnU-Net's NoMirroring trainers; any trainer", f"{PREFIX}DTC_NoMirroring"),
-    ("_rep<k>", "the same training again, k = 2, 3, ...; any trainer", f"{PREFIX}DTC_RF10_rep2"),
+    ("_rep<k>", "a repetition of the training, k = 2, 3, ...; any trainer", f"{PREFIX}DTC_RF10_rep2"),
 )
 NOTES = (
-    "RF 2 has no suffix, RF 0 never shifts (the control with the same parameters), RF inf shifts up to half the map.",
-    "One model has one name: the suffixes in this order, numbers without needless digits.",
+    "RF 2 has no suffix. RF 0 never shifts (a control with the same parameters). RF inf shifts up to half the map.",
+    "One model has one name: the suffixes have this order, and numbers have no needless digits.",
     f"{', '.join(list(UPSAMPLERS)[:-1])} and {list(UPSAMPLERS)[-1]} go into the planned U-Net and into UNet; the other "
     "networks keep their own upsampling.",
 )
 
 
-class TrainerNameError(ValueError):
-    """A name with a malformed value of a suffix of ours, or another spelling than the one a model has."""
+class TrainerNameError(NnunetDtcError):
+    """A name of this package with a malformed suffix, or in another spelling than the one that the model has."""
 
 
 class UnknownSuffixError(AttributeError):
-    """A name that starts as ours, with a suffix that is not ours: perhaps somebody's own subclass."""
+    """A name that starts like this package's, with an unknown suffix. It may be a user's own subclass."""
 
 
 @dataclass(frozen=True, repr=False)
 class TrainerName:
-    """What a trainer's name says. ``str()`` of it is the one name of that model.
+    """The content of a trainer's name. ``str()`` returns the name.
 
     Attributes:
-        network: one of NETWORKS, "" for the planned U-Net.
-        upsampler: one of UPSAMPLERS, "" for the transposed convolutions (or what else the network has).
         dtc: whether the decoder has DTC blocks.
-        receptive_field: RF of section 3.2 (with DTC).
-        offset, weight: table 4's variants, see :func:`nnunet_dtc.deformable_upsample`.
-        optimizer: DEFAULT_OPTIMIZER, one of OPTIMIZERS, or PAPER2D, which stands for the paper's recipe.
+        receptive_field: RF of the DTC blocks (section 3.2).
+        offset, weight: the variants of table 4, see :func:`nnunet_dtc.deformable_upsample`.
+        optimizer: DEFAULT_OPTIMIZER, one of OPTIMIZERS, or PAPER2D for the paper's 2D recipe.
         epochs: the number of epochs.
-        mirroring: whether training and prediction mirror the images; nnU-Net does, the paper's recipe does not.
-        repetition: 1 for the first training of a model, 2 for its repetition, ...
+        mirroring: whether images are mirrored in training and prediction, as nnU-Net does; the paper's recipe does not.
+        repetition: 1 for the first training of a model, 2 for its first repetition, ...
+        network: one of NETWORKS, or "" for the planned U-Net.
+        upsampler: one of UPSAMPLERS, or "" for the network's own upsampling.
+
+    Example:
+        >>> str(TrainerName(dtc=True, receptive_field=10, epochs=250))
+        'nnUNetTrainerDTC_RF10_250epochs'
     """
 
     dtc: bool = False
@@ -90,26 +94,28 @@ class TrainerName:
     upsampler: str = ""
 
     def __repr__(self) -> str:
-        """What the name says beyond nnU-Net's own trainer, for logs."""
-        said = [
-            f for f in fields(self) if getattr(self, f.name) != f.default or (f.name == "receptive_field" and self.dtc)
-        ]
-        return f"TrainerName({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in said)})"
+        """The attributes that differ from nnU-Net's own trainer, for logs."""
+        names = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        if self.dtc and "receptive_field" not in names:
+            names.insert(1, "receptive_field")  # behind dtc
+        return f"TrainerName({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     def __str__(self) -> str:
         if nnunets_own := self._nnunets_own():
             return nnunets_own
-        name = PREFIX + self.network + self.upsampler + "DTC" * self.dtc
-        if self.receptive_field != DEFAULT_RECEPTIVE_FIELD:
-            name += f"_RF{_plain_number(self.receptive_field)}"
-        name += {"sigmoid": "", "none": "_noweight", "linear": "_nosigmoid"}[self.weight]
-        name += "_notanh" * (self.offset == "linear")
-        name += f"_{self.optimizer}" * (self.optimizer != DEFAULT_OPTIMIZER)
         paper2d = self.optimizer == PAPER2D
-        name += f"_{self.epochs}epochs" * (self.epochs != (PAPER2D_EPOCHS if paper2d else DEFAULT_EPOCHS))
-        name += "_NoMirroring" * (not self.mirroring and not paper2d)
-        name += f"_rep{self.repetition}" * (self.repetition != 1)
-        return name
+        suffixes = {
+            f"_RF{_plain_number(self.receptive_field)}": self.receptive_field != DEFAULT_RECEPTIVE_FIELD,
+            "_noweight": self.weight == "none",
+            "_nosigmoid": self.weight == "linear",
+            "_notanh": self.offset == "linear",
+            f"_{self.optimizer}": self.optimizer != DEFAULT_OPTIMIZER,
+            f"_{self.epochs}epochs": self.epochs != (PAPER2D_EPOCHS if paper2d else DEFAULT_EPOCHS),
+            "_NoMirroring": not self.mirroring and not paper2d,
+            f"_rep{self.repetition}": self.repetition != 1,
+        }
+        head = f"{PREFIX}{self.network}{self.upsampler}{'DTC' if self.dtc else ''}"
+        return head + "".join(suffix for suffix, stands in suffixes.items() if stands)
 
     @property
     def deformation(self) -> dict[str, Any]:
@@ -117,7 +123,7 @@ class TrainerName:
         return {"receptive_field": self.receptive_field, "offset": self.offset, "weight": self.weight}
 
     def _nnunets_own(self) -> str | None:
-        """The name under which nnU-Net has this training itself: a name of ours would be a second one."""
+        """The name of nnU-Net's own trainer that does the same, or None."""
         if self == TrainerName(mirroring=False):
             return f"{PREFIX}NoMirroring"
         if self.optimizer in OPTIMIZERS and self == TrainerName(optimizer=self.optimizer):
@@ -126,16 +132,25 @@ class TrainerName:
 
 
 def parse(name: str) -> TrainerName | None:
-    """Read a trainer's name.
+    """Parse a trainer's name.
+
+    Args:
+        name: such as "nnUNetTrainerDTC_RF10".
 
     Returns:
-        What the name says, or None where it is nobody's business of ours: nnU-Net's own trainer, other people's names.
+        The content of the name, or None for nnU-Net's own trainer and for trainers of others.
 
     Raises:
-        TrainerNameError: a suffix of ours with a malformed value, or another spelling of a model's one name; says
-            the rule or the name to use.
-        UnknownSuffixError: a name that starts as ours (``nnUNetTrainerDTC``, ``nnUNetTrainerUNetLinear``, ...) and goes
-            on with a suffix that is not ours.
+        TrainerNameError: a suffix has a malformed value, or the model has another name. The message gives the rule or
+            the name to use.
+        UnknownSuffixError: the name starts like this package's (``nnUNetTrainerDTC``, ``nnUNetTrainerUNetLinear``, ...)
+            but has an unknown suffix.
+
+    Example:
+        >>> parse("nnUNetTrainerUNetLinearDTC_RF10")
+        TrainerName(dtc=True, receptive_field=10.0, network='UNet', upsampler='Linear')
+        >>> print(parse("nnUNetTrainerDA5"))
+        None
     """
     if not name.startswith(PREFIX) or name == PREFIX:
         return None
@@ -146,7 +161,7 @@ def parse(name: str) -> TrainerName | None:
     seen: set[str] = set()
     for suffix in suffixes:
         if not head and re.fullmatch(r"RF(?!(\d+(\.\d+)?|inf)$).*", suffix):
-            return None  # nnUNetTrainer_RFsomething: there a receptive field is ours only where it is one
+            return None  # nnUNetTrainer_RFsomething, which is no receptive field
         kind, change = _read_suffix(name, suffix)
         if kind is None and not head:
             return None  # nnUNetTrainer_something
@@ -170,8 +185,11 @@ def parse(name: str) -> TrainerName | None:
 
 
 def _read_head(name: str, head: str) -> TrainerName | None:
-    """What the part before the first suffix says, None where it is not ours. TrainerNameError for a network whose
-    upsampling cannot be chosen."""
+    """Parse the part before the first suffix. None if it is not of this package.
+
+    Raises:
+        TrainerNameError: it has an upsampler, and a network whose upsampling cannot be chosen.
+    """
     networks, upsamplers = ("|".join(map(re.escape, table)) for table in (NETWORKS, UPSAMPLERS))
     found = re.fullmatch(f"({networks})?({upsamplers})?(DTC)?", head)
     if found is None:
@@ -182,13 +200,13 @@ def _read_head(name: str, head: str) -> TrainerName | None:
         with_upsamplers += [f"{PREFIX}{other}{upsampler}{dtc}" for other in NETWORKS if NETWORKS[other].upsamplers]
         raise TrainerNameError(
             f"{name}: {network} keeps its own upsampling, use {PREFIX}{network} or {PREFIX}{network}DTC; {upsampler} "
-            f"goes into nnU-Net's planned U-Net and into the paper's: {', '.join(with_upsamplers)}"
+            f"can be used in nnU-Net's planned U-Net and in the paper's: {', '.join(with_upsamplers)}"
         )
     return TrainerName(network=network, upsampler=upsampler, dtc=bool(dtc))
 
 
 def _read_suffix(name: str, suffix: str) -> tuple[str | None, dict]:
-    """What kind of suffix this is, None for one that is not ours, and what it changes."""
+    """The kind of a suffix, None if it is unknown, and the attributes that it sets."""
     if suffix.startswith("RF"):
         return "receptive field", {"receptive_field": _read_receptive_field(name, suffix.removeprefix("RF"))}
     if suffix in ("noweight", "nosigmoid"):
@@ -228,7 +246,7 @@ def _read_count(name: str, text: str, least: int, rule: str) -> int:
 
 
 def _plain_number(number: float) -> str:
-    """Without exponent, trailing zeros or a point that says nothing: 10, 2.5, 0.001, inf."""
+    """A number without exponent and needless digits: 10, 2.5, 0.001, inf."""
     if math.isinf(number):
         return "inf"
     text = format(Decimal(repr(number)), "f")

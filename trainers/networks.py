@@ -1,4 +1,4 @@
-"""Which trainer class builds a network that stands in a name."""
+"""The trainer class of each network."""
 
 from nnunet_dtc.trainers.base import NamedTrainer
 from nnunet_dtc.trainers.paper_networks import PaperNetworkTrainer
@@ -7,5 +7,5 @@ from nnunet_dtc.trainers.unet import UNetTrainer
 
 
 def network_trainer(network: str) -> type[NamedTrainer]:
-    """The trainer class of one of ``nnunet_dtc.registry.NETWORKS``, or of "", the U-Net that nnU-Net has planned."""
+    """The trainer class of a network in ``nnunet_dtc.registry.NETWORKS``, or of "", nnU-Net's planned U-Net."""
     return {"": PlannedUNetTrainer, "UNet": UNetTrainer}.get(network, PaperNetworkTrainer)

@@ -1,9 +1,9 @@
-"""The paper's 2D recipe (Sun et al., arXiv:2601.17939, section 4.1) for any of our trainers: the suffix ``_paper2d``.
+"""The paper's 2D recipe (Sun et al., arXiv:2601.17939, section 4.1) for any trainer: the suffix ``_paper2d``.
 
-AdamW, learning rate 1e-4, weight decay 1e-5, 10,000 iterations (40 epochs of nnU-Net's 250), no augmentation beyond
-nnU-Net's normalisation, and so no mirroring either. The best model on the validation cases is kept as a checkpoint of
-its own. Ours, where the paper is silent: the learning rate stays what it is; "best" is the highest mean Dice over the
-foreground in one epoch's validation patches; loss, patches and batch size are nnU-Net's.
+AdamW, learning rate 1e-4, weight decay 1e-5, 10,000 iterations (40 epochs of nnU-Net's 250), and no augmentation, hence
+no mirroring either. The best model on the validation cases is saved as a separate checkpoint. Where the paper is
+silent, these choices are ours: the learning rate is constant; the best model is that with the highest mean foreground
+Dice on one epoch's validation patches; loss, patch size and batch size are nnU-Net's.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ BEST_CHECKPOINT = "checkpoint_best_validation.pth"
 class Paper2DRecipe(nnUNetTrainerNoDA):
     """nnU-Net's trainer without augmentation, with the paper's optimizer and ``checkpoint_best_validation.pth``.
 
-    nnU-Net's own ``checkpoint_best.pth`` follows a running mean of the same Dice, as ever.
+    nnU-Net's own ``checkpoint_best.pth`` is still that of the highest moving average of the same Dice.
     """
 
     def __init__(
@@ -34,36 +34,37 @@ class Paper2DRecipe(nnUNetTrainerNoDA):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.initial_lr = LEARNING_RATE
         self.weight_decay = WEIGHT_DECAY
-        self._kept_dice: float | None = None  # of BEST_CHECKPOINT; None before it has been looked for
+        self._kept_dice: float | None = None  # Dice of BEST_CHECKPOINT; None until the first epoch ends
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+        """AdamW with a constant learning rate."""
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
-        # nnU-Net gives it the epoch; with an exponent of zero the rate stays
+        # nnU-Net steps the scheduler every epoch; with an exponent of zero the rate is constant
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, exponent=0.0)
 
     def on_epoch_end(self) -> None:
-        """nnU-Net's, and before it the checkpoint, where no epoch of this training was as good."""
+        """Save the checkpoint if this epoch is the best one, then continue as nnU-Net does."""
         if self.local_rank == 0 and not self.disable_checkpointing:
-            self._keep_the_best()
+            self._save_best()
         super().on_epoch_end()
 
-    def _keep_the_best(self) -> None:
+    def _save_best(self) -> None:
         file = Path(self.output_folder) / BEST_CHECKPOINT
         if self._kept_dice is None:
             self._kept_dice = self._dice_of(file)
         dice = self.logger.get_value("mean_fg_dice", step=self.current_epoch)
-        if dice > self._kept_dice:  # not where it is NaN, with no foreground
-            self.print_to_log_file(f"Best Dice of an epoch so far: {dice:.4f}, kept in {BEST_CHECKPOINT}")
-            unfinished = file.with_suffix(".part")  # a kill while it is written leaves the one before
+        if dice > self._kept_dice:  # False for NaN, the Dice without foreground
+            self.print_to_log_file(f"Best Dice of an epoch so far: {dice:.4f}, saved in {BEST_CHECKPOINT}")
+            unfinished = file.with_suffix(".part")  # a process that is killed leaves the previous checkpoint
             self.save_checkpoint(str(unfinished))
             unfinished.replace(file)
             self._kept_dice = dice
 
     def _dice_of(self, file: Path) -> float:
-        """The Dice that a checkpoint was kept for; -1, less than any, where there is none of this training.
+        """The Dice of the epoch that the checkpoint was saved after; -1 if there is no checkpoint of this training.
 
-        A resumed training begins at ``checkpoint_latest.pth``, whose log does not know of a better epoch behind it. A
-        new training in the same folder has begun its first epoch at another time.
+        It is read from the file, because a training that is resumed from ``checkpoint_latest.pth`` has no log of later
+        epochs. The start of the first epoch tells whether the checkpoint is of this training.
         """
         if not file.is_file():
             return -1.0

@@ -1,5 +1,5 @@
-"""The paper's other networks as trainers: nnUNetTrainerUNETR, nnUNetTrainerSwinUNETRV2, nnUNetTrainerNnMamba and
-nnUNetTrainerSegMamba, each with and without DTC."""
+"""The trainer of the paper's other networks: nnUNetTrainerUNETR, nnUNetTrainerSwinUNETRV2, nnUNetTrainerNnMamba and
+nnUNetTrainerSegMamba, with or without DTC."""
 
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
@@ -9,7 +9,6 @@ from torch import nn
 from nnunet_dtc.architectures import NETWORKS, build_network, planned_settings
 from nnunet_dtc.architectures.mamba import SelectiveSSM
 from nnunet_dtc.architectures.networks import check_patch
-from nnunet_dtc.architectures.padding import padding_note
 from nnunet_dtc.architectures.selective_scan import scan_note
 from nnunet_dtc.registry import NETWORKS as ENTRIES
 from nnunet_dtc.trainers.base import WithoutDeepSupervision
@@ -17,11 +16,11 @@ from nnunet_dtc.trainers.names import DEFAULT_OPTIMIZER
 
 
 class PaperNetworkTrainer(WithoutDeepSupervision):
-    """nnU-Net's trainer with one of the paper's other networks in place of the planned one.
+    """nnU-Net's trainer with one of the paper's other networks instead of the planned one.
 
-    AdamW with the learning rate of the network's entry in ``nnunet_dtc.registry`` and nnU-Net's schedule, unless the
-    name has an optimizer. For patches of any size, in 2D and 3D; other sizes of the network by
-    ``architecture.nnunet_dtc`` of the plans (``nnunet_dtc.architectures.settings``).
+    Unless the name contains an optimizer, it is AdamW with nnU-Net's schedule and the learning rate in the network's
+    entry of ``nnunet_dtc.registry``. Patches in 2D and 3D may have any size. ``architecture.nnunet_dtc`` in the plans
+    sets other sizes of the network (``nnunet_dtc.architectures.settings``).
     """
 
     def __init__(
@@ -36,9 +35,14 @@ class PaperNetworkTrainer(WithoutDeepSupervision):
         if self.spec.optimizer == DEFAULT_OPTIMIZER:
             self.initial_lr, self.weight_decay = ENTRIES[self.spec.network].adamw
 
+    @property
+    def multiple(self) -> int:
+        """What the network pads sizes to a multiple of."""
+        return NETWORKS[self.spec.network].multiple
+
     @classmethod
     def check_patch(cls, configuration: ConfigurationManager) -> None:
-        """As :meth:`NamedTrainer.check_patch`; patches are padded, so that the strides divide them."""
+        """As :meth:`NamedTrainer.check_patch`. Any patch size can be padded."""
         check_patch(cls.spec.network, configuration.patch_size, configuration.batch_size)
 
     @classmethod
@@ -50,7 +54,7 @@ class PaperNetworkTrainer(WithoutDeepSupervision):
         num_output_channels: int,
         enable_deep_supervision: bool = False,
     ) -> nn.Module:
-        """The network. nnU-Net calls this on the instance to train and on the class to predict."""
+        """Build the network. nnU-Net calls this on the instance for training and on the class for prediction."""
         spec = cls.spec
         return build_network(
             spec.network,
@@ -62,20 +66,17 @@ class PaperNetworkTrainer(WithoutDeepSupervision):
         )
 
     def initialize(self) -> None:
-        """nnU-Net's, and for the log what the name does not say: the optimizer, how patches are padded, what scans."""
+        """Initialise as the base class does, and log the optimizer and the implementation of selective scans."""
         super().initialize()
         self.print_to_log_file(
             f"Optimizer: {type(self.optimizer).__name__}, learning rate {self.initial_lr:g}, weight decay "
             f"{self.weight_decay:g}"
         )
-        note = padding_note(self.configuration_manager.patch_size, NETWORKS[self.spec.network].multiple)
-        if note is not None:
-            self.print_to_log_file(note)
         if any(isinstance(module, SelectiveSSM) for module in self.network.modules()):
             self.print_to_log_file(scan_note(self.device.type))
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
-        """AdamW, or what the name says, with nnU-Net's schedule."""
+        """AdamW, or the optimizer in the name, with nnU-Net's schedule."""
         if self.spec.optimizer != DEFAULT_OPTIMIZER:
             return super().configure_optimizers()
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)

@@ -1,7 +1,7 @@
-"""nnU-Net's planned U-Net with other upsamplings, and the trainer whose name has nothing but DTC.
+"""The trainers of nnU-Net's planned U-Net with other upsamplings, among them nnUNetTrainerDTC.
 
-Every other name of the grammar is made on demand (``nnunet_dtc.trainers``). This module is not called
-``nnUNetTrainerDTC``, because it would then stand in the package where the class is looked for.
+All other classes are created on demand (``nnunet_dtc.trainers``). This module is not called ``nnUNetTrainerDTC``,
+because it would then hide the class of that name in the package.
 """
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -26,10 +26,10 @@ class PlannedUNetTrainer(NamedTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """The planned network. nnU-Net calls this on the instance to train and on the class to predict.
+        """Build the network. nnU-Net calls this on the instance for training and on the class for prediction.
 
         Raises:
-            PatchSizeError: the strides do not divide the planned patch, or its deepest map cannot be normalised.
+            PatchSizeError: the strides do not divide the patch size, or the deepest map cannot be normalised.
             UnsupportedNetworkError: the plans name a network without nnU-Net's ``UNetDecoder``.
         """
         check_planned(configuration_manager.patch_size, configuration_manager.network_arch_init_kwargs)
@@ -39,20 +39,16 @@ class PlannedUNetTrainer(NamedTrainer):
         spec = cls.spec
         if not spec.dtc:
             return with_upsampler(network, spec.upsampler)
-        return with_dtc(
-            network,
-            upsampler=spec.upsampler or None,
-            **spec.deformation,
-        )
+        return with_dtc(network, upsampler=spec.upsampler or None, **spec.deformation)
 
 
 class nnUNetTrainerDTC(CoordinatesRecord, PlannedUNetTrainer):
     """The planned U-Net with transposed convolution + DTC, receptive field 2 (the paper's default, section 3.2).
 
-    Once an epoch it records where the samples of the blocks go, see ``nnunet_dtc.trainers.coordinates_record``.
+    Once an epoch it records where the DTC blocks sample, see ``nnunet_dtc.trainers.coordinates_record``.
 
-    On CUDA a training is not reproducible bit for bit, as with nnU-Net itself; DTC's own part is, with the shifts of
-    RF 2 (``nnunet_dtc.ops.backends.cuda``).
+    On CUDA a training is not reproducible bit for bit, like nnU-Net's own. DTC itself is with the short shifts of RF 2
+    (``nnunet_dtc.ops.backends.cuda``).
     """
 
     spec = TrainerName(dtc=True)
