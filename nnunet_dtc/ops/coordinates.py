@@ -23,8 +23,9 @@ This module needs torch and numpy only.
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -207,7 +208,7 @@ def collect(network: nn.Module, data: Tensor, limit: int | None = None) -> tuple
         raise ValueError(f"limit must be at least 1, got {limit}")
     found: dict[str, tuple[torch.Size, Tensor]] = {}  # block to the sizes of its output, and its coordinates
 
-    def keep(name: str):
+    def keep(name: str) -> Callable[..., None]:
         def hook(_conv: nn.Module, _inputs: object, coords: Tensor) -> None:
             found[name] = coords.shape[2:], coords.detach() if limit is None else _subsample(coords.detach(), limit)
 
@@ -294,7 +295,7 @@ def _measure_axis(stage: StageCoordinates, axis: int, name: str, spacing_mm: flo
     lengths = shifts.abs().numpy()
     mean, p95, longest = lengths.mean(dtype=np.float64), np.percentile(lengths, 95), lengths.max()
     saturation = _saturation(deformation, offset, weight)
-    measured = (*known, *(scale * float(value) for value in (mean, p95, longest)))
+    measured = (*known, scale * float(mean), scale * float(p95), scale * float(longest))
     if deformation.receptive_field == 0:
         return AxisStatistics(*measured, **saturation, states=("fixed",))
     variation = float(shifts.max() - shifts.min())
@@ -310,7 +311,7 @@ def _measure_axis(stage: StageCoordinates, axis: int, name: str, spacing_mm: flo
     )
 
 
-def _saturation(deformation: Deformation, offset: Tensor, weight: Tensor | None) -> dict[str, float]:
+def _saturation(deformation: Deformation, offset: Tensor, weight: Tensor | None) -> dict[str, Any]:
     """The fractions of positions with saturated activations, for the activations that can saturate."""
     masks = {}
     if deformation.offset == "tanh":
