@@ -1,4 +1,4 @@
-"""Dice, NSD and HD95 of two masks: against geometry, literal loops, MONAI's own NSD, the reference's test shapes."""
+"""Dice, NSD and HD95 of two masks against geometry, literal loops, MONAI's NSD and the reference's test shapes."""
 
 import doctest
 import importlib
@@ -27,8 +27,7 @@ def box(shape, start, stop):
 
 
 def box_area(size, spacing):
-    """Of a box of voxels whose surface elements cut its edges and corners: faces, edges, corners, by elementary
-    geometry. `size` in voxels."""
+    """The surface of a box of `size` voxels whose elements cut its edges and corners, by elementary geometry."""
     n, s = np.array(size), np.array(spacing)
     faces = sum(2 * (n[i] - 1) * s[i] * (n[j] - 1) * s[j] for i, j in ((0, 1), (0, 2), (1, 2)))
     edges = sum(4 * (n[k] - 1) * s[k] * math.hypot(s[i], s[j]) / 2 for i, j, k in ((0, 1, 2), (0, 2, 1), (1, 2, 0)))
@@ -36,7 +35,7 @@ def box_area(size, spacing):
 
 
 def corner_area(spacing):
-    """A triangle whose corners are half a voxel from the voxel's centre, along each axis: 1/2 |u x v|."""
+    """The area 1/2 |u x v| of a triangle whose corners are half a voxel from the voxel's centre along the axes."""
     a, b, c = spacing
     return math.sqrt((a * b) ** 2 + (b * c) ** 2 + (a * c) ** 2) / 8
 
@@ -50,7 +49,7 @@ def random_masks(shape, seed):
 
 
 def elements_by_loops(mask, spacing):
-    """Corner to area, looking at the voxels around one corner after the other."""
+    """The area of the element at each corner, from the voxels around one corner after the other."""
     areas = element_areas(spacing)
     found = {}
     for corner in itertools.product(*(range(size + 1) for size in mask.shape)):
@@ -141,7 +140,7 @@ def test_areas_of_ambiguous_neighbourhoods():
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 5, 3), (1, 4, 2)])
 def test_area_of_a_box(size, at_border):
     inside = box((6, 9, 7), (2, 3, 1), (2 + size[0], 3 + size[1], 1 + size[2]))
-    mask = np.ones(size, bool) if at_border else inside  # the image cuts the box off: its surface is the same
+    mask = np.ones(size, bool) if at_border else inside  # the surface of a box that the image cuts off is the same
     surfaces = surface_distances(mask, mask, ANISOTROPIC)
     assert surfaces.prediction_areas.sum() == pytest.approx(box_area(size, ANISOTROPIC), rel=1e-6)
     assert surfaces.nsd(0) == 1
@@ -160,7 +159,7 @@ def test_length_of_a_rectangle():
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("voxels", [1, 2])
 def test_plates_at_a_known_distance(axis, voxels):
-    """A plate through the whole image against itself moved across it: every element of both is the same way off."""
+    """A plate through the whole image and the same plate moved: all elements of both have the same distance."""
     shape = [5, 6, 7]
     shape[axis] = 12
     first, second = np.zeros((2, *shape), bool)
@@ -179,7 +178,7 @@ def test_plates_at_a_known_distance(axis, voxels):
 
 
 def test_a_tolerance_that_single_precision_misses():
-    """Ten voxels of 0.1 mm, as a file keeps them, are within 1 mm."""
+    """Ten voxels of 0.1 mm, in the precision of files, are within 1 mm."""
     spacing = (float(np.float32(0.1)),) * 2
     first, second = box((3, 20), (1, 2), (2, 3)), box((3, 20), (1, 13), (2, 14))
     surfaces = surface_distances(first, second, spacing)
@@ -214,7 +213,7 @@ def test_reference_two_squares():
     assert surfaces.prediction_areas.sum() == pytest.approx(4 * diagonal + 10)
     assert sorted(surfaces.reference_to_prediction) == [0] * 7 + [1]
     assert sorted(surfaces.prediction_to_reference) == [0] * 7 + [2] * 3
-    # at 1 mm only the far side of the longer one, two corners and one pixel, is off
+    # beyond 1 mm is only the far side of the longer box: two corners and one pixel
     assert surfaces.nsd(1) == pytest.approx((6 * diagonal + 15) / (8 * diagonal + 16))
     assert surfaces.hausdorff(95) == surfaces.hausdorff(100) == 2
     assert dice(prediction, reference) == pytest.approx(0.8)
@@ -231,13 +230,13 @@ def test_reference_two_voxels():
 
 
 def test_reference_two_cubes():
-    """Boxes of 50 and 51 slices that fill the image otherwise; the reference's test says 0.836, 2.0, 2.0 and 0.990."""
+    """Boxes of 50 and 51 full slices; the reference's test has 0.836, 2.0, 2.0 and 0.990."""
     reference, prediction = np.zeros((2, 100, 100, 100), bool)
     reference[:50] = prediction[:51] = True
     spacing = (2, 1, 1)
     surfaces = surface_distances(prediction, reference, spacing)
-    # At 1 mm the cap of the longer one is off, edges and corners with it; of the shorter one's cap what is more than
-    # 1 mm from the sides.
+    # Beyond 1 mm are the cap of the longer box with its edges and corners, and that part of the shorter box's cap which
+    # is more than 1 mm from the sides.
     cap = 99**2 + 4 * 99 * math.sqrt(5) / 2 + 4 * corner_area(spacing)
     total = box_area((50, 100, 100), spacing) + box_area((51, 100, 100), spacing)
     assert surfaces.nsd(1) == pytest.approx(1 - (cap + 97**2) / total, rel=1e-6)
@@ -258,7 +257,7 @@ def test_reference_empty_masks(shape, spacing):
     surfaces = surface_distances(empty, empty, spacing)
     assert math.isnan(surfaces.nsd(1))
     assert math.isnan(dice(empty, empty))
-    assert math.isnan(surfaces.hausdorff(95))  # the reference says infinite; here: not counted, as the others
+    assert math.isnan(surfaces.hausdorff(95))  # infinite in the reference; here it is not counted
 
 
 # ---- against other implementations -------------------------------------------------------------------------------
@@ -325,7 +324,7 @@ def test_ignored_voxels_by_loops():
     assert (surfaces.nsd(1.0), surfaces.hausdorff()) == pytest.approx(expected)
 
 
-def test_what_is_ignored_changes_nothing():
+def test_ignored_voxels_change_nothing():
     prediction, reference = random_masks((5, 8, 7), seed=5)
     ignored = box((5, 8, 7), (0, 2, 2), (3, 6, 4))
     expected = surface_distances(prediction, reference, ANISOTROPIC, ignored)
@@ -336,7 +335,7 @@ def test_what_is_ignored_changes_nothing():
     assert nothing.nsd(1) == surface_distances(prediction, reference, ANISOTROPIC).nsd(1)
 
 
-def test_nothing_but_ignored_around():
+def test_an_organ_surrounded_by_ignored_voxels():
     mask = box((3, 4, 5), (1, 1, 1), (2, 2, 2))
     surfaces = surface_distances(mask, mask, ANISOTROPIC, ~mask)
     assert math.isnan(surfaces.nsd(1))

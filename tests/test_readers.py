@@ -25,7 +25,7 @@ SHAPE, SPACING = (6, 11, 14), (3.0, 0.75, 0.5)  # z, y, x
 LABELS = ev.LabelSet((ev.Organ("liver", (1,)), ev.Organ("spleen", (2,))))
 DATASET = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "spleen": 2}, "numTraining": 1}
 SHEAR = np.array([[0.5, 0.3, 0, 7], [0, np.sqrt(0.75**2 - 0.3**2), 0, -4], [0, 0, 3, 1], [0, 0, 0, 1]])
-"""From voxels x, y, z to mm, RAS; the columns are as long as the spacing, but not orthogonal."""
+"""From voxels x, y, z to mm (RAS). The lengths of the columns are the spacing, but they are not orthogonal."""
 
 
 def draw(seed, shape=SHAPE):
@@ -38,7 +38,7 @@ def spoil(label, seed):
 
 
 def write_nifti(file, array, affine):
-    """By nibabel, array (z, y, x)."""
+    """Write an array (z, y, x) with nibabel."""
     nibabel.save(nibabel.Nifti1Image(array.transpose(2, 1, 0), affine), file)
 
 
@@ -58,7 +58,7 @@ def run(*arguments):
 
 
 def evaluate(folder, ending=None, **options):
-    """Of the predictions in `p` and the labels in `l`."""
+    """Evaluate the predictions in `p` with the labels in `l`."""
     pairs = ev.find_pairs(folder / "p", folder / "l", ending)
     return ev.evaluate_pairs(pairs, LABELS, **{"processes": 1} | options)
 
@@ -113,8 +113,8 @@ def test_plain_nii_files_are_read_by_nibabel_as_nnunet_decides(tmp_path):
 
 
 def test_reorienting_reader(tmp_path):
-    """The prediction is stored along other axes than the label, but in the same place: voxel by voxel they would not
-    even have one size."""
+    """The prediction is stored along other axes than the label, but in the same place. Voxel by voxel, even their sizes
+    differ."""
     label = draw(5)
     prediction = spoil(label, 6)
     affine = np.diag((0.5, 0.75, 3.0, 1.0))
@@ -224,7 +224,7 @@ def test_which_reader_decides():
     assert find_reader(".nii.gz", None, reorient).io_class is NibabelIOWithReorient
     assert find_reader(".nii.gz", None, {"overwrite_image_reader_writer": "None"}).io_class is None
     assert find_reader(".nii.gz").io_class is None
-    assert find_reader(".nii").io_class is None  # without dataset.json also images of two axes are read
+    assert find_reader(".nii").io_class is None  # without dataset.json, images of two axes are read as well
     assert find_reader(".png").io_class is NaturalImage2DIO
     assert find_reader(".mhd").io_class is None
 

@@ -1,4 +1,4 @@
-"""All scores of one case: every organ, cropped to where it is."""
+"""Score all organs of one case, each cropped to its voxels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def score_case(
         prediction, reference (unsigned integers[*S]): label images, S = (H, W) or (D, H, W).
         spacing_mm: voxel size in mm of each axis, in the order of the array's axes.
         labels: the organs and the ignore label.
-        metrics: what is computed, see `metrics_for`.
+        metrics: the metrics, see `metrics_for`.
         absent: the rule for organs that are absent in both, see `metrics`.
 
     Returns:
@@ -48,12 +48,7 @@ def score_case(
     boxes = [ndimage.find_objects(image, max_label=max(labels.values)) for image in images]
     rows = []
     for organ in labels.organs:
-        found = [each[value - 1] for each in boxes for value in organ.values if value and each[value - 1]]
-        if 0 in organ.values:  # a region with the background, which is everywhere
-            found = [tuple(slice(0, size) for size in reference.shape)]
-        box = _union(found or [(slice(0, 0),) * reference.ndim])
-        # One voxel more on each side where the image has it: an ignored voxel there touches the organ's surface.
-        box = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)
+        box = _box(organ.values, boxes, reference.shape)
         masks = [np.logical_or.reduce([image[box] == value for value in organ.values]) for image in images]
         ignored = None if labels.ignore is None else reference[box] == labels.ignore
         if ignored is not None:
@@ -72,5 +67,19 @@ def score_case(
     return rows
 
 
-def _union(boxes: list[tuple[slice, ...]]) -> tuple[slice, ...]:
-    return tuple(slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in zip(*boxes, strict=True))
+def _box(
+    values: Sequence[int], boxes: Sequence[Sequence[tuple[slice, ...] | None]], shape: Sequence[int]
+) -> tuple[slice, ...]:
+    """The box around all voxels of an organ, with one more on each side: ignored voxels there touch its surface.
+
+    Args:
+        values: the values of the organ's voxels.
+        boxes: for each image, the boxes around the voxels of each value from 1 on.
+        shape: the shape of the images.
+    """
+    if 0 in values:  # a region with the background, which is everywhere
+        found = [tuple(slice(0, size) for size in shape)]
+    else:
+        found = [box for image in boxes for value in values if (box := image[value - 1])]
+    sides = zip(*(found or [(slice(0, 0),) * len(shape)]), strict=True)
+    return tuple(slice(max(min(s.start for s in side) - 1, 0), max(s.stop for s in side) + 1) for side in sides)

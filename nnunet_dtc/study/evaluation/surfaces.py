@@ -107,9 +107,9 @@ def surface_distances(
     Args:
         prediction, reference (bool[*S]): the masks, S = (H, W) or (D, H, W).
         spacing_mm: voxel size in mm of each axis, in the order of the array's axes.
-        ignored (bool[*S]): voxels whose label is not known. Both masks are emptied there, so that both surfaces are
-            the same at its border. Elements that touch such a voxel are not counted, but they are there for the
-            distances of the other surface: a surface close to the unknown gets the benefit of the doubt (ours).
+        ignored (bool[*S]): voxels whose label is not known. Both masks are emptied there, so that both surfaces follow
+            the border of these voxels. Elements that touch one are not counted, but other elements are measured to
+            them: a surface close to unknown voxels gets the benefit of the doubt (ours).
 
     Raises:
         ValueError: the arrays are not boolean, have different shapes or not 2 or 3 axes, or the spacing is not positive
@@ -150,8 +150,8 @@ def surface_distances(
         counted = elements[mine] if unknown is None else elements[mine][unknown[elements[mine]] == 0]
         distances = np.full(len(counted), math.inf)
         if len(elements[other]) and len(counted):
-            there = codes[other][counted]
-            apart = (there == 0) | (there == full)
+            of_other = codes[other][counted]
+            apart = (of_other == 0) | (of_other == full)
             distances[~apart] = 0.0  # both surfaces have an element at this corner
             if apart.any():
                 # splitting at midpoints is faster than at medians, and queries on surfaces do not get slower
@@ -162,10 +162,7 @@ def surface_distances(
 
 
 def _codes(mask: np.ndarray) -> np.ndarray:
-    """For each corner, which of the voxels around it are inside: a bit each, see `element_areas`.
-
-    bool[*S] to uint8[S_1 + 1, ...].
-    """
+    """The code of the voxels around each corner, see `element_areas`: bool[*S] to uint8[S_1 + 1, ...]."""
     padded = np.pad(mask, 1).view(np.uint8)
     code = np.zeros([size + 1 for size in mask.shape], np.uint8)
     for offset in itertools.product((0, 1), repeat=mask.ndim):
