@@ -147,9 +147,9 @@ def make_comparison(
             rows += [
                 {"model": model, "repeat": repeat, "fold": fold_of[row["case"]]}
                 | {key: row[key] for key in ("case", "organ", *evaluation.metrics)}
-                for row in evaluation.rows()
+                for row in evaluation.scores.to_dict("records")
             ]
-    metrics = tuple(evaluation.metrics)
+    metrics = evaluation.metrics
     scores = pd.DataFrame(rows).astype({"fold": "Int64"})
     names = list(models)
     summary = summarise(scores, metrics, names, per_fold=False)
@@ -206,4 +206,47 @@ def make_comparison(
             "nnU-Net does not record which checkpoint made validation predictions (--val_best writes into the same "
             "folder).",
         ),
+    )
+
+
+def comparison_of(scores: pd.DataFrame, folder: Path, repeats: int = 1) -> Comparison:
+    """A comparison of hand-made scores, without logs and pictures.
+
+    Args:
+        scores: model, repeat, fold, case, organ and the metrics.
+        folder: of the first model, where nothing needs to be.
+    """
+    metrics = tuple(scores.columns[5:])
+    names, organs = list(scores["model"].unique()), list(scores["organ"].unique())
+    summary = summarise(scores, metrics, names, per_fold=False)
+    curves = ["model", "repeat", "fold", "epoch", "train_loss", "val_loss", "pseudo_dice", "ema_pseudo_dice"]
+    return Comparison(
+        dataset="Dataset917_Phantom",
+        kind="validation",
+        labels=LabelSet(tuple(Organ(name, (number,)) for number, name in enumerate(organs, 1))),
+        metrics=metrics,
+        models=tuple(
+            ComparedModel(
+                name=name,
+                trainer=name,
+                plans="nnUNetPlans",
+                configuration="3d_fullres",
+                folder=folder / f"{name}__nnUNetPlans__3d_fullres",
+                folds=tuple(sorted(scores["fold"].unique())),
+                repeats=(name, *(f"{name}_rep{k}" for k in range(2, repeats + 1))),
+                checkpoint="not recorded by nnU-Net",
+                epochs=60,
+                parameters=None,
+                epoch_seconds=None,
+                peak_memory_mib=None,
+            )
+            for name in names
+        ),
+        scores=scores,
+        summary=summary,
+        differences=paired_differences(scores, metrics, names, organs),
+        noise=run_to_run(scores, metrics, dict.fromkeys(names, repeats), summary, per_fold=False),
+        curves=pd.DataFrame(columns=[*curves, "learning_rate", "seconds"]),
+        pictures=(),
+        sentences=("A sentence.",),
     )

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from nnunet_dtc.study.comparison import statistics
+from nnunet_dtc.study.comparison.sentences import noise_sentences
 
 METRICS = ("dice", "hd95_mm")
 
@@ -247,8 +248,11 @@ def noise_of(means_by_model):
     ]
     scores = frame(rows)
     summary = statistics.summarise(scores, METRICS, list(means_by_model), per_fold=False)
-    counts = {model: len(repeats) for model, repeats in means_by_model.items()}
-    return statistics.run_to_run(scores, METRICS, counts, summary, per_fold=False)
+    return statistics.run_to_run(scores, METRICS, trainings(means_by_model), summary, per_fold=False)
+
+
+def trainings(means_by_model):
+    return {model: len(repeats) for model, repeats in means_by_model.items()}
 
 
 def test_run_to_run_noise_by_hand():
@@ -266,15 +270,21 @@ def test_run_to_run_noise_by_hand():
     assert b["p_noise"] == pytest.approx(0.0148, abs=1e-4)
     assert b["exceeds"]
     assert not c["exceeds"]
-    assert "the difference is +10.00 points, the run-to-run noise 1.97 points" in b["sentence"]
-    assert "a difference at least as large in 1.4 % of such comparisons (Student's t, 3 degrees" in b["sentence"]
-    assert "This is more than the noise explains." in b["sentence"]
-    assert "the difference is +1.00 points, the run-to-run noise 2.65 points" in c["sentence"]
-    assert "a difference at least as large in 73 % of such comparisons" in c["sentence"]
-    assert "The noise may explain it." in c["sentence"]
-    assert "pooled with those of 1 more model" in c["sentence"]
-    assert "%" not in b["sentence"].split("Noise alone")[0]
-    assert " mm" in noise[noise["metric"] == "hd95_mm"].iloc[0]["sentence"]
+
+
+def test_sentences_about_noise():
+    """The numbers of the test above: 0.0148 and 0.731 are the probabilities of the noise alone."""
+    means = {"A": [0.70, 0.74], "B": [0.80, 0.83, 0.83], "C": [0.73]}
+    b, c, hd95, _ = noise_sentences(noise_of(means), trainings(means))
+    assert b.startswith("Dice, B against A: the difference is +10.00 points, the run-to-run noise 1.97 points")
+    assert "a difference at least as large in 1.4 % of such comparisons (Student's t, 3 degrees" in b
+    assert "The difference is larger than the noise explains." in b
+    assert "%" not in b.split("Noise alone")[0]
+    assert "the difference is +1.00 points, the run-to-run noise 2.65 points" in c
+    assert "a difference at least as large in 73 % of such comparisons" in c
+    assert "The noise may explain it." in c
+    assert "pooled with those of 1 more model" in c
+    assert hd95.startswith("HD95, B against A: the difference is +1.00 mm, the run-to-run noise 0.20 mm")
 
 
 def test_noise_of_two_models_is_students_test():
@@ -318,11 +328,12 @@ def test_a_repeat_that_is_rightly_empty_is_no_noise_of_its_own():
 
 def test_the_sentence_says_how_weak_two_trainings_a_side_are():
     """Two degrees of freedom: the 95 % interval of a standard deviation reaches from 0.52 to 6.28 times."""
-    sentence = noise_of({"A": [0.70, 0.74], "B": [0.80, 0.83]}).iloc[0]["sentence"]
+    means = {"A": [0.70, 0.74], "B": [0.80, 0.83]}
+    sentence = noise_sentences(noise_of(means), trainings(means))[0]
     assert "weak: it comes from 2 and 2 trainings, and the true noise may be 0.5 to 6.3 times as large" in sentence
 
 
 def test_without_repeats_there_is_no_noise_to_speak_of():
     noise = noise_of({"A": [0.7], "B": [0.8]})
     assert noise.empty
-    assert list(noise.columns) == ["model", "metric", "difference", "run_to_run", "p_noise", "exceeds", "sentence"]
+    assert list(noise.columns) == ["model", "metric", "difference", "run_to_run", "p_noise", "exceeds"]

@@ -147,7 +147,7 @@ def test_the_ensemble_is_predicted_once(folders, tmp_path):
         assert line.startswith(" ".join(call[:4]))
         assert not line.endswith("unfinished")
     assert {model.checkpoint for model in result.models} == {"checkpoint_final.pth"}
-    assert any("averaged over their logits, as nnU-Net does" in sentence for sentence in result.sentences)
+    assert any("logits of the folds were averaged, as in nnU-Net" in sentence for sentence in result.sentences)
     for trainer in TRAINERS:
         made = out / "predictions" / trainer
         assert sorted(entry.name for entry in made.iterdir()) == ["ensemble", "ensemble.log"]
@@ -202,7 +202,9 @@ def test_softmax_is_averaged_by_nnunets_command(folders, tmp_path):
     ] * 2
     assert all("--save_probabilities" in call for call in folders.calls() if "-m" in call)
     assert not list((tmp_path / "out").rglob("*.npz"))
-    assert any("softmax outputs, as the paper does" in sentence for sentence in result.sentences)
+    assert any(
+        "softmax outputs of the folds were averaged, as in the paper" in sentence for sentence in result.sentences
+    )
     folders.compare(tmp_path / "out")  # the other average is another folder
     assert sorted(entry.name for entry in (tmp_path / "out" / "predictions" / TRAINERS[0]).iterdir()) == [
         *("ensemble", "ensemble.log", "ensemble_softmax", "ensemble_softmax.log"),
@@ -244,7 +246,7 @@ def test_given_predictions(folders, tmp_path):
     assert [model.folds for model in result.models] == [(), ()]
     mean, _ = means(result)
     assert mean["nnUNetTrainerDTC"] == pytest.approx(folders.mean_dice("nnUNetTrainerDTC", "0"))
-    assert any("from which folds and checkpoints they were made is not known" in line for line in result.sentences)
+    assert any("It is not known which folds and checkpoints they were made with" in line for line in result.sentences)
     result, told = folders.compare(tmp_path / "out", predictions={TRAINERS[1]: given[TRAINERS[1]]})
     assert len(told) == 1
     assert [model.folds for model in result.models] == [(0, 1), ()]
@@ -268,7 +270,7 @@ def test_by_the_command_line(folders, tmp_path):
     assert result.exit_code == 0, result.output
     assert "nnUNetv2_predict_from_modelfolder -m" in result.output
     text = (tmp_path / "out" / "comparison.md").read_text()
-    assert "same splits could not be checked" in text
+    assert "could not be checked whether the models were trained on the same splits" in text
     assert f"{100 * folders.mean_dice('nnUNetTrainerDTC', '0_1'):.2f}" in text
     again = CliRunner().invoke(app, arguments, env={"COLUMNS": "300"})
     assert again.exit_code == 1

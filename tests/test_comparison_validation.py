@@ -37,6 +37,7 @@ from nnunet_dtc.study.comparison.models import read_training
 from nnunet_dtc.study.comparison.page import render_page
 from nnunet_dtc.study.comparison.picture_choice import choose_cases
 from nnunet_dtc.study.comparison.plan import Options, plan_comparison
+from nnunet_dtc.study.comparison.sentences import noise_sentences
 from nnunet_dtc.study.evaluation import EvaluationError
 from nnunet_dtc.study.evaluation.metrics import surface_distances
 
@@ -106,7 +107,7 @@ def test_from_the_command_line_to_the_files(folders, tmp_path):
         assert summary[model, "dice"]["mean"] == pytest.approx(mean)
         folds = [np.mean([np.mean(expected[model][case]) for case in cases]) for cases in FOLDS.values()]
         assert summary[model, "dice"]["std_folds"] == pytest.approx(np.std(folds, ddof=1))
-        shown = f"{100 * mean:.2f}±{100 * np.std(folds, ddof=1):.2f}"
+        shown = f"{100 * mean:.2f} ± {100 * np.std(folds, ddof=1):.2f}"
         assert shown in (out / "comparison.md").read_text()
         assert shown in result.output
     difference = means["nnUNetTrainerDTC_RF10"] - means["nnUNetTrainer"]
@@ -209,7 +210,7 @@ def test_repeats_belong_to_one_model(folders):
     )
     assert noise["p_noise"] == pytest.approx(stats.ttest_ind(b, a).pvalue)
     assert bool(noise["exceeds"]) == (noise["p_noise"] < 0.05)
-    assert "2 and 2 trainings" in noise["sentence"]
+    assert "2 and 2 trainings" in noise_sentences(result.noise, result.trainings)[0]
     assert any("2 of nnUNetTrainer, 2 of nnUNetTrainerDTC" in sentence for sentence in result.sentences)
     curves = result.curves
     assert len(curves) == 4 * len(FOLDS) * EPOCHS
@@ -276,11 +277,12 @@ def test_an_invented_organ_is_counted_and_said(folders):
     overall = result.differences.set_index(["metric", "organ"]).loc[("dice", "")]
     assert overall["mean"] == pytest.approx(np.mean(paired))
     text = " ".join(result.sentences)
-    assert "though not in the means (pairs of a case and an organ: 1 of nnUNetTrainerDTC and nnUNetTrainer)" in text
-    assert "count as Dice and NSD 1 in the mean over them (predictions of an organ: 0 of nnUNetTrainer, 1 of" in text
+    assert "but not in the means (pairs of a case and an organ: 1 of nnUNetTrainerDTC and nnUNetTrainer)" in text
+    assert "count as Dice 1 and NSD 1 in the mean over them (predictions of an organ: 0 of nnUNetTrainer, 1 of" in text
     plain = result.summary.set_index(["model", "metric"]).loc[("nnUNetTrainerDTC", "dice"), "difference"]
     expected = f"Dice of nnUNetTrainerDTC {100 * np.mean(paired):+.2f} instead of {100 * plain:+.2f} points"
-    assert f"So the mean paired difference is not the difference of the means: {expected}" in text
+    expected = expected.replace("-", "\N{MINUS SIGN}")
+    assert f"The mean paired difference is therefore not the difference of the means: {expected}" in text
 
 
 def test_where_all_is_counted_nothing_is_said_of_empty_organs(folders):
@@ -296,7 +298,9 @@ def test_what_the_folds_were_checked_against_is_said_as_it_was(folders, known):
     folders.write_splits(known) if known else file.unlink()
     result = compared(folders.train("nnUNetTrainer", seed=1), folders.train("nnUNetTrainerDTC", seed=2))
     same = "The folds' validation cases are the same for all models"
-    more = ", and those of splits_final.json in the folds that it has." if known else "; there was no splits_final.json"
+    more = (
+        ", and agree with splits_final.json in the folds that it has." if known else ". There was no splits_final.json"
+    )
     assert any(sentence.startswith(same + more) for sentence in result.sentences)
 
 

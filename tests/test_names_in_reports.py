@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from comparison_example import make_comparison
 
+from nnunet_dtc.study.comparison.markdown import markdown
 from nnunet_dtc.study.comparison.output_folder import write_comparison
 from nnunet_dtc.study.comparison.page import render_page
-from nnunet_dtc.study.comparison.tables import markdown, rich_tables
+from nnunet_dtc.study.comparison.terminal import terminal_tables
 from nnunet_dtc.study.texts import markdown_text, visible, xml_text
 
 A, B = "nnUNetTrainer", "nnUNetTrainerDTC"
@@ -67,6 +68,9 @@ class Cells(HTMLParser):
         if self.inside:
             self.cells.append("")
 
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag not in ("td", "th")
+
     def handle_data(self, data):
         if self.inside:
             self.cells[-1] += data
@@ -87,7 +91,7 @@ def test_the_page_shows_them_and_its_drawings_are_xml(nasty):
 
 
 def test_every_file_can_be_written_and_read_again(nasty, tmp_path):
-    written = {file.name: file.read_text(encoding="utf-8") for file in write_comparison(nasty, tmp_path, render_page)}
+    written = {file.name: file.read_text(encoding="utf-8") for file in write_comparison(nasty, tmp_path)}
     content = json.loads(written["comparison.json"])
     assert f"case {SHOWN}" in [entry["case"] for entry in content["cases"]]
     assert f"organ {SHOWN}" in content["labels"]
@@ -113,9 +117,9 @@ def test_rows_of_markdown_tables_stay_rows(nasty):
 
 
 def test_tables_of_the_terminal_have_no_control_characters(nasty):
-    texts = [cell for table in rich_tables(nasty) for column in table.columns for cell in column.cells]
+    texts = [cell for table in terminal_tables(nasty) for column in table.columns for cell in column.cells]
     assert any("organ a\\x07" in text for text in texts)
-    assert all("\x1b" not in text and "\n" not in text for text in texts)
+    assert all("\x1b" not in text and "\n" not in text.replace("\n(", "") for text in texts)  # differences are below
 
 
 def test_a_figure_alone_is_xml_too():

@@ -78,9 +78,8 @@ def compare(
         from nnunet_dtc.study.comparison.execution import compare as run
         from nnunet_dtc.study.comparison.models import environment_folder, find_trainings
         from nnunet_dtc.study.comparison.output_folder import check_output, default_output, write_comparison
-        from nnunet_dtc.study.comparison.page import render_page
         from nnunet_dtc.study.comparison.plan import Options, plan_comparison
-        from nnunet_dtc.study.comparison.tables import rich_tables
+        from nnunet_dtc.study.comparison.terminal import terminal_sentences, terminal_tables
         from nnunet_dtc.study.evaluation import parse_tolerance
 
         if per_fold and not test:
@@ -115,10 +114,10 @@ def compare(
         check_output(output, overwrite)
         with progress_bars() as progress:
             comparison = run(plan, output, progress, say)
-        for table in rich_tables(comparison):
+        for table in terminal_tables(comparison):
             out.print(table)
-        say(*comparison.sentences, *comparison.noise["sentence"])
-        written = write_comparison(comparison, output, render_page)
+        say(*terminal_sentences(comparison))
+        written = write_comparison(comparison, output)
     except (NnunetDtcError, OSError) as error:
         raise fail(error) from error
     say(f"wrote {', '.join(file.name for file in written)} into {output}")

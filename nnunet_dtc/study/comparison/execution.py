@@ -59,8 +59,7 @@ def compare(
     memory = read_peak_memory(options.complexity, plan.trainings[0]) if options.complexity else {}
     logs = _read_logs(plan, progress)
     sources = _sources(plan, output, tell, progress)
-    scores, displaced = _score(plan, sources, progress)
-    metrics = tuple(column for column in scores.columns if column not in ("model", "repeat", "fold", "case", "organ"))
+    scores, metrics, displaced = _score(plan, sources, progress)
     per_fold = options.kind == "test per fold"
     summary = statistics.summarise(scores, metrics, names, per_fold)
     differences = statistics.paired_differences(scores, metrics, names, plan.labels.names, options.seed)
@@ -71,6 +70,7 @@ def compare(
     facts = Facts(
         plan=plan,
         models=models,
+        metrics=metrics,
         scores=scores,
         differences=differences,
         logs=logs,
@@ -150,9 +150,9 @@ def _sources(plan: Plan, output: Path, tell: Callable[[str], None], progress: Pr
 
 def _score(
     plan: Plan, sources: Sequence[_Source], progress: Progress | None
-) -> tuple[pd.DataFrame, dict[str, Displacement]]:
-    """`Comparison.scores`, and the cases whose predictions and label are not in the same place, with the largest
-    distance of each. All files are scored in one go, so that processes start once."""
+) -> tuple[pd.DataFrame, tuple[str, ...], dict[str, Displacement]]:
+    """`Comparison.scores`, the keys of the metrics, and the cases whose prediction and label are not in the same place,
+    each with the largest distance. All files are scored by one call, so that processes start once."""
     options = plan.options
     entries = [(source, case) for source in sources for case in source.files]
     pairs = [
@@ -171,22 +171,22 @@ def _score(
     place = {
         training: (model.name, repeat) for model in plan.models for repeat, training in enumerate(model.trainings, 1)
     }
+    values = {organ.name: frozenset(organ.values) for organ in plan.labels.organs}
     rows = []
-    for index, (source, case) in enumerate(entries):
+    for row in result.scores.to_dict("records"):
+        source, case = entries[int(row["case"])]
         sizes = plan.sizes.get((source.training, source.fold), {}).get(case, {})
-        for organ in plan.labels.organs:
-            scores = result.cases[str(index)][organ.name]
-            if before := sizes.get(frozenset(organ.values)):
-                _check_unchanged(source, case, organ.name, before, (scores.reference_voxels, scores.prediction_voxels))
-            model, repeat = place[source.training]
-            rows.append(
-                {"model": model, "repeat": repeat, "fold": source.fold, "case": case, "organ": organ.name}
-                | dict(scores.scores)
-            )
+        if before := sizes.get(values[row["organ"]]):
+            _check_unchanged(source, case, row["organ"], before, (row["reference_voxels"], row["prediction_voxels"]))
+        model, repeat = place[source.training]
+        rows.append(
+            {"model": model, "repeat": repeat, "fold": source.fold, "case": case, "organ": row["organ"]}
+            | {key: row[key] for key in result.metrics}
+        )
     displaced: dict[str, Displacement] = {}
     for index, found in sorted(result.displaced.items(), key=lambda item: item[1].distance_mm):
         displaced[entries[int(index)][1]] = found  # the farthest comes last
-    return pd.DataFrame(rows).astype({"fold": "Int64"}), displaced
+    return pd.DataFrame(rows).astype({"fold": "Int64"}), result.metrics, displaced
 
 
 def _check_unchanged(source: _Source, case: str, organ: str, before: tuple[int, int], now: tuple[int, int]) -> None:

@@ -1,36 +1,46 @@
-"""The files of a comparison, each written whole or not at all."""
+"""The folder that a comparison is written into, and its files, each written whole or not at all."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from nnunet_dtc._version import __version__
 from nnunet_dtc.files import check_outputs, check_writable, write_all, writing
+from nnunet_dtc.study.comparison.markdown import markdown
 from nnunet_dtc.study.comparison.models import ComparisonError
-from nnunet_dtc.study.comparison.printable_names import readable
+from nnunet_dtc.study.comparison.page import render_page
+from nnunet_dtc.study.comparison.printable_names import printable_names
 from nnunet_dtc.study.comparison.result import Comparison
-from nnunet_dtc.study.comparison.tables import as_json, markdown
+from nnunet_dtc.study.comparison.sentences import noise_sentences
+from nnunet_dtc.study.comparison.statistics import average_repeats
+from nnunet_dtc.study.evaluation.metrics import stored_units
+from nnunet_dtc.study.evaluation.scores import means
 
-__all__ = ["check_output", "default_output", "write_comparison"]
+__all__ = ["as_json", "check_output", "default_output", "write_comparison"]
 
+FORMAT = 1
 PREDICTIONS = "predictions"
 FILES = ("comparison.md", "comparison.json", "scores.csv", "differences.csv", "index.html")
 
 
 def default_output(dataset: str, kind: str) -> Path:
-    """In the folder where the command is called."""
+    """The folder that is written into by default, in the current folder."""
     return Path(f"comparison_{dataset}_{kind.replace(' ', '_')}")
 
 
 def check_output(output: Path, overwrite: bool) -> None:
-    """Refuse a folder that is in use. Predictions alone may be there: those of a comparison that was interrupted.
+    """Refuse a folder that is in use. It may hold predictions alone, those of a comparison that was interrupted.
 
     Raises:
-        ComparisonError: for a file, or a folder with something in it (unless `overwrite`).
-        OSError: nothing can be written there, or a folder has the name of one of the files.
+        ComparisonError: It is a file, or a folder that is not empty (unless `overwrite`).
+        OSError: Nothing can be written there, or a folder has the name of one of the files.
     """
     if output.exists() and not output.is_dir():
         raise ComparisonError(f"the output must be a folder, got the file {output}")
@@ -43,27 +53,76 @@ def check_output(output: Path, overwrite: bool) -> None:
     check_writable(next(folder for folder in (output, *output.absolute().parents) if folder.is_dir()))
 
 
-def write_comparison(comparison: Comparison, output: Path, page: Callable[[Comparison], str]) -> list[Path]:
-    """Write comparison.md, comparison.json, scores.csv, differences.csv and index.html; other files stay.
+def write_comparison(comparison: Comparison, output: Path) -> list[Path]:
+    """Write comparison.md, comparison.json, scores.csv, differences.csv and index.html. Other files stay.
 
-    Args:
-        page: makes the HTML, see `nnunet_dtc.study.comparison.page.render_page`.
+    Returns:
+        The files that were written.
+
+    Raises:
+        OSError: A file cannot be written.
     """
-    comparison = readable(comparison)
+    comparison = printable_names(comparison)
     tables = (_with_full_names(comparison, table) for table in (comparison.scores, comparison.differences))
     contents = (
         markdown(comparison),
         json.dumps(as_json(comparison), indent=2, allow_nan=False) + "\n",
         *(table.to_csv(index=False, lineterminator="\n") for table in tables),
-        page(comparison),
+        render_page(comparison),
     )
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     return write_all({output / name: content for name, content in zip(FILES, contents, strict=True)})
 
 
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """The content of comparison.json. Scores are stored as in the frames; NaN and infinity are null. The scores of
+    single organs in single cases are in scores.csv."""
+    of_fold = average_repeats(comparison.scores, comparison.metrics)
+    of_case = average_repeats(comparison.scores, comparison.metrics, over_folds=True)
+    return {
+        "format": FORMAT,
+        "nnunet_dtc": __version__,
+        "dataset": comparison.dataset,
+        "kind": comparison.kind,
+        "units": stored_units(),
+        "labels": {organ.name: list(organ.values) for organ in comparison.labels.organs},
+        "ignore_label": comparison.labels.ignore,
+        "metrics": comparison.metrics,
+        "models": [asdict(model) | {"folder": str(model.folder)} for model in comparison.models],
+        "summary": _records(comparison.summary),
+        "organs": _records(means(of_case, comparison.metrics, ["model", "organ"])),
+        "folds": _records(means(of_fold, comparison.metrics, ["model", "fold", "case"], ["model", "fold"])),
+        "cases": _records(means(of_case, comparison.metrics, ["model", "case"])),
+        "differences": _records(comparison.differences),
+        "noise": _records(comparison.noise.assign(sentence=noise_sentences(comparison.noise, comparison.trainings))),
+        "pictures": [
+            {
+                "case": picture.case,
+                "why": picture.why,
+                "images": list(map(str, picture.images)),
+                "reference": str(picture.reference),
+                "predictions": {model: str(file) for model, file in picture.predictions.items()},
+                "dice": _known(picture.dice),
+            }
+            for picture in comparison.pictures
+        ],
+        "sentences": comparison.sentences,
+    }
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows with Python's own types; None for NaN and infinity."""
+    finite = frame.replace([math.inf, -math.inf], math.nan)
+    return finite.astype(object).where(finite.notna(), None).to_dict(orient="records")
+
+
+def _known(scores: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: score if math.isfinite(score) else None for name, score in scores.items()}
+
+
 def _with_full_names(comparison: Comparison, frame: pd.DataFrame) -> pd.DataFrame:
-    """For tables that are read without the sentences beside them."""
+    """The frame with whole names of trainers, because a CSV is read without the sentences beside it."""
     return frame.assign(
         model=frame["model"].map({model.name: model.name + model.left_out for model in comparison.models})
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from nnunet_dtc.study.comparison.result import CasePicture
-from nnunet_dtc.study.comparison.statistics import case_means
+from nnunet_dtc.study.evaluation.scores import means
 
 __all__ = ["choose_cases", "make_pictures"]
 
@@ -53,8 +53,10 @@ def make_pictures(
         images_of: the channels of a case, empty where they cannot be found.
         chosen_by: model, case, organ, dice that cases are chosen by: the mean over repeated trainings.
     """
-    means = case_means(shown, ["dice"], ["model", "case"]).pivot(index="case", columns="model", values="dice")
-    all_means = case_means(chosen_by, ["dice"], ["model", "case"]).pivot(index="case", columns="model", values="dice")
+    dice, choosing = (
+        means(scores, ["dice"], ["model", "case"]).pivot(index="case", columns="model", values="dice")
+        for scores in (shown, chosen_by)
+    )
     organs: dict[tuple[str, str], dict[str, float]] = {}
     for row in shown.itertuples():
         organs.setdefault((row.model, row.case), {})[row.organ] = float(row.dice)
@@ -65,8 +67,8 @@ def make_pictures(
             images=images_of(case),
             reference=references[case],
             predictions={model: files[model, case] for model in models},
-            dice={model: float(means.loc[case, model]) for model in models},
+            dice={model: float(dice.loc[case, model]) for model in models},
             organ_dice={model: organs[model, case] for model in models},
         )
-        for case, why in choose_cases(all_means[list(models)]).items()
+        for case, why in choose_cases(choosing[list(models)]).items()
     )

@@ -20,7 +20,7 @@ from nnunet_dtc.study.comparison.models import (
 from nnunet_dtc.study.comparison.predictions import AVERAGES, Average, HeldOutSet, check_predictable
 from nnunet_dtc.study.evaluation import DEFAULT_TOLERANCES, LabelSet, Reader, Tolerance, find_pairs, find_reader
 from nnunet_dtc.study.evaluation.folders import Progress
-from nnunet_dtc.study.evaluation.scoring import ABSENT_RULES, Absent
+from nnunet_dtc.study.evaluation.metrics import ABSENT_RULES, Absent
 from nnunet_dtc.study.evaluation.tolerances import check_tolerances
 
 __all__ = ["KINDS", "Kind", "Options", "Plan", "held_out_set", "plan_comparison"]

@@ -1,4 +1,4 @@
-"""A comparison whose names can be shown: those of cases, organs and models come from users' files."""
+"""Names of cases, organs and models that can be shown: they come from users' files and may hold any character."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pandas as pd
 from nnunet_dtc.study.comparison.result import CasePicture, Comparison
 from nnunet_dtc.study.texts import visible
 
-__all__ = ["readable"]
+__all__ = ["printable_names"]
 
-_NAMES = ("model", "case", "organ", "sentence")
+_NAMES = ("model", "case", "organ")
 
 
-def readable(comparison: Comparison) -> Comparison:
-    """The same comparison with all names and sentences as `visible` shows them; paths of files stay as they are."""
+def printable_names(comparison: Comparison) -> Comparison:
+    """The same comparison with all names and sentences as `visible` shows them. Paths of files stay as they are."""
     organs = tuple(replace(organ, name=visible(organ.name)) for organ in comparison.labels.organs)
     return replace(
         comparison,

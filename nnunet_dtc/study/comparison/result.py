@@ -111,3 +111,8 @@ class Comparison:
     curves: pd.DataFrame
     pictures: tuple[CasePicture, ...]
     sentences: tuple[str, ...]
+
+    @property
+    def trainings(self) -> dict[str, int]:
+        """The number of trainings of each model."""
+        return {model.name: len(model.repeats) for model in self.models}

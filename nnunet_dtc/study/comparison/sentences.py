@@ -1,4 +1,4 @@
-"""What a reader must know to read the numbers, in plain sentences: what was compared, how, and what is not known."""
+"""Sentences about a comparison: what was compared and how, what is not known, and what the numbers show."""
 
 from __future__ import annotations
 
@@ -9,25 +9,43 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from nnunet_dtc.study.comparison.formatting import difference_text, score_text
 from nnunet_dtc.study.comparison.logs import TrainingLog
 from nnunet_dtc.study.comparison.models import Training
 from nnunet_dtc.study.comparison.plan import Plan
 from nnunet_dtc.study.comparison.result import ComparedModel
-from nnunet_dtc.study.comparison.statistics import FEWEST_PAIRS, RESAMPLES, rightly_empty, summarise
-from nnunet_dtc.study.evaluation import units
+from nnunet_dtc.study.comparison.statistics import (
+    FEWEST_PAIRS,
+    LEVEL,
+    RESAMPLES,
+    correctly_empty,
+    deviation_factors,
+    summarise,
+)
 from nnunet_dtc.study.evaluation.images import Displacement, displacement_note
+from nnunet_dtc.study.evaluation.metrics import METRICS, metric
 
-__all__ = ["Facts", "what_was_predicted", "write_sentences"]
+__all__ = ["GIVEN", "Facts", "infinite_scores", "noise_sentences", "verdict", "what_was_predicted", "write_sentences"]
 
-GIVEN = "predictions were given"  # as `ComparedModel.checkpoint` says it
+GIVEN = "predictions were given"  # the `ComparedModel.checkpoint` of such a model
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the sentences are made from."""
+    """What the sentences of a comparison are made from.
+
+    Attributes:
+        plan: What was compared.
+        models, metrics, scores, differences: As in `Comparison`.
+        logs: Of each training.
+        memory_given: Whether the user gave a file of `nnunet-dtc complexity`.
+        no_images: Whether the images of a pictured case are missing.
+        displaced: The cases whose prediction and label are not in the same place.
+    """
 
     plan: Plan
     models: Sequence[ComparedModel]
+    metrics: Sequence[str]
     scores: pd.DataFrame
     differences: pd.DataFrame
     logs: Mapping[Training, TrainingLog]
@@ -43,19 +61,22 @@ def write_sentences(facts: Facts) -> tuple[str, ...]:
 
 
 def what_was_predicted(kind: str, models: Sequence[ComparedModel], cases: int) -> str:
-    """How many cases of which kind, and by which folds' models: `3 held-out cases, predicted by the model of fold 0`.
+    """The number and kind of cases and the models of which folds predicted them.
 
     Args:
-        kind: of the comparison.
-        models: their folds and given predictions are named.
-        cases: how many.
+        kind: `Comparison.kind`.
+        models: The models, with their folds.
+        cases: The number of cases.
+
+    Returns:
+        Such as ``3 held-out cases, predicted by the model of fold 0``.
     """
     what = f"{cases} {'validation' if kind == 'validation' else 'held-out'} case{'s' * (cases != 1)}"
     given = [model.name for model in models if model.checkpoint == GIVEN or not model.folds]
     if len(given) == len(models):
-        return f"{what}, predictions as they were given"
+        return f"{what}, with predictions given by the user"
     used = sorted({fold for model in models if model.name not in given for fold in model.folds})
-    folds = f"fold{'s' * (len(used) > 1)} {', '.join(map(str, used))}"
+    folds = _folds(used)
     if kind == "validation":
         how = f" of {folds}, each predicted by the model of its own fold"
     elif len(used) == 1:
@@ -64,7 +85,93 @@ def what_was_predicted(kind: str, models: Sequence[ComparedModel], cases: int) -
         how = f", predicted by each model of {folds} alone"
     else:
         how = f", predicted by the ensemble of {folds}"
-    return what + how + (f" ({', '.join(given)}: as given)" if given else "")
+    return what + how + (f" ({', '.join(given)}: predictions given by the user)" if given else "")
+
+
+def verdict(row: pd.Series, exceeds_noise: bool | None) -> str:
+    """What the interval, the test and the noise of one difference show together.
+
+    Args:
+        row: A row of `Comparison.differences`.
+        exceeds_noise: `exceeds` of the same difference in `Comparison.noise`; None if it is not known.
+    """
+    of, n = metric(row["metric"]), row["n"]
+    if math.isnan(row["mean"]):
+        return "There is no case with a score of both models."
+    if math.isnan(row["low"]) or math.isnan(row["p"]):
+        return f"{n} case{'s are' if n != 1 else ' is'} too few for a conclusion: the test needs {FEWEST_PAIRS}."
+    includes_0, significant = row["low"] <= 0 <= row["high"], row["p"] < LEVEL
+    if includes_0 and significant:
+        text = f"No clear difference in {of.title}: p is below {LEVEL:g}, but the interval includes 0."
+    elif includes_0:
+        text = f"These cases do not show a difference in {of.title}: the interval includes 0."
+    elif not significant:
+        text = f"No clear difference in {of.title}: the interval excludes 0, but p is not below {LEVEL:g}."
+    else:
+        better = (row["mean"] > 0) == of.higher_is_better
+        text = (
+            f"On these cases {of.title} is {'better' if better else 'worse'}: the interval excludes 0, and p is below "
+            f"{LEVEL:g}."
+        )
+    return text + (" The noise between trainings may explain the difference." if exceeds_noise is False else "")
+
+
+def noise_sentences(noise: pd.DataFrame, trainings: Mapping[str, int]) -> list[str]:
+    """One sentence or more for each row of `Comparison.noise`.
+
+    Args:
+        noise: `Comparison.noise`.
+        trainings: `Comparison.trainings`.
+    """
+    return [_noise(row, trainings) for row in noise.itertuples()]
+
+
+def infinite_scores(scores: pd.DataFrame, metrics: Sequence[str], models: Sequence[str]) -> dict[str, str]:
+    """How many scores are infinite, such as ``2 of nnUNetTrainer, 0 of nnUNetTrainerDTC``, for each metric with some.
+
+    Args:
+        scores: `Comparison.scores`.
+        metrics: Keys of the metrics.
+        models: Names of the models.
+    """
+    counts = {key: scores["model"][np.isinf(scores[key])].value_counts() for key in metrics}
+    return {
+        key: ", ".join(f"{of_key.get(name, 0)} of {name}" for name in models)
+        for key, of_key in counts.items()
+        if len(of_key)
+    }
+
+
+def _noise(row: tuple, trainings: Mapping[str, int]) -> str:
+    of, first = metric(row.metric), next(iter(trainings))
+    subject = f"{of.title}, {row.model} against {first}"
+    if math.isnan(row.p_noise):
+        return f"{subject}: not every training has a mean, so the run-to-run noise is not known."
+    freedom = sum(count - 1 for count in trainings.values())
+    pooled = sum(count > 1 for name, count in trainings.items() if name not in (first, row.model))
+    low, high = deviation_factors(freedom)
+    return (
+        f"{subject}: the difference is {difference_text(of, row.difference)} {of.difference_unit}, the run-to-run "
+        f"noise {score_text(of, row.run_to_run)} {of.difference_unit} (one standard deviation of such a difference). "
+        f"Noise alone gives a difference at least as large in {_percentage(row.p_noise)} % of such comparisons "
+        f"(Student's t, {freedom} degree{'s' * (freedom > 1)} of freedom). "
+        + ("The difference is larger than the noise explains. " if row.exceeds else "The noise may explain it. ")
+        + f"The estimate of the noise {'is weak: it ' if freedom < 10 else ''}comes from {trainings[first]} and "
+        f"{trainings[row.model]} trainings"
+        + (f", pooled with those of {pooled} more model{'s' * (pooled > 1)}" if pooled else "")
+        + f", and the true noise may be {low:.1f} to {high:.1f} times as large (95 %)."
+    )
+
+
+def _percentage(p: float) -> str:
+    """`less than 0.1`, `4.9`, `37`: never rounded up to the 5 that it is below."""
+    if p < 0.001:
+        return "less than 0.1"
+    return f"{math.floor(1000 * p) / 10:.1f}" if p < 0.1 else f"{100 * p:.0f}"
+
+
+def _folds(folds: Sequence[int]) -> str:
+    return f"fold{'s' * (len(folds) > 1)} {', '.join(map(str, folds))}"
 
 
 def _subject(facts: Facts) -> list[str]:
@@ -72,15 +179,16 @@ def _subject(facts: Facts) -> list[str]:
     what = what_was_predicted(plan.options.kind, facts.models, len(plan.references))
     others = ", ".join(model.name for model in facts.models[1:])
     sentences = [
-        f"{others} compared with {first.name} on {plan.dataset} ({first.configuration}, {first.plans}): {what}."
+        f"{others} {'is' if len(facts.models) == 2 else 'are'} compared with {first.name} on {plan.dataset} "
+        f"({first.configuration}, {first.plans}): {what}."
     ]
     if end := plan.models[0].left_out:
         sentences.append(f"The names of all trainers end in {end}, which is left out here.")
     if plan.seen_in_training:
         names = ", ".join(plan.seen_in_training[:6])
         sentences.append(
-            f"Warning: {len(plan.seen_in_training)} held-out cases have names of cases in splits_final.json ({names}); "
-            "if these are the same images, the models have seen them in training."
+            f"Warning: {len(plan.seen_in_training)} held-out cases have names of cases in splits_final.json ({names}). "
+            "If these are the same images, the models have seen them in training."
         )
     return sentences
 
@@ -89,29 +197,26 @@ def _checkpoints(facts: Facts) -> list[str]:
     plan, options = facts.plan, facts.plan.options
     if options.kind == "validation":
         return [
-            "nnU-Net does not record which checkpoint made a validation folder: it is the final one, unless the "
-            "training was called with --val_best, which writes into the same folder."
+            "nnU-Net does not record which checkpoint the predictions in a validation folder were made with. It is the "
+            "final one, unless nnUNetv2_train was called with --val_best, which writes into the same folder."
         ]
     sentences = []
     predicted = [name for name in plan.names.values() if name not in options.predictions]
     if predicted:
-        averaged = {"logits": "logits, as nnU-Net does", "softmax": "softmax outputs, as the paper does"}[
-            options.average
-        ]
-        average = f" The folds were averaged over their {averaged}." if len(plan.folds) > 1 else ""
         models = ", ".join(predicted) if options.predictions else "every model"
-        sentences.append(
-            f"nnU-Net predicted with {options.checkpoint} of {models}." + (average if options.kind == "test" else "")
-        )
+        sentences.append(f"nnU-Net predicted with {options.checkpoint} of {models}.")
+        if options.kind == "test" and len(plan.folds) > 1:
+            average = {"logits": "logits of the folds were averaged, as in nnU-Net"}
+            average["softmax"] = "softmax outputs of the folds were averaged, as in the paper"
+            sentences[-1] += f" The {average[options.average]}."
     if options.predictions:
-        given = f"Predictions were given for {', '.join(options.predictions)}"
+        given = f"The predictions of {', '.join(options.predictions)} were given by the user"
         if options.folds is None:
-            sentences.append(f"{given}; from which folds and checkpoints they were made is not known.")
+            sentences.append(f"{given}. It is not known which folds and checkpoints they were made with.")
         else:
-            folds = f"fold{'s' * (len(plan.folds) > 1)} {', '.join(map(str, plan.folds))}"
             sentences.append(
-                f"{given}, which the user reported to be of {folds}; from which checkpoints they were made is not "
-                "known."
+                f"{given}, who reported that they are of {_folds(plan.folds)}. It is not known which checkpoints they "
+                "were made with."
             )
     return sentences
 
@@ -119,13 +224,16 @@ def _checkpoints(facts: Facts) -> list[str]:
 def _splits(facts: Facts) -> list[str]:
     checked = facts.plan.splits_checked
     if not checked:
-        return ["Whether the models were trained on the same splits could not be checked: not all have been validated."]
+        return [
+            "It could not be checked whether the models were trained on the same splits, because not all of them have "
+            "been validated."
+        ]
     subject = "The folds' validation cases"
     if facts.plan.options.kind != "validation":
         subject = "The validation cases of the folds that all models have validated"
     if checked == "each other":
-        return [f"{subject} are the same for all models; there was no splits_final.json to compare."]
-    return [f"{subject} are the same for all models, and those of splits_final.json in the folds that it has."]
+        return [f"{subject} are the same for all models. There was no splits_final.json to compare them with."]
+    return [f"{subject} are the same for all models, and agree with splits_final.json in the folds that it has."]
 
 
 def _geometry(facts: Facts) -> list[str]:
@@ -133,43 +241,49 @@ def _geometry(facts: Facts) -> list[str]:
 
 
 def _means(facts: Facts) -> list[str]:
-    options, scores = facts.plan.options, facts.scores
-    sentences = ["Means are over the organs of a case, then over cases, as in the paper."]
+    options = facts.plan.options
+    sentences = ["Means are taken over the organs of a case, then over cases, as in the paper."]
     if options.kind == "test per fold":
         sentences = [
-            "Means are over the organs of a case, over cases, then over folds, and ± is the standard deviation over "
-            "folds (n - 1), the form of the paper's tables 1 and 2. For the paired differences a case's score is the "
+            "Means are taken over the organs of a case, over cases, then over folds, and ± is the standard deviation "
+            "over folds (n - 1), as in the paper's tables 1 and 2. In paired differences, the score of a case is its "
             "mean over folds."
         ]
     elif options.kind == "validation" and len(facts.plan.folds) > 1:
-        sentences.append("± is the standard deviation (n - 1) of the folds' means, each of its own cases.")
+        sentences.append("± is the standard deviation (n - 1) of the folds' means; every fold has its own cases.")
     if options.absent == "skip":
         sentences.append("An organ that neither the prediction nor the label has is not counted.")
-        sentences += _rightly_empty(facts)
+        sentences += _correctly_empty(facts)
     else:
-        sentences.append("An organ that neither the prediction nor the label has counts as Dice and NSD 1.")
-    infinite = scores[np.isinf(scores["hd95_mm"])].groupby("model", sort=False).size()
-    if len(infinite):
-        counts = ", ".join(f"{infinite.get(model.name, 0)} of {model.name}" for model in facts.models)
+        sentences.append(f"An organ that neither the prediction nor the label has counts as {_perfect()}.")
+    names = [model.name for model in facts.models]
+    for key, counts in infinite_scores(facts.scores, facts.metrics, names).items():
+        title = metric(key).title
         sentences.append(
-            f"HD95 is infinite where an organ is absent in the prediction or the label alone: {counts}. These are left "
-            "out of its means, and out of paired differences on both sides, so that the difference of two means of "
-            "HD95 need not be the mean paired difference."
+            f"{title} is infinite where an organ is absent in the prediction or in the label alone: {counts}. Infinite "
+            "values are left out of its means, and out of paired differences on both sides. The difference of two mean "
+            f"{title} may therefore differ from the mean paired difference."
         )
     return sentences
 
 
-def _rightly_empty(facts: Facts) -> list[str]:
-    """Where a prediction that is rightly empty counts all the same, since another one of the case is not."""
+def _perfect() -> str:
+    """The scores of an organ that is correctly empty: `Dice 1 and NSD 1`."""
+    scores = {entry.title: entry.absent_in_both["flare"] for entry in METRICS.values()}
+    return " and ".join(f"{title} {score:g}" for title, score in scores.items() if not math.isnan(score))
+
+
+def _correctly_empty(facts: Facts) -> list[str]:
+    """Where an empty prediction counts although the label lacks the organ, because another prediction is not empty."""
     sentences, names = [], [model.name for model in facts.models]
     per_fold = facts.plan.options.kind == "test per fold"
-    within = facts.scores[rightly_empty(facts.scores, ["model", "case", "organ"])].groupby("model").size()
+    within = facts.scores[correctly_empty(facts.scores, ["model", "case", "organ"])].groupby("model").size()
     if len(within):
         counts = ", ".join(f"{within.get(name, 0)} of {name}" for name in names)
-        where = "paired differences, and in means over trainings" if per_fold else "the mean over them"
+        where = "paired differences and in means over trainings" if per_fold else "the mean over them"
         sentences.append(
-            "Where the label lacks an organ that some of a model's trainings or folds leave empty and others do not, "
-            f"those that leave it empty count as Dice and NSD 1 in {where} (predictions of an organ: {counts})."
+            "Where the label lacks an organ that some of a model's trainings or folds predict and others do not, the "
+            f"empty predictions count as {_perfect()} in {where} (predictions of an organ: {counts})."
         )
     filled = facts.differences[(facts.differences["organ"] == "") & (facts.differences["counted_as_1"] > 0)]
     if filled.empty:
@@ -177,58 +291,60 @@ def _rightly_empty(facts: Facts) -> list[str]:
     pairs = filled.groupby("model", sort=False)["counted_as_1"].max()
     counts = ", ".join(f"{count} of {model} and {names[0]}" for model, count in pairs.items())
     sentences.append(
-        "Where the label lacks an organ that one of two compared models leaves empty and the other does not, the empty "
-        f"one counts as Dice and NSD 1 in their paired difference, though not in the means (pairs of a case and an "
+        "Where the label lacks an organ that one of two compared models predicts and the other does not, the empty "
+        f"prediction counts as {_perfect()} in their paired difference, but not in the means (pairs of a case and an "
         f"organ: {counts})."
     )
-    metrics = list(dict.fromkeys(filled["metric"]))
-    plain = summarise(facts.scores, metrics, names, per_fold).set_index(["model", "metric"])["difference"]
+    means = summarise(facts.scores, list(dict.fromkeys(filled["metric"])), names, per_fold)
+    of_means = means.set_index(["model", "metric"])["difference"]
     unlike = []
     for row in filled.itertuples():
-        of_means = plain[row.model, row.metric]
-        if round(units.factor(row.metric) * (row.mean - of_means), 2) != 0:  # NaN too: there is no other mean
-            instead = f"instead of {units.signed(row.metric, of_means)} " if not math.isnan(of_means) else ""
-            size = f"{units.signed(row.metric, row.mean)} {instead}{units.difference_unit(row.metric)}"
-            unlike.append(f"{units.title(row.metric)} of {row.model} {size}")
+        of, other = metric(row.metric), of_means[row.model, row.metric]
+        paired = difference_text(of, row.mean)
+        if math.isnan(other) or round(of.factor * (row.mean - other), 2) != 0:
+            instead = "" if math.isnan(other) else f"instead of {difference_text(of, other)} "
+            unlike.append(f"{of.title} of {row.model} {paired} {instead}{of.difference_unit}")
     if unlike:
-        sentences.append(f"So the mean paired difference is not the difference of the means: {', '.join(unlike)}.")
+        sentences.append(
+            f"The mean paired difference is therefore not the difference of the means: {', '.join(unlike)}."
+        )
     return sentences
 
 
 def _statistics(facts: Facts) -> list[str]:
     sentences = [
-        f"Differences are paired by case; their 95 % intervals are percentile bootstraps over cases ({RESAMPLES} "
-        f"resamples, seed {facts.plan.options.seed}); p is of Wilcoxon's signed-rank test (two-sided, zero differences "
-        "split), corrected over organs by Holm's method within one model and metric.",
-        "Intervals are of the mean, p is of ranks: where few cases differ much, as with HD95, one may hold 0 and the "
-        "other be small. Both say what other cases might give, not what another training would give.",
+        f"Differences are paired by case. Their 95 % intervals are percentile bootstrap intervals over cases "
+        f"({RESAMPLES} resamples, seed {facts.plan.options.seed}). p is that of Wilcoxon's signed-rank test "
+        "(two-sided, zero differences split), corrected over organs by Holm's method within one model and metric.",
+        "The intervals are those of the mean, while p is based on ranks: where few cases differ much, as is common for "
+        "distances such as HD95, the interval may include 0 although p is small. Both describe what other cases might "
+        "give, not what another training would give.",
     ]
-    pairs = facts.differences["n"]
-    if (pairs < FEWEST_PAIRS).any():
-        sentences.append(f"Where there are fewer than {FEWEST_PAIRS} pairs no p is given: it could not be below 0.05.")
+    if (facts.differences["n"] < FEWEST_PAIRS).any():
+        sentences.append(f"No p is given for fewer than {FEWEST_PAIRS} pairs, because it could not be below {LEVEL:g}.")
     if facts.plan.options.kind == "validation" and len(facts.plan.folds) > 1:
         sentences.append(
-            "Cases of different folds were predicted by different networks, and all of a fold's by the same: intervals "
-            "and p take them for independent."
+            "Intervals and p assume that cases are independent, although all cases of a fold were predicted by the "
+            "same network, and those of different folds by different networks."
         )
     return sentences
 
 
 def _repeats(facts: Facts) -> list[str]:
-    repeated = [model for model in facts.models if len(model.repeats) > 1]
-    if not repeated:
+    if all(len(model.repeats) < 2 for model in facts.models):
         return [
-            "No training was repeated. Another training of the same model gives other numbers; how far these are apart "
-            "is not known, nor whether the differences are larger (train the same again as ..._rep2)."
+            "No training was repeated. Another training of the same model gives other numbers. It is not known how "
+            "much they differ, nor whether the differences between the models are larger (to find out, train the same "
+            "models again as ..._rep2)."
         ]
     counts = ", ".join(f"{len(model.repeats)} of {model.name}" for model in facts.models)
     sentences = [
-        f"Trainings: {counts}; a model's scores are the mean over its trainings, HD95 over those where it is finite.",
-        "Pictures are of each model's first training, with that one's Dice; the cases are chosen by the mean over "
+        f"Trainings: {counts}. The scores of a model are the means over its trainings, without infinite scores.",
+        "The pictures show each model's first training, with its Dice. Their cases are chosen by the mean over "
         "trainings.",
     ]
     if once := [model.name for model in facts.models if len(model.repeats) == 1]:
-        sentences.append(f"The noise of {', '.join(once)}, trained once, is taken to be that of the others.")
+        sentences.append(f"For {', '.join(once)}, trained once, the noise is assumed to be that of the other models.")
     return sentences
 
 
@@ -243,7 +359,7 @@ def _trainings(facts: Facts) -> list[str]:
         sentences.append(f"Not all trainings have the same number of epochs ({text}).")
     missing = [f"{training.trainer} fold {fold}" for training, log in facts.logs.items() for fold in log.missing]
     if missing:
-        sentences.append(f"There is no checkpoint, and so no training log, of {', '.join(missing)}.")
+        sentences.append(f"There is no checkpoint, and therefore no training log, of {', '.join(missing)}.")
     without = [model.name for model in facts.models if model.peak_memory_mib is None]
     if facts.memory_given and without:
         sentences.append(f"The complexity file has no peak memory of {', '.join(without)}.")
@@ -253,4 +369,4 @@ def _trainings(facts: Facts) -> list[str]:
 def _pictures(facts: Facts) -> list[str]:
     if not facts.no_images:
         return []
-    return ["The images of some pictured cases were not found (nnUNet_raw): their pictures are left out of the page."]
+    return ["The images of some cases were not found (in nnUNet_raw), so their pictures are left out of the page."]

@@ -1,319 +1,290 @@
-"""A comparison as tables: for the terminal, and as Markdown and JSON.
+"""The tables of a comparison, which the page, Markdown and the terminal render.
 
-The first table has the form of the paper's table 3 (each model's means and the differences to the first), and with a
-number per fold the form of its tables 1 and 2 (mean ± standard deviation over folds).
+The first table has the form of the paper's table 3: each model's means and their differences to the first model. With
+one number for each fold it has the form of the paper's tables 1 and 2: mean ± standard deviation over folds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
-from nnunet_dtc._version import __version__
-from nnunet_dtc.study.comparison.printable_names import readable
-from nnunet_dtc.study.comparison.result import Comparison
-from nnunet_dtc.study.comparison.statistics import average_repeats, case_differences, case_means, fold_means
-from nnunet_dtc.study.evaluation import units
-from nnunet_dtc.study.texts import markdown_text
+from nnunet_dtc.study.comparison.formatting import (
+    NONE,
+    difference_text,
+    interval_text,
+    p_text,
+    percent_text,
+    score_text,
+)
+from nnunet_dtc.study.comparison.result import ComparedModel, Comparison
+from nnunet_dtc.study.comparison.statistics import LEVEL, average_repeats, case_differences
+from nnunet_dtc.study.evaluation.metrics import Metric, metric
+from nnunet_dtc.study.evaluation.scores import means
 
 __all__ = [
+    "Cell",
+    "Column",
+    "Row",
     "Table",
-    "as_json",
+    "case_means",
     "case_table",
     "cost_table",
     "difference_table",
     "fold_table",
-    "markdown",
     "noise_table",
     "organ_table",
     "overview_table",
-    "rich_tables",
 ]
 
-FORMAT = 1
-MOST_CASES = 100  # in Markdown; the CSV has all
-MEAN = "mean over organs"
+
+@dataclass(frozen=True)
+class Cell:
+    """A number, as it is shown.
+
+    Attributes:
+        value: In the unit of its column; an en dash where there is no number.
+        difference: To the same number of the first model; empty for that model itself.
+    """
+
+    value: str
+    difference: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        title: Its heading, without the unit.
+        unit: The unit of its values; empty where the values are texts, counts or have their units themselves.
+        difference_unit: The unit of the differences, which have a column of their own; empty where a difference, if
+            there is one, is shown behind the value.
+        is_model: Whether the title is the name of a model.
+    """
+
+    title: str
+    unit: str = ""
+    difference_unit: str = ""
+    is_model: bool = False
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """The heading of the values and, if the differences have a column of their own, theirs."""
+        heading = f"{self.title} ({self.unit})" if self.unit else self.title
+        return (heading, f"difference ({self.difference_unit})") if self.difference_unit else (heading,)
+
+    def texts(self, cell: Cell) -> tuple[str, ...]:
+        """The texts of a cell, one for each of `headings`."""
+        if self.difference_unit:
+            return cell.value, cell.difference
+        return (f"{cell.value} ({cell.difference})" if cell.difference else cell.value,)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        name: A model, organ, case or fold.
+        cells: One for each column.
+        is_mean: Whether it is the mean over the other rows.
+        significant: Whether the p-value of its difference is below 0.05.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    is_mean: bool = False
+    significant: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """A title, the headings, and rows of texts; the first column holds names, the others numbers."""
+    """A table.
+
+    Attributes:
+        title: What it shows.
+        names: What the names of its rows are: `model`, `organ`, `case`, `fold`.
+        columns, rows: Its content.
+    """
 
     title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    names: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
 
 
 def overview_table(comparison: Comparison) -> Table:
-    """The paper's table 3: a row for each model; per metric its mean (± over folds) and the difference to the first."""
+    """A row for each model: the means of all metrics, ± their standard deviation over folds."""
+    metrics = [metric(key) for key in comparison.metrics]
     summary = comparison.summary.set_index(["model", "metric"])
-    head = ["Model"]
-    for metric in comparison.metrics:
-        head += [f"{units.title(metric)} ({units.unit(metric)})", f"difference ({units.difference_unit(metric)})"]
     rows = []
     for model in comparison.models:
-        row = [model.name]
-        for metric in comparison.metrics:
-            entry = summary.loc[(model.name, metric)]
-            spread = "" if math.isnan(entry["std_folds"]) else f"±{units.value(metric, entry['std_folds'])}"
-            first = model is comparison.models[0]
-            row += [
-                units.value(metric, entry["mean"]) + spread,
-                "" if first else units.signed(metric, entry["difference"]),
-            ]
-        rows.append(tuple(row))
-    return Table(f"{comparison.dataset}, {comparison.kind}", tuple(head), tuple(rows))
+        cells = []
+        for of in metrics:
+            entry = summary.loc[(model.name, of.key)]
+            spread = "" if math.isnan(entry["std_folds"]) else f" ± {score_text(of, entry['std_folds'])}"
+            difference = "" if model is comparison.models[0] else difference_text(of, entry["difference"])
+            cells.append(Cell(score_text(of, entry["mean"]) + spread, difference))
+        rows.append(Row(model.name, tuple(cells)))
+    order = "organs, cases, then folds" if comparison.kind == "test per fold" else "organs, then cases"
+    spread = " (± standard deviation over folds)" if summary["std_folds"].notna().any() else ""
+    columns = tuple(Column(of.title, _unit(of), of.difference_unit) for of in metrics)
+    return Table(f"Means over {order}{spread}", "model", columns, tuple(rows))
 
 
-def cost_table(comparison: Comparison) -> Table:
-    """What each model costs, from logs, checkpoints and `nnunet-dtc complexity`."""
-    rows = []
-    for model in comparison.models:
-        rows.append(
-            (
-                model.name,
-                "-" if model.epochs is None else str(model.epochs),
-                "-" if model.parameters is None else f"{model.parameters:,}",
-                "-" if model.epoch_seconds is None else f"{model.epoch_seconds:.1f}",
-                "-" if model.peak_memory_mib is None else f"{model.peak_memory_mib:.0f}",
-            )
-        )
-    return Table("Cost", ("Model", "epochs", "parameters", "seconds an epoch", "peak memory (MiB)"), tuple(rows))
-
-
-def organ_table(comparison: Comparison, metric: str) -> Table:
-    """Means over cases: a row for each organ, a column for each model."""
-    means = organ_means(comparison)
-    overall = comparison.summary.set_index(["model", "metric"])["mean"]
-    names = [model.name for model in comparison.models]
-    rows = [
-        (organ, *(units.value(metric, means.loc[(name, organ), metric]) for name in names))
-        for organ in comparison.labels.names
-    ]
-    rows.append((MEAN, *(units.value(metric, overall[name, metric]) for name in names)))
-    return Table(f"{_titled(metric)} per organ", ("Organ", *names), tuple(rows))
-
-
-def difference_table(comparison: Comparison, metric: str, model: str) -> Table:
-    """One model against the first: a row for each organ, with interval, p, and how often it is better."""
-    frame = comparison.differences
-    frame = frame[(frame["model"] == model) & (frame["metric"] == metric)]
-    rows = [
-        (
-            entry.organ or MEAN,
-            str(entry.n),
-            units.signed(metric, entry.mean),
-            "-"
-            if math.isnan(entry.low)
-            else f"{units.signed(metric, entry.low)} to {units.signed(metric, entry.high)}",
-            _p(entry.p),
-            _p(entry.p_holm) if entry.organ else "",
-            f"{entry.better} / {entry.equal} / {entry.worse}",
-        )
-        for entry in frame.itertuples()
-    ]
-    title = f"{units.title(metric)} ({units.difference_unit(metric)}): {model} minus {comparison.models[0].name}"
-    head = ("Organ", "pairs", "difference", "95 % interval", "p", "p (Holm)", "better / equal / worse")
-    return Table(title, head, tuple(rows))
-
-
-def fold_table(comparison: Comparison, metric: str) -> Table:
-    """Means of each fold: a row for each fold, a column for each model. Without rows where there are no folds."""
-    frame = fold_means(average_repeats(comparison.scores, comparison.metrics), comparison.metrics)
-    frame = frame[frame["fold"].notna()].pivot(index="fold", columns="model", values=metric)
-    names = [model.name for model in comparison.models]
-    rows = tuple(
-        (str(fold), *(units.value(metric, row.get(name, math.nan)) for name in names)) for fold, row in frame.iterrows()
-    )
-    return Table(f"{_titled(metric)} per fold", ("Fold", *names), rows)
-
-
-def case_table(comparison: Comparison, metric: str) -> Table:
-    """Means over organs: a row for each case, a column for each model and each paired difference to the first."""
-    frame = mean_of_cases(comparison).pivot(index="case", columns="model", values=metric)
-    first, *others = (model.name for model in comparison.models)
-    paired = {name: case_differences(comparison.scores, metric, first, name) for name in others}
-    rows = tuple(
-        (
-            str(case),
-            *(units.value(metric, row[name]) for name in (first, *others)),
-            *(units.signed(metric, paired[name][case]) for name in others),
-        )
-        for case, row in frame.iterrows()
-    )
-    head = ("Case", first, *others, *(f"{name}: difference ({units.difference_unit(metric)})" for name in others))
-    return Table(f"{_titled(metric)} per case", head, rows)
-
-
-def noise_table(comparison: Comparison) -> Table:
-    """The differences beside the noise between repeated trainings."""
-    rows = tuple(
-        (
-            entry.model,
-            f"{units.title(entry.metric)} ({units.difference_unit(entry.metric)})",
-            units.signed(entry.metric, entry.difference),
-            units.value(entry.metric, entry.run_to_run),
-            _p(entry.p_noise),
-            "not known" if pd.isna(entry.exceeds) else "yes" if entry.exceeds else "no",
-        )
-        for entry in comparison.noise.itertuples()
-    )
-    head = ("Model", "metric", "difference", "run-to-run noise", "p of noise alone", "more than noise")
-    return Table(
-        "Differences and the noise between repeated trainings (one standard deviation, Student's t)", head, rows
-    )
-
-
-def organ_means(comparison: Comparison) -> pd.DataFrame:
-    """Over cases (and folds and repeats), by model and organ; infinite ones are left out."""
-    scores = average_repeats(comparison.scores, comparison.metrics, over_folds=True)
-    return case_means(scores, comparison.metrics, ("model", "organ")).set_index(["model", "organ"])
-
-
-def mean_of_cases(comparison: Comparison) -> pd.DataFrame:
-    """Over the organs of each case, by model and case."""
-    scores = average_repeats(comparison.scores, comparison.metrics, over_folds=True)
-    return case_means(scores, comparison.metrics, ("model", "case"))
-
-
-def markdown(comparison: Comparison) -> str:
-    """The whole comparison as a Markdown document; names in it are text, whatever they are."""
-    comparison = readable(comparison)
-    others = [model.name for model in comparison.models[1:]]
-    title = f"{comparison.dataset}: {' and '.join(others)} against {comparison.models[0].name}"
-    parts = [f"# {markdown_text(title)}", ""]
-    parts += [f"- {markdown_text(sentence)}" for sentence in comparison.sentences]
-    tables = [overview_table(comparison), cost_table(comparison)]
-    parts += [_markdown(table) for table in tables]
-    if len(comparison.noise):
-        parts += [_markdown(noise_table(comparison)), ""]
-        parts += [f"- {markdown_text(sentence)}" for sentence in comparison.noise["sentence"]]
-    for metric in comparison.metrics:
-        parts.append(_markdown(organ_table(comparison, metric)))
-        parts += [_markdown(difference_table(comparison, metric, model)) for model in others]
-    folds = [fold_table(comparison, metric) for metric in comparison.metrics]
-    parts += [_markdown(table) for table in folds if len(table.rows) > 1]
-    cases = [case_table(comparison, metric) for metric in comparison.metrics]
-    if len(cases[0].rows) <= MOST_CASES:
-        parts += [_markdown(table) for table in cases]
-    else:
-        parts += ["", f"The {len(cases[0].rows)} cases are in comparison.json; every organ of theirs is in scores.csv."]
-    return "\n".join(parts) + "\n"
-
-
-def rich_tables(comparison: Comparison) -> list[Any]:
-    """What the terminal shows: the overview, Dice per organ, the cost, and the noise where it is known, as
-    `rich.table.Table`s."""
-    from rich.markup import escape
-    from rich.table import Table as RichTable
-
-    comparison = readable(comparison)
-
-    shown = [_narrow(overview_table(comparison))]
-    if len(comparison.labels.names) > 1:
-        shown.append(organ_table(comparison, comparison.metrics[0]))
-    shown.append(cost_table(comparison))
-    if len(comparison.noise):
-        shown.append(noise_table(comparison))
-    tables = []
-    for table in shown:
-        rich = RichTable(title=escape(table.title))
-        for index, name in enumerate(table.head):
-            # names of models are long and have no spaces to break at
-            rich.add_column(escape(name), justify="right" if index else "left", overflow="fold")
-        for row in table.rows:
-            rich.add_row(*map(escape, row))
-        tables.append(rich)
-    return tables
-
-
-def as_json(comparison: Comparison) -> dict[str, Any]:
-    """What comparison.json holds. Scores as in the frames: Dice and NSD 0 to 1, HD95 in mm; NaN and infinity are null.
-    Single organs of single cases are in scores.csv."""
-    averaged = average_repeats(comparison.scores, comparison.metrics)
-    content = {
-        "format": FORMAT,
-        "nnunet_dtc": __version__,
-        "dataset": comparison.dataset,
-        "kind": comparison.kind,
-        "units": "dice and nsd: 0 to 1; hd95_mm: mm",
-        "labels": {organ.name: list(organ.values) for organ in comparison.labels.organs},
-        "ignore_label": comparison.labels.ignore,
-        "metrics": comparison.metrics,
-        "models": [asdict(model) for model in comparison.models],
-        "summary": _records(comparison.summary),
-        "organs": _records(organ_means(comparison).reset_index()),
-        "folds": _records(fold_means(averaged, comparison.metrics)),
-        "cases": _records(mean_of_cases(comparison)),
-        "differences": _records(comparison.differences),
-        "noise": _records(comparison.noise),
-        "pictures": [
-            {
-                "case": picture.case,
-                "why": picture.why,
-                "images": picture.images,
-                "reference": picture.reference,
-                "predictions": dict(picture.predictions),
-                "dice": dict(picture.dice),
-            }
-            for picture in comparison.pictures
-        ],
-        "sentences": comparison.sentences,
+def cost_table(comparison: Comparison) -> Table | None:
+    """What is known of the models' parameters, epochs, time and memory, with the changes to the first model."""
+    first = comparison.models[0]
+    columns = {
+        "parameters": ("parameters", lambda count: f"{count / 1e6:.2f} M"),
+        "epochs": ("epochs", str),
+        "time per epoch": ("epoch_seconds", lambda seconds: f"{seconds:.{0 if seconds >= 100 else 1}f} s"),
+        "peak memory": ("peak_memory_mib", lambda mib: f"{mib / 1024:.2f} GiB"),
     }
-    return _plain(content)
+    columns = {
+        title: (name, text)
+        for title, (name, text) in columns.items()
+        if any(getattr(model, name) is not None for model in comparison.models)
+    }
 
+    def cell(model: ComparedModel, name: str, text: Callable[[float], str]) -> Cell:
+        value, of_first = getattr(model, name), getattr(first, name)
+        comparable = model is not first and name != "epochs" and value is not None and of_first
+        return Cell(NONE if value is None else text(value), percent_text(value / of_first) if comparable else "")
 
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return frame.to_dict(orient="records")
-
-
-def _plain(value: Any) -> Any:
-    """With JSON's types alone."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, Path):
-        return str(value)
-    if value is None or value is pd.NA:
+    if not columns:
         return None
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return int(value) if isinstance(value, np.integer) else value
+    rows = (Row(model.name, tuple(cell(model, *column) for column in columns.values())) for model in comparison.models)
+    title = f"Model size and training cost, with the change from {first.name}"
+    return Table(title, "model", tuple(map(Column, columns)), tuple(rows))
 
 
-def _markdown(table: Table) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(map(markdown_text, cells)) + " |"
-
-    rule = "|---|" + "---:|" * (len(table.head) - 1)
-    return "\n".join(["", f"## {markdown_text(table.title)}", "", line(table.head), rule, *map(line, table.rows)])
-
-
-def _narrow(overview: Table) -> Table:
-    """For a terminal: differences below the means instead of beside them."""
-    head = (overview.head[0], *overview.head[1::2])
-    rows: list[tuple[str, ...]] = []
-    for row in overview.rows:
-        rows.append((row[0], *row[1::2]))
-        if any(row[2::2]):
-            rows.append(("  difference", *row[2::2]))
-    return Table(overview.title, head, tuple(rows))
+def organ_table(comparison: Comparison, of: Metric) -> Table:
+    """A row for each organ: the means over cases of each model, and the mean paired differences."""
+    scores, differences = _organ_means(comparison, of), _differences(comparison, of)["mean"]
+    rows = tuple(
+        Row(
+            _organ_name(organ),
+            _cells(of, scores.xs(organ, level="organ"), differences.xs(organ, level="organ")),
+            not organ,
+        )
+        for organ in _organs(comparison)
+    )
+    return Table(f"{of.title} ({_unit(of)}) by organ", "organ", _columns(comparison, of), rows)
 
 
-def _titled(metric: str) -> str:
-    return f"{units.title(metric)} ({units.unit(metric)})"
+def difference_table(comparison: Comparison, of: Metric, model: str) -> Table:
+    """A row for each organ: one model against the first, with interval, p, and in how many cases it is better."""
+    scores, differences = _organ_means(comparison, of), _differences(comparison, of)
+    first = comparison.models[0].name
+    rows = []
+    for organ in _organs(comparison):
+        entry = differences.loc[(model, organ)]
+        cells = (
+            Cell(score_text(of, scores[first, organ])),
+            Cell(score_text(of, scores[model, organ]), difference_text(of, entry["mean"])),
+            Cell(interval_text(of, entry["low"], entry["high"])),
+            Cell(p_text(entry["p"])),
+            Cell(p_text(entry["p_holm"]) if organ else ""),
+            Cell(str(entry["n"])),
+            Cell(" / ".join(str(entry[name]) for name in ("better", "worse", "equal"))),
+        )
+        rows.append(Row(_organ_name(organ), cells, is_mean=not organ, significant=bool(entry["p_holm"] < LEVEL)))
+    columns = (
+        Column(first, is_model=True),
+        Column(model, difference_unit=of.difference_unit, is_model=True),
+        *map(Column, ("95 % interval", "p", "p (Holm)", "cases", "better / worse / equal")),
+    )
+    return Table(f"{of.title} ({_unit(of)}) by organ: {model} against {first}", "organ", columns, tuple(rows))
 
 
-def _p(p: float) -> str:
-    if math.isnan(p):
-        return "-"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+def case_table(comparison: Comparison, of: Metric) -> Table:
+    """A row for each case: the mean over organs of each model, and the paired differences."""
+    first, *others = (model.name for model in comparison.models)
+    paired = pd.DataFrame({name: case_differences(comparison.scores, of.key, first, name) for name in others})
+    rows = tuple(
+        Row(str(case), _cells(of, scores, paired.loc[case])) for case, scores in case_means(comparison, of).iterrows()
+    )
+    return Table(f"{of.title} ({_unit(of)}) by case", "case", _columns(comparison, of), rows)
+
+
+def fold_table(comparison: Comparison, of: Metric) -> Table | None:
+    """A row for each fold: the means over organs, then cases. None if the predictions are those of ensembles."""
+    scores = comparison.scores[comparison.scores["fold"].notna()]
+    if scores.empty:
+        return None
+    averaged = average_repeats(scores, dict.fromkeys(["dice", of.key]))
+    frame = means(averaged, [of.key], ["model", "fold", "case"], ["model", "fold"])
+    frame = frame.pivot(index="fold", columns="model", values=of.key)[[model.name for model in comparison.models]]
+    cases = scores.groupby("fold")["case"].nunique()
+    rows = tuple(
+        Row(str(fold), (Cell(str(cases[fold])), *_cells(of, entry, entry - entry.iloc[0])))
+        for fold, entry in frame.iterrows()
+    )
+    columns = (Column("cases"), *_columns(comparison, of))
+    return Table(f"{of.title} ({_unit(of)}) by fold", "fold", columns, rows)
+
+
+def noise_table(comparison: Comparison) -> Table | None:
+    """A row for each further model and metric: the difference and the run-to-run noise. None without repeats."""
+    rows = []
+    for entry in comparison.noise.itertuples():
+        of = metric(entry.metric)
+        exceeds = "not known" if pd.isna(entry.exceeds) else "yes" if entry.exceeds else "no"
+        texts = f"{of.title} ({of.difference_unit})", difference_text(of, entry.difference)
+        texts += score_text(of, entry.run_to_run), p_text(entry.p_noise), exceeds
+        rows.append(Row(entry.model, tuple(map(Cell, texts))))
+    columns = ("metric", "difference", "run-to-run noise", "p of noise alone", "larger than noise")
+    title = "Differences and the noise between repeated trainings (one standard deviation, Student's t)"
+    return Table(title, "model", tuple(map(Column, columns)), tuple(rows)) if rows else None
+
+
+def case_means(comparison: Comparison, of: Metric) -> pd.DataFrame:
+    """The means over organs: a row for each case, sorted, and a column for each model."""
+    averaged = average_repeats(comparison.scores, dict.fromkeys(["dice", of.key]), over_folds=True)
+    frame = means(averaged, [of.key], ["model", "case"]).pivot(index="case", columns="model", values=of.key)
+    return frame.reindex(columns=[model.name for model in comparison.models]).sort_index()
+
+
+def _organ_means(comparison: Comparison, of: Metric) -> pd.Series:
+    """The mean over cases by model and organ; organ "" is the mean over organs, then cases."""
+    averaged = average_repeats(comparison.scores, dict.fromkeys(["dice", of.key]), over_folds=True)
+    of_organs = means(averaged, [of.key], ["model", "organ"]).rename(columns={of.key: "mean"})
+    overall = comparison.summary[comparison.summary["metric"] == of.key].assign(organ="")
+    return pd.concat([of_organs, overall]).set_index(["model", "organ"])["mean"]
+
+
+def _differences(comparison: Comparison, of: Metric) -> pd.DataFrame:
+    frame = comparison.differences
+    return frame[frame["metric"] == of.key].set_index(["model", "organ"])
+
+
+def _organs(comparison: Comparison) -> list[str]:
+    """The rows of tables of organs: the mean ("") comes first, where there are several organs."""
+    names = comparison.labels.names
+    return ["", *names] if len(names) > 1 else list(names)
+
+
+def _organ_name(organ: str) -> str:
+    return organ.replace("_", " ") if organ else "mean over organs"
+
+
+def _unit(of: Metric) -> str:
+    return of.unit if of.higher_is_better else f"{of.unit}, lower is better"
+
+
+def _columns(comparison: Comparison, of: Metric) -> tuple[Column, ...]:
+    """One for each model; the differences to the first model have columns of their own."""
+    first, *others = (model.name for model in comparison.models)
+    return (Column(first, is_model=True), *(Column(name, "", of.difference_unit, is_model=True) for name in others))
+
+
+def _cells(of: Metric, scores: pd.Series, differences: pd.Series) -> tuple[Cell, ...]:
+    """The scores of the models, in their order, and the differences of all but the first, each by name."""
+    first, *others = scores.index
+    compared = (Cell(score_text(of, scores[name]), difference_text(of, differences[name])) for name in others)
+    return (Cell(score_text(of, scores[first])), *compared)
