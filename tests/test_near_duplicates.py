@@ -1,4 +1,4 @@
-"""Near duplicates: found, kept on one side of every split, listed, left out."""
+"""Near duplicates are found, kept in the same part of every split, listed, and left out if requested."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def area_means(image: np.ndarray) -> np.ndarray:
 
 
 def groups_of(thumbnails: list[np.ndarray], threshold: float = THRESHOLD) -> list[list[int]]:
-    """The definition, pair by pair: np.corrcoef and a flood fill."""
+    """The definition for every pair, by np.corrcoef and a flood fill."""
     n = len(thumbnails)
     near = [
         [j for j in range(n) if j != i and np.corrcoef(thumbnails[i].ravel(), thumbnails[j].ravel())[0, 1] > threshold]
@@ -89,7 +89,7 @@ def test_thumbnail():
     assert np.allclose(thumbnail(Image.fromarray(np.full((3, 700), 77, np.uint8))), 77)
 
 
-def test_altered_copies_are_found_and_other_pictures_are_not():
+def test_modified_copies_are_found_and_other_pictures_are_not():
     images = [picture(seed) for seed in range(12)]
     images += [brighter(images[3]), as_jpeg(images[5]), cropped(images[7]), brighter(as_jpeg(images[3]))]
     thumbnails = [thumbnail(Image.fromarray(image)) for image in images]
@@ -104,7 +104,7 @@ def test_altered_copies_are_found_and_other_pictures_are_not():
 
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 0.8, 0.95, THRESHOLD])
 def test_groups_are_connected_components(threshold):
-    """More images than a block has rows; the lower the threshold, the longer the chains."""
+    """More images than rows of a block; with lower thresholds the chains are longer."""
     rng = np.random.default_rng(11)
     centres = rng.standard_normal((60, 3, 5))
     thumbnails = [
@@ -113,7 +113,7 @@ def test_groups_are_connected_components(threshold):
     ]
     matrix = np.corrcoef([t.ravel() for t in thumbnails])
     np.fill_diagonal(matrix, -1)
-    component = np.arange(540)  # the smallest position that can be reached
+    component = np.arange(540)  # the smallest index that can be reached
     while (new := np.minimum(component, np.where(matrix > threshold, component, 540).min(axis=1))).tolist() != (
         component.tolist()
     ):
@@ -139,7 +139,7 @@ def test_images_without_contrast():
 
 
 def test_no_false_pair_among_real_images():
-    """900 images of different lesions: what the threshold must not take for one."""
+    """The threshold must separate 900 images of different lesions."""
     files = sorted((DATA / "isic2017" / "images").glob("*.png"))
     if not files:
         pytest.skip(f"no ISIC 2017 images in {DATA}/isic2017 (NNUNET_DTC_DATA)")
@@ -169,7 +169,7 @@ def random_groups(seed: int, names: list[str], most: int = 6) -> list[list[str]]
 
 
 def divided(groups, *parts) -> list[list[str]]:
-    """The groups that are in more than one of the parts."""
+    """The groups with cases in several parts."""
     return [group for group in groups if sum(bool({*group} & {*part}) for part in parts) > 1]
 
 
@@ -184,19 +184,19 @@ def test_a_draw_that_divides_no_group(seed, counts):
     assert draw_groups(NAMES[::-1], [group[::-1] for group in groups[::-1]], counts, seed) == [training, test, rest]
     assert draw_groups(NAMES, groups, counts, seed + 1)[0] != training
     assert draw_groups(NAMES, [], counts, seed) == draw(NAMES, counts, seed)
-    assert divided(groups, *draw(NAMES, counts, seed)[:2])  # the plain draw does divide some
+    assert divided(groups, *draw(NAMES, counts, seed)[:2])  # the draw of independent cases divides some
 
 
 def test_groups_are_as_often_in_the_test_part_as_single_cases():
     groups = [[f"case_{k:03d}", f"case_{k + 100:03d}"] for k in range(30)]
     grouped = {name for group in groups for name in group}
     tests = [draw_groups(NAMES, groups, (140, 60), seed)[1] for seed in range(60)]
-    share = np.mean([sum(name in grouped for name in test) for test in tests]) / 60
-    assert 0.25 < share < 0.35  # 60 of the 200 are in groups
+    fraction = np.mean([sum(name in grouped for name in test) for test in tests]) / 60
+    assert 0.25 < fraction < 0.35  # 60 of the 200 are in groups
 
 
 def test_groups_that_leave_no_exact_draw():
-    """Groups of three for parts of four and five: a group may be divided with the rest, which is not used."""
+    """Groups of three for parts of four and five: a group may be divided between a part and the unused rest."""
     groups = [["a", "b", "c"], ["d", "e", "f"], ["g", "h", "i"]]
     names = [name for group in groups for name in group]
     training, test, rest = draw_groups(names, groups, (4, 5))
@@ -228,7 +228,7 @@ def test_folds_that_divide_no_group():
 # BUSI and ISIC with constructed near duplicates.
 
 COUNTS = {"benign": 14, "malignant": 10}
-TWINS = {  # copy: (original, how it was made)
+COPIES = {  # copy: (original, how it was made)
     ("malignant", 4): (("benign", 13), as_jpeg),  # both classes
     ("benign", 5): (("benign", 2), brighter),
     ("benign", 9): (("benign", 2), cropped),
@@ -247,8 +247,8 @@ def source(tmp_path_factory) -> Path:
     cases = [(kind, number) for kind, count in COUNTS.items() for number in range(1, count + 1)]
     for seed, case in enumerate(cases):
         image = picture(seed)
-        if case in TWINS:
-            original, alter = TWINS[case]
+        if case in COPIES:
+            original, alter = COPIES[case]
             image = alter(picture(cases.index(original)))
         save(busi_file(folder, *case), image)
         save(busi_file(folder, *case, "_mask"), mask(*image.shape[:2]))
@@ -261,7 +261,7 @@ def read_table(folder: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_busi_keeps_each_group_on_one_side(source, tmp_path, seed):
+def test_busi_keeps_each_group_in_one_part(source, tmp_path, seed):
     done = write_busi(
         source, tmp_path / "raw", tmp_path / "pre", size=16, seed=seed, counts=COUNTS, training=15, test=6
     )
@@ -284,7 +284,7 @@ def test_busi_keeps_each_group_on_one_side(source, tmp_path, seed):
     assert not any(divided(GROUPS, fold["train"], fold["val"]) for fold in folds)
 
 
-def test_busi_with_the_plain_draw(source, tmp_path):
+def test_busi_with_independent_cases(source, tmp_path):
     names = [f"{kind}_{number:03d}" for kind, count in COUNTS.items() for number in range(1, count + 1)]
     some = False
     for seed in range(4):
@@ -301,7 +301,7 @@ def test_busi_with_the_plain_draw(source, tmp_path):
 
 
 def test_duplicates_left_out(source, tmp_path):
-    """One of each group is drawn from, and none of the group with both classes."""
+    """One case of each group can be drawn, but none of the group with both classes."""
     gone = {"benign_005", "benign_009", "benign_013", "malignant_004", "malignant_010"}
     enough = write_busi(source, tmp_path / "a", size=16, duplicates="drop", counts=COUNTS, training=13, test=5)
     assert (len(enough.training), len(enough.test)) == (13, 5)
@@ -309,7 +309,7 @@ def test_duplicates_left_out(source, tmp_path):
     assert (enough.folder / "left_out.txt").read_text().split() == enough.left_out
     assert json.loads((enough.folder / "dataset.json").read_text())["near_duplicates"] == "drop"
 
-    fewer = write_busi(  # 19 cases where 24 are asked for
+    fewer = write_busi(  # 19 cases instead of 24
         source, tmp_path / "b", size=16, duplicates="drop", counts=COUNTS, training=18, test=6
     )
     assert (len(fewer.training), len(fewer.test)) == (14, 5)
@@ -332,7 +332,7 @@ def test_isic(tmp_path):
     counts = {"Training": 9, "Validation": 3, "Test": 4}
     number = 0
     for part, count in counts.items():
-        for number in range(number, number + count):  # noqa: B020 goes on where the last part ended
+        for number in range(number, number + count):  # noqa: B020 continues after the last part
             original = {15: 0, 10: 4}.get(number, number)  # a near duplicate in another part of the challenge
             save(isic_image(tmp_path / "isic", part, number), picture(original))
             save(isic_mask(tmp_path / "isic", part, number), mask(192, 244))
@@ -349,19 +349,19 @@ def test_isic(tmp_path):
         assert [row["case"] for row in read_table(done.folder)] == [name for group in groups for name in group]
 
 
-def test_other_folds_that_are_there_are_kept(source, tmp_path):
+def test_other_folds_are_kept(source, tmp_path):
     arguments = {"size": 16, "counts": COUNTS, "training": 15, "test": 6}
     done = write_busi(source, tmp_path / "raw", tmp_path / "pre", **arguments)
     before = content(tmp_path)
-    with pytest.raises(FileExistsError, match=r"splits_final\.json is there and holds other splits"):
+    with pytest.raises(FileExistsError, match=r"splits_final\.json exists with other splits"):
         write_busi(source, tmp_path / "raw", tmp_path / "pre", seed=5, overwrite=True, **arguments)
     assert content(tmp_path) == before
     again = write_busi(source, tmp_path / "raw", tmp_path / "pre", overwrite=True, **arguments)
     assert again == done
     assert content(tmp_path) == before
     (tmp_path / "pre" / "Dataset020_Other").mkdir()
-    with pytest.raises(FileExistsError, match=r"one name for an id, found .*Dataset020_Other"):
-        write_busi(tmp_path, tmp_path / "raw", tmp_path / "pre", 20, **arguments)  # before the source is looked at
+    with pytest.raises(FileExistsError, match=r"one name per id, found .*Dataset020_Other"):
+        write_busi(tmp_path, tmp_path / "raw", tmp_path / "pre", 20, **arguments)  # before the source is read
 
 
 @pytest.mark.parametrize(

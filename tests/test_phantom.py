@@ -1,4 +1,4 @@
-"""The synthetic data set: a valid nnU-Net data set, reproducible, anatomically the right way round, and no toy."""
+"""The synthetic data set is a valid nnU-Net data set, reproducible, correctly oriented, and not trivial."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def test_nnunet_accepts_it(dataset, capfd):
 def test_same_seed_same_bytes(dataset, tmp_path):
     first, second = content(dataset), content(write_phantom(tmp_path, 917, CASES, 1))
     assert len(second) == len(first) - 2
-    assert all(first[name] == second[name] for name in second)  # fewer cases: those that are there are the same
+    assert all(first[name] == second[name] for name in second)  # a case does not depend on the number of cases
     image = sitk.GetArrayFromImage(sitk.ReadImage(str(dataset / "imagesTr" / "phantom_001_0000.nii.gz")))
     assert np.array_equal(draw_case(np.random.default_rng([917, 0, 0])).image, image)
     assert not np.array_equal(draw_case(np.random.default_rng([3, 0, 0])).image, image)
 
 
-def test_every_case_is_another(files):
+def test_all_cases_differ(files):
     assert len({image.read_bytes() for image, _ in files}) == CASES + TEST_CASES
     arrays = [sitk.GetArrayFromImage(sitk.ReadImage(str(labels))) for _, labels in files]
     small = [ndimage.zoom(a, [32 / n for n in a.shape], order=0) for a in arrays]  # on one grid
@@ -105,7 +105,7 @@ def test_images(files):
             assert 30 < np.median(hu[organs == LABELS[name]]) < 350
 
 
-def test_the_right_way_round(files):
+def test_orientation(files):
     """In world coordinates (LPS): x to the left, y to the back, z to the head."""
     for image_file, label_file in files:
         labels = sitk.ReadImage(str(label_file))
@@ -179,7 +179,7 @@ def test_progress_and_an_empty_folder_of_that_name(tmp_path):
 
 
 def voxels(case: PhantomCase) -> tuple[np.ndarray, np.ndarray]:
-    """Features of the voxels inside the body (n, 5): place in the body, z (mm), HU, HU smoothed; and their labels."""
+    """Features of the voxels in the body (n, 5): position, z (mm), HU, smoothed HU; and their labels."""
     hu = case.image.astype(np.float32)
     smooth = ndimage.gaussian_filter(hu, (0.5, 1, 1))
     body = smooth > -400
@@ -190,8 +190,8 @@ def voxels(case: PhantomCase) -> tuple[np.ndarray, np.ndarray]:
     return np.column_stack([place, hu[body], smooth[body]]), case.labels[body]
 
 
-def test_place_and_density_do_not_tell_the_organ():
-    """A random forest on where a voxel is and how dense it is, fitted on 12 cases, on 4 that it has not seen."""
+def test_position_and_density_do_not_identify_the_organ():
+    """A random forest on the position and density of voxels, trained on 12 cases and tested on 4 others."""
     rng = np.random.default_rng(0)
     training = [voxels(case) for case in drawn(917, 0, 12)]
     x, y = np.concatenate([a for a, _ in training]), np.concatenate([b for _, b in training])

@@ -1,4 +1,4 @@
-"""ISIC 2018 and BUSI to nnU-Net's raw layout: right trees, wrong ones, the draw, resizing."""
+"""ISIC 2018 and BUSI in nnU-Net's raw layout: valid and invalid sources, the draw, resizing."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def written(folder: Path, name: str) -> tuple[Image.Image, Image.Image]:
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# The right trees.
+# Valid sources.
 
 
 def test_the_numbers_of_the_paper():
@@ -124,7 +124,7 @@ def test_isic_is_the_same_from_nested_folders_and_archives(isic, tmp_path):
     for folder in sorted(isic.iterdir()):
         write_zip(archives / f"{folder.name}.zip", folder)
     assert content(write_isic2018(archives, tmp_path / "zips", **ISIC).folder) == plain
-    shutil.copytree(isic, archives, dirs_exist_ok=True)  # unpacked beside the archives
+    shutil.copytree(isic, archives, dirs_exist_ok=True)  # unpacked in the folder of the archives
     assert content(write_isic2018(archives, tmp_path / "both", **ISIC).folder) == plain
 
     for folder in sorted(isic.iterdir()):
@@ -149,7 +149,7 @@ def test_busi(busi_source, tmp_path, capfd):
     for kind, count in BUSI["counts"].items():
         for number in range(1, count + 1):
             image, label = written(folder, f"{kind}_{number:03d}")
-            assert image.mode == "RGB"  # every one: nnU-Net wants as many channels in all
+            assert image.mode == "RGB"  # nnU-Net needs the same number of channels in all images
             assert label.mode == "L"
             assert np.array_equal(image, pixels(busi_file(busi_source, kind, number), "RGB"))
             masks = sorted((busi_source / kind).glob(f"{kind} ({number})_mask*.png"))
@@ -198,9 +198,9 @@ def test_one_empty_mask_of_several_is_noted(busi_source, tmp_path):
 
 
 def test_resizing(tmp_path):
-    """Images shrink with antialiasing and labels by nearest neighbour, both about the pixels' centres."""
+    """Images shrink with antialiasing and labels by nearest neighbours, both relative to pixel centres."""
     x, y = np.meshgrid(np.arange(1024), np.arange(512))
-    grey = np.where((x + y) % 2, 255, 0).astype(np.uint8)  # a checkerboard: grey once it is averaged
+    grey = np.where((x + y) % 2, 255, 0).astype(np.uint8)  # a checkerboard, whose average is grey
     disc = ((x - 300) ** 2 / 4 + (y - 200) ** 2 < 100**2).astype(np.uint8) * 255
     source = tmp_path / "source"
     for k in range(2):
@@ -233,7 +233,11 @@ def test_the_draw():
     assert draw(names[::-1], (120, 50), seed=1) == [a, b, rest]
     assert draw(names, (120, 50), seed=2)[0] != a
     assert 0.2 < np.mean([int(name[5:]) < 100 for name in b]) < 0.8
-    assert draw(["a", "b", "c", "d", "e"], (2, 2), seed=12345) == [["b", "e"], ["c", "d"], ["a"]]  # for ever
+    assert draw(["a", "b", "c", "d", "e"], (2, 2), seed=12345) == [
+        ["b", "e"],
+        ["c", "d"],
+        ["a"],
+    ]  # the same in all versions
     with pytest.raises(NnunetDtcError, match=r"cannot draw \[3\] from 2 names"):
         draw(["a", "b"], (3,))
     with pytest.raises(NnunetDtcError, match="1 of them different"):
@@ -241,14 +245,14 @@ def test_the_draw():
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# The wrong ones: each spoils a tree and returns what must be named.
+# Invalid sources: each function damages a source and returns the expected problems.
 
 
 def isic_missing(source: Path) -> list[str]:
     isic_image(source, "Training", 1).unlink()
     isic_mask(source, "Test", 12169).unlink()
     return [
-        r"ISIC2018_Task1-2_Training_Input must hold 4 images, found 3",
+        r"ISIC2018_Task1-2_Training_Input must contain 4 images, found 3",
         r"ISIC2018_Task1-2_Training_Input/ISIC_0000001\.jpg is missing",
         r"ISIC2018_Task1_Test_GroundTruth/ISIC_0012169_segmentation\.png is missing",
     ]
@@ -257,27 +261,25 @@ def isic_missing(source: Path) -> list[str]:
 def isic_missing_both(source: Path) -> list[str]:
     isic_image(source, "Training", 1).unlink()
     isic_mask(source, "Training", 1).unlink()
-    return [r"ISIC2018_Task1-2_Training_Input must hold 4 images, found 3"]
+    return [r"ISIC2018_Task1-2_Training_Input must contain 4 images, found 3"]
 
 
 def isic_missing_folders(source: Path) -> list[str]:
     shutil.rmtree(isic_image(source, "Training", 0).parent)
     shutil.rmtree(isic_mask(source, "Test", 0).parent)
-    return [r"Training_Input must hold 4 images, found 0", r"Test_GroundTruth must hold 2 masks, found none"]
+    return [r"Training_Input must contain 4 images, found 0", r"Test_GroundTruth must contain 2 masks, found none"]
 
 
 def isic_too_many(source: Path) -> list[str]:
     shutil.copy(isic_image(source, "Test", 12169), isic_image(source, "Test", 12170))
     shutil.copy(isic_mask(source, "Test", 12169), isic_mask(source, "Test", 12170))
-    return [r"ISIC2018_Task1-2_Test_Input must hold 2 images, found 3"]
+    return [r"ISIC2018_Task1-2_Test_Input must contain 2 images, found 3"]
 
 
 def isic_doubled(source: Path) -> list[str]:
     folder = isic_image(source, "Validation", 0).parent
     shutil.copytree(folder, folder / folder.name)
-    return [
-        r"ISIC_0012255\.jpg is there 2 times: .*Input/ISIC2018_Task1-2_Validation_Input/ISIC.*, .*Input/ISIC_0012255"
-    ]
+    return [r"ISIC_0012255\.jpg exists 2 times: .*Input/ISIC2018_Task1-2_Validation_Input/ISIC.*, .*Input/ISIC_0012255"]
 
 
 def isic_in_two_parts(source: Path) -> list[str]:
@@ -309,7 +311,7 @@ def isic_unknown_values(source: Path) -> list[str]:
     save(isic_mask(source, "Training", 0), array)
     save(isic_mask(source, "Validation", 12255), colours(20, 31))
     return [
-        r"ISIC_0000000_segmentation\.png: a mask must hold 0 and 255 only, found 0, 1, 254, 255$",
+        r"ISIC_0000000_segmentation\.png: a mask must contain 0 and 255 only, found 0, 1, 254, 255$",
         r"ISIC_0012255_segmentation\.png: a mask must be black and white, found colours",
     ]
 
@@ -319,7 +321,7 @@ def isic_sixteen_bits(source: Path) -> list[str]:
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((20, 31), np.uint16)).save(buffer, "PNG")
     file.write_bytes(buffer.getvalue())
-    return [r"ISIC_0000000\.jpg: must have 8 bits a channel"]
+    return [r"ISIC_0000000\.jpg: must have 8 bits per channel"]
 
 
 def isic_no_lesion(source: Path) -> list[str]:
@@ -332,7 +334,7 @@ def isic_no_lesion(source: Path) -> list[str]:
 
 
 def isic_lesion_vanishes(source: Path) -> list[str]:
-    """Three pixels of 900 x 700, between the columns 300 and 304 that nearest neighbour takes at 256 x 256."""
+    """Three pixels of 900 x 700, between the columns 300 and 304 that nearest neighbours select at 256 x 256."""
     dot = np.zeros((700, 900), np.uint8)
     dot[341:344, 302] = 255
     save(isic_image(source, "Training", 1), colours(700, 900))
@@ -376,7 +378,7 @@ def busi_missing(source: Path) -> list[str]:
 
 def busi_doubled(source: Path) -> list[str]:
     shutil.copytree(source / "malignant", source / "again" / "malignant")
-    return [r"malignant \(1\)\.png is there 2 times: .*again/malignant/malignant \(1\)\.png, .*malignant \(1\)"]
+    return [r"malignant \(1\)\.png exists 2 times: .*again/malignant/malignant \(1\)\.png, .*malignant \(1\)"]
 
 
 def busi_unknown(source: Path) -> list[str]:
@@ -399,7 +401,7 @@ def busi_other_size(source: Path) -> list[str]:
 
 def busi_unknown_values(source: Path) -> list[str]:
     save(busi_file(source, "benign", 1, "_mask"), RNG.integers(0, 256, (18, 21)).astype(np.uint8))
-    return [r"benign \(1\)_mask\.png: a mask must hold 0 and 255 only, found \d+, .* \.\.\.$"]
+    return [r"benign \(1\)_mask\.png: a mask must contain 0 and 255 only, found \d+, .* \.\.\.$"]
 
 
 WRONG_ISIC = [
@@ -436,7 +438,7 @@ def assert_named(error: SourceError, patterns: list[str]) -> None:
 
 
 @pytest.mark.parametrize("spoil", WRONG_ISIC, ids=lambda spoil: spoil.__name__)
-def test_what_is_wrong_with_isic_is_named_before_anything_is_written(isic, tmp_path, spoil):
+def test_problems_of_isic_are_listed_before_anything_is_written(isic, tmp_path, spoil):
     patterns = spoil(isic)
     with pytest.raises(SourceError) as caught:
         write_isic2018(isic, tmp_path / "raw", **ISIC)
@@ -446,7 +448,7 @@ def test_what_is_wrong_with_isic_is_named_before_anything_is_written(isic, tmp_p
 
 
 @pytest.mark.parametrize("spoil", WRONG_BUSI, ids=lambda spoil: spoil.__name__)
-def test_what_is_wrong_with_busi_is_named_before_anything_is_written(busi_source, tmp_path, spoil):
+def test_problems_of_busi_are_listed_before_anything_is_written(busi_source, tmp_path, spoil):
     patterns = spoil(busi_source)
     with pytest.raises(SourceError) as caught:
         write_busi(write_zip(tmp_path / "busi.zip", busi_source), tmp_path / "raw", **BUSI)
@@ -455,7 +457,7 @@ def test_what_is_wrong_with_busi_is_named_before_anything_is_written(busi_source
     assert not (tmp_path / "raw").exists()
 
 
-def test_all_that_is_wrong_is_in_one_error(isic, tmp_path):
+def test_one_error_lists_all_problems(isic, tmp_path):
     patterns = [p for spoil in (isic_unreadable, isic_too_many, isic_missing) for p in spoil(isic)]
     with pytest.raises(SourceError, match=r"^7 problems in ") as caught:
         write_isic2018(isic, tmp_path / "raw", **ISIC)
@@ -463,7 +465,7 @@ def test_all_that_is_wrong_is_in_one_error(isic, tmp_path):
 
 
 @pytest.mark.parametrize(("write", "counts"), [(write_isic2018, ISIC), (write_busi, BUSI)], ids=["isic", "busi"])
-def test_a_source_that_is_none(tmp_path, write, counts):
+def test_no_source(tmp_path, write, counts):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         write(tmp_path / "nowhere", tmp_path / "raw", **counts)
     (tmp_path / "empty").mkdir()
@@ -498,7 +500,7 @@ def test_a_zip_with_a_member_without_a_name_is_refused(busi_source, tmp_path):
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("#", b"")
     whole = file.read_bytes()
-    at = whole.rindex(b"PK\x01\x02")  # its entry in the directory: the length of the name, which becomes a comment's
+    at = whole.rindex(b"PK\x01\x02")  # the length of the name in the directory becomes that of a comment
     entry = bytearray(whole[at : at + 46])
     entry[28:30], entry[32:34] = b"\0\0", b"\1\0"
     file.write_bytes(whole[:at] + entry + whole[at + 46 :])
@@ -514,7 +516,7 @@ def test_a_bad_size(busi_source, tmp_path, size):
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# Interrupted, repeated, overwritten.
+# Interruptions and overwriting.
 
 
 @pytest.mark.parametrize("at", [("checking", 1), ("writing", 1), ("writing", 6)])
@@ -569,7 +571,7 @@ def test_command_isic2018(tmp_path, monkeypatch):
     for part, count in isic2018.COUNTS.items():
         isic_image(tmp_path, part, 0).parent.mkdir()
         isic_mask(tmp_path, part, 0).parent.mkdir()
-        for number in range(number, number + count):  # noqa: B020 goes on where the last part ended
+        for number in range(number, number + count):  # noqa: B020 continues after the last part
             isic_image(tmp_path, part, number).write_bytes(encoded(colours(4, 5), "JPEG"))
             isic_mask(tmp_path, part, number).write_bytes(label)
         number += 1
@@ -593,7 +595,7 @@ def test_command_isic2018(tmp_path, monkeypatch):
     assert not (folder / "near_duplicates.csv").exists()
     folds = json.loads((tmp_path / "preprocessed/Dataset018_ISIC2018/splits_final.json").read_text())
     cases = sorted(file.name[:-4] for file in (folder / "labelsTr").iterdir())
-    assert folds == generate_crossval_split(cases, seed=12345, n_splits=5)  # no groups: as nnU-Net would draw them
+    assert folds == generate_crossval_split(cases, seed=12345, n_splits=5)  # without groups, as nnU-Net would draw them
 
 
 def write_whole_busi(source: Path) -> Path:
@@ -643,11 +645,11 @@ def test_command_busi(tmp_path, monkeypatch):
 
 
 def test_command_busi_paper(tmp_path, monkeypatch):
-    """The plain draw has the cases that it always had, and says what leaks."""
+    """The draw of independent cases is unchanged, and reports near duplicates in both parts."""
     source = write_whole_busi(tmp_path / "Dataset_BUSI_with_GT")
     set_folders(monkeypatch, tmp_path)
     names = [f"{kind}_{number:03d}" for kind, count in busi.COUNTS.items() for number in range(1, count + 1)]
-    seed = next(  # one that puts exactly one of the three into the test part and another one into training
+    seed = next(  # with exactly one of the three in the test part and another one in training
         seed
         for seed in range(100)
         if [sum(f"benign_{k:03d}" in part for k in (7, 8, 9)) for part in draw(names, (520, 87), seed)[:2]] == [2, 1]
@@ -661,6 +663,6 @@ def test_command_busi_paper(tmp_path, monkeypatch):
         sorted(file.name[:-4] for file in (folder / labels).iterdir()) for labels in ("labelsTr", "labelsTs")
     ] == draw(names, (520, 87), seed)[:2]
     assert "note: 1 of the 87 test cases have a near duplicate among the training cases" in done.output
-    assert "2 groups, listed in near_duplicates.csv; every image was drawn for itself" in done.output
+    assert "2 groups, listed in near_duplicates.csv; every image was drawn independently" in done.output
     described = json.loads((folder / "dataset.json").read_text())
     assert (described["split"], described["split_seed"], described["near_duplicates"]) == ("paper", seed, "keep")

@@ -1,4 +1,4 @@
-"""BTCV to nnU-Net's raw layout: the right tree gives what nnU-Net accepts, the wrong ones name what is wrong."""
+"""BTCV in nnU-Net's raw layout: nnU-Net accepts valid sources, and invalid ones are refused with all problems."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_layout_and_bytes(source, tmp_path, kind):
     }
     written = content(done.folder)
     described = json.loads(written.pop("dataset.json"))
-    assert written == expected  # byte for byte: the geometry, too
+    assert written == expected  # byte for byte, including the geometry
     assert described["channel_names"] == {"0": "CT"}
     assert described["numTraining"] == 5
     assert described["labels"] == btcv.LABELS
@@ -153,7 +153,7 @@ def test_nnunet_accepts_it_and_would_draw_these_folds(source, tmp_path, capfd):
     assert splits == generate_crossval_split(list(np.sort(done.training)), seed=12345, n_splits=5)
 
 
-def test_a_plain_nii_is_gzipped_as_it_is(source, tmp_path):
+def test_a_plain_nii_is_compressed_unchanged(source, tmp_path):
     plain = gzip.decompress(image_file(source, 1).read_bytes())
     image_file(source, 1).unlink()
     (source / "Training/img/img0001.nii").write_bytes(plain)
@@ -185,7 +185,7 @@ def test_endings_in_capitals(source, tmp_path):
 
 
 def test_a_path_that_is_not_utf8(source, tmp_path):
-    """SimpleITK ends the process when it gets one."""
+    """SimpleITK ends the process for such a path."""
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
     shutil.copytree(source, odd / "RawData")
     with pytest.raises(SourceError) as caught:
@@ -198,7 +198,7 @@ def test_a_path_that_is_not_utf8(source, tmp_path):
     assert not (odd / "raw").exists()
 
 
-def test_a_long_list_of_problems_is_cut(source, tmp_path):
+def test_a_long_list_of_problems_is_shortened(source, tmp_path):
     for number in range(100, 250):
         shutil.copy(image_file(source, 1), image_file(source, number))
     with pytest.raises(SourceError, match=r"^150 problems in ") as caught:
@@ -298,8 +298,8 @@ def no_organ(source: Path) -> list[str]:
     write_volume(label_file(source, 9), np.zeros((4, 6, 5), np.uint8))
     write_volume(label_file(source, 40), np.zeros((4, 6, 5), np.float32))
     return [
-        r"label0009\.nii\.gz: must hold organs, all of its voxels are background$",
-        r"label0040\.nii\.gz: must hold organs",
+        r"label0009\.nii\.gz: must contain organs, all of its voxels are background$",
+        r"label0040\.nii\.gz: must contain organs",
     ]
 
 
@@ -327,7 +327,7 @@ def assert_named(error: SourceError, patterns: list[str]) -> None:
 
 @pytest.mark.parametrize("zipped", [False, True], ids=["folder", "zip"])
 @pytest.mark.parametrize("spoil", WRONG, ids=lambda spoil: spoil.__name__)
-def test_what_is_wrong_is_named_before_anything_is_written(source, tmp_path, spoil, zipped):
+def test_problems_are_listed_before_anything_is_written(source, tmp_path, spoil, zipped):
     patterns = spoil(source)
     given = write_zip(tmp_path / "RawData.zip", source) if zipped else source
     with pytest.raises(SourceError, match="nothing was written") as caught:
@@ -337,14 +337,14 @@ def test_what_is_wrong_is_named_before_anything_is_written(source, tmp_path, spo
     assert nothing_written(tmp_path)
 
 
-def test_all_that_is_wrong_is_in_one_error(source, tmp_path):
+def test_one_error_lists_all_problems(source, tmp_path):
     patterns = [p for spoil in (missing, damaged, other_size, doubled_by_ending, unknown_case) for p in spoil(source)]
     with pytest.raises(SourceError, match=f"^{len(patterns)} problems in ") as caught:
         prepare(source, tmp_path)
     assert_named(caught.value, patterns)
 
 
-def test_labels_of_any_type_are_taken_and_another_origin_is_noted(source, tmp_path):
+def test_labels_of_any_type_are_accepted_and_another_origin_is_reported(source, tmp_path):
     labels = np.zeros((4, 6, 5))
     labels[1] = 13
     write_volume(label_file(source, 1), labels.astype(np.float64))
@@ -362,11 +362,11 @@ def test_links_in_a_folder_are_followed_once(source, tmp_path):
     assert len(prepare(linked, tmp_path).training) == 5
 
 
-def test_a_source_that_is_none(tmp_path):
+def test_no_source(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no .*nowhere"):
         prepare(tmp_path / "nowhere", tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SourceError, match="empty: must hold img0001"):
+    with pytest.raises(SourceError, match="empty: must contain img0001"):
         prepare(tmp_path / "empty", tmp_path)
     (tmp_path / "cut.zip").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(SourceError, match=r"cut\.zip: must be a folder or a zip archive"):
@@ -386,7 +386,7 @@ def test_a_zip_that_points_outside_is_refused(source, tmp_path, name):
     assert nothing_written(tmp_path)
 
 
-def test_a_zip_with_a_link_or_a_doubled_or_a_damaged_member_is_refused(source, tmp_path):
+def test_a_zip_with_a_link_or_a_duplicate_or_damaged_member_is_refused(source, tmp_path):
     file = write_zip(tmp_path / "link.zip", source)
     with zipfile.ZipFile(file, "a") as archive:
         link = zipfile.ZipInfo("RawData/Training/img/img0010.nii.gz")
@@ -395,15 +395,17 @@ def test_a_zip_with_a_link_or_a_doubled_or_a_damaged_member_is_refused(source, t
     with pytest.raises(SourceError, match=r"img0010\.nii\.gz: is a link"):
         prepare(file, tmp_path)
 
-    file = write_zip(tmp_path / "doubled.zip", source)
+    file = write_zip(tmp_path / "duplicate.zip", source)
     with zipfile.ZipFile(file, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.write(image_file(source, 1), "RawData/Training/img/img0001.nii.gz")
-    with pytest.raises(SourceError, match=r"img0001\.nii\.gz is there 2 times"):
+    with pytest.raises(SourceError, match=r"img0001\.nii\.gz exists 2 times"):
         prepare(file, tmp_path)
 
     file = write_zip(tmp_path / "damaged.zip", source)
     whole = bytearray(file.read_bytes())
-    whole[whole.index(image_file(source, 9).read_bytes()) + 30] ^= 255  # stored: the archive's own checksum is off
+    whole[whole.index(image_file(source, 9).read_bytes()) + 30] ^= (
+        255  # stored without compression, so that the archive's checksum is wrong
+    )
     file.write_bytes(whole)
     with pytest.raises(SourceError, match=r"img0009\.nii\.gz: cannot be read \(Bad CRC"):
         prepare(file, tmp_path)
@@ -466,7 +468,7 @@ def test_nothing_is_overwritten_unless_asked(source, tmp_path, name):
         prepare(source, tmp_path)
     assert ("--overwrite" in str(caught.value)) == (name == "Dataset017_BTCV")
     if name == "Dataset017_Other":
-        with pytest.raises(FileExistsError, match="Other"):  # nnU-Net allows one name for an id
+        with pytest.raises(FileExistsError, match="Other"):  # nnU-Net allows one name per id
             prepare(source, tmp_path, overwrite=True)
     else:
 
@@ -482,7 +484,7 @@ def test_nothing_is_overwritten_unless_asked(source, tmp_path, name):
     assert [f.name for f in (tmp_path / "raw").iterdir()] == [name]
 
 
-def test_when_the_replacing_fails_the_old_one_is_back(source, tmp_path, monkeypatch):
+def test_the_old_data_set_is_restored_if_replacing_fails(source, tmp_path, monkeypatch):
     first = content(prepare(source, tmp_path).folder)
     rename = Path.rename
 
@@ -498,7 +500,7 @@ def test_when_the_replacing_fails_the_old_one_is_back(source, tmp_path, monkeypa
     assert [f.name for f in (tmp_path / "raw").iterdir()] == ["Dataset017_BTCV"]
 
 
-def test_a_source_inside_of_what_would_be_replaced(source, tmp_path):
+def test_a_source_inside_the_data_set_that_would_be_replaced(source, tmp_path):
     inside = tmp_path / "raw" / "Dataset017_BTCV" / "RawData"
     shutil.copytree(source, inside)
     with pytest.raises(NnunetDtcError, match="the source must be outside"):
@@ -517,17 +519,17 @@ def test_existing_folds(source, tmp_path):
 
     before = content(tmp_path)
     for other in ({"test_cases": (1, 3)}, {"cases": (*CASES, 23), "test_cases": (2, 40)}):
-        with pytest.raises(FileExistsError, match=r"splits_final\.json is there and holds other splits"):
+        with pytest.raises(FileExistsError, match=r"splits_final\.json exists with other splits"):
             prepare(source, tmp_path, overwrite=True, **other)
     assert content(tmp_path) == before
     done.splits.write_text("{", encoding="utf-8")
-    with pytest.raises(FileExistsError, match="holds other splits"):
+    with pytest.raises(FileExistsError, match="with other splits"):
         prepare(source, tmp_path, overwrite=True)
 
 
 def test_another_preprocessed_data_set_of_this_id(source, tmp_path):
     (tmp_path / "preprocessed" / "Dataset017_Other").mkdir(parents=True)
-    with pytest.raises(FileExistsError, match=r"one name for an id, found .*Dataset017_Other"):
+    with pytest.raises(FileExistsError, match=r"one name per id, found .*Dataset017_Other"):
         prepare(source, tmp_path)
     assert not (tmp_path / "raw").exists()
 

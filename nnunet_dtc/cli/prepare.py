@@ -25,41 +25,42 @@ class Split(str, Enum):
 
 
 class Duplicates(str, Enum):
-    """What becomes of near duplicates."""
+    """Whether near duplicates are kept."""
 
     keep = "keep"
     drop = "drop"
 
 
 RawFolder = Annotated[
-    Path | None, typer.Option("--raw", envvar="nnUNet_raw", help="nnU-Net's folder of raw data sets.")
+    Path | None, typer.Option("--raw", envvar="nnUNet_raw", help="nnU-Net's folder for raw data sets.")
 ]
-DatasetId = Annotated[int, typer.Option("-d", help="The data set's number, 1 to 999.")]
+DatasetId = Annotated[int, typer.Option("-d", help="Number of the data set, 1 to 999.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace a data set of this number and name, once the new one is complete.")
+    bool,
+    typer.Option("--overwrite", help="Replace the data set with this number and name when the new one is complete."),
 ]
 PreprocessedFolder = Annotated[
     Path | None,
-    typer.Option("--preprocessed", envvar="nnUNet_preprocessed", help="Where nnU-Net reads the five folds."),
+    typer.Option("--preprocessed", envvar="nnUNet_preprocessed", help="nnU-Net's folder for the five folds."),
 ]
-Size = Annotated[str, typer.Option("--size", help="Pixels a side of all images, or none: each keeps its own.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of the draw of training and test cases.")]
+Size = Annotated[str, typer.Option("--size", help="Height and width of all images in pixels, or none to keep theirs.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the draw of training and test cases.")]
 SplitOption = Annotated[
     Split,
     typer.Option(
         "--split",
-        help="grouped: near duplicates are never divided between training and test, nor between folds; paper: every "
-        "image is drawn for itself.",
+        help="grouped: near duplicates are never divided between training and test or between folds; paper: all images "
+        "are drawn independently.",
     ),
 ]
 DuplicatesOption = Annotated[
-    Duplicates, typer.Option("--duplicates", help="Near duplicates: keep all, or drop all but one of each group.")
+    Duplicates, typer.Option("--duplicates", help="Keep all near duplicates, or drop all but one of each group.")
 ]
 
 
 @contextmanager
 def _preparing(raw: Path | None) -> Iterator[Callable[[str, int, int], None]]:
-    """Progress bars, one a step; what is wrong becomes one message."""
+    """Show a progress bar per step, and report errors as one message."""
     if raw is None:
         raise fail("nnUNet_raw is not set: export nnUNet_raw=/a/folder, or give --raw")
     with progress_bars() as progress:
@@ -97,10 +98,10 @@ def prepare_phantom(
     dataset_id: DatasetId = 917,
     cases: Annotated[int, typer.Option("--cases", help="Training cases, at least 5.")] = 12,
     test_cases: Annotated[int, typer.Option("--test-cases", help="Held-out cases, at least 1.")] = 4,
-    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same bytes.")] = 917,
+    seed: Annotated[int, typer.Option("--seed", help="Seed; the same seed gives the same bytes.")] = 917,
     raw: RawFolder = None,
 ) -> None:
-    """Write synthetic abdominal CTs with BTCV's 13 organs: for demonstrations and tests, without a download."""
+    """Write synthetic abdominal CTs with BTCV's 13 organs, for demonstrations and tests without a download."""
     with _preparing(raw) as progress:
         from nnunet_dtc.study.datasets.phantom import write_phantom
 
@@ -116,17 +117,17 @@ def prepare_phantom(
 @app.command("btcv")
 def prepare_btcv(
     source: Annotated[
-        Path, typer.Argument(help="RawData.zip of Synapse syn3193805 (Abdomen), or its unpacked folder.")
+        Path, typer.Argument(help="RawData.zip of Synapse syn3193805 (Abdomen), or the unpacked folder.")
     ],
     dataset_id: DatasetId = 17,
     test_cases: Annotated[
-        str, typer.Option("--test-cases", help="Numbers of the test cases, e.g. 1,2,3; else TransUNet's twelve.")
+        str, typer.Option("--test-cases", help="Numbers of the test cases, such as 1,2,3; by default TransUNet's.")
     ] = "",
     overwrite: Overwrite = False,
     raw: RawFolder = None,
     preprocessed: PreprocessedFolder = None,
 ) -> None:
-    """BTCV: 30 abdominal CTs with 13 organs, 18 for training and validation in five folds, 12 for testing."""
+    """Write BTCV: 30 abdominal CTs with 13 organs, 18 for training and validation in five folds, 12 for testing."""
     with _preparing(raw) as progress:
         folds = _folds_folder(preprocessed)
         from nnunet_dtc.study.datasets.btcv import TEST_CASES, write_btcv
@@ -156,7 +157,7 @@ def prepare_isic2018(
     raw: RawFolder = None,
     preprocessed: PreprocessedFolder = None,
 ) -> None:
-    """ISIC 2018, task 1: 3694 dermoscopic images with a lesion, 2600 for training and 1094 for testing."""
+    """Write ISIC 2018, task 1: 3694 dermoscopic images with a lesion, 2600 for training and 1094 for testing."""
     with _preparing(raw) as progress:
         from nnunet_dtc.study.datasets.isic2018 import write_isic2018
 
@@ -179,7 +180,7 @@ def prepare_busi(
     raw: RawFolder = None,
     preprocessed: PreprocessedFolder = None,
 ) -> None:
-    """BUSI: 647 breast ultrasound images with a lesion, 520 for training, 87 for testing, 40 left out."""
+    """Write BUSI: 647 breast ultrasound images with a lesion, 520 for training, 87 for testing, 40 left out."""
     with _preparing(raw) as progress:
         from nnunet_dtc.study.datasets.busi import write_busi
 
@@ -191,7 +192,7 @@ def prepare_busi(
 
 
 def _report(done: "Prepared2d", dataset_id: int, seed: int, split: Split, duplicates: Duplicates) -> None:
-    """Print what was written of a data set of images, and what to run next."""
+    """Print what was written, and the next command."""
     for line in done.notes:
         note(line)
     if not done.groups:
@@ -203,7 +204,7 @@ def _report(done: "Prepared2d", dataset_id: int, seed: int, split: Split, duplic
             if duplicates is Duplicates.drop
             else "each group is in one part and in one fold"
             if split is Split.grouped
-            else "every image was drawn for itself"
+            else "every image was drawn independently"
         )
         near = f"near duplicates: {images} images in {len(done.groups)} groups, listed in near_duplicates.csv; {how}"
     say(

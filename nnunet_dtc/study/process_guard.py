@@ -1,8 +1,8 @@
-"""Run a program, and end it with all that it started when standard input ends: when whoever holds the pipe is gone.
+"""Run a program, and end it with all of its processes when standard input ends, because the owner of the pipe is gone.
 
-Run as a file, with the program and its arguments (see `nnunet_dtc.study.processes.guarded`); it imports the standard
-library alone, so that it starts at once. Its exit status is the program's; a program that a signal ended, ends it
-likewise.
+This file is run with the program and its arguments (see `nnunet_dtc.study.processes.guarded`). It imports only the
+standard library, so that it starts at once. Its exit status is that of the program; if a signal ended the program, the
+same signal ends this process.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 
-PATIENCE_S = 2.0  # for multiprocessing's resource tracker, which removes shared memory and ends by itself
+PATIENCE_S = 2.0  # for multiprocessing's resource tracker, which removes shared memory and then ends
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
         for process in started:
             _stop(process, kill=False)
 
-    signal.signal(signal.SIGTERM, on_sigterm)  # before the program is there: a signal in between would leave it behind
+    signal.signal(signal.SIGTERM, on_sigterm)  # before the program starts, which an earlier signal would leave running
     program = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=os.name == "posix")
     started.append(program)
     if asked_to_end.is_set():
@@ -37,7 +37,7 @@ def main() -> None:
         with contextlib.suppress(ImportError):
             import resource
 
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the program has left its core, if it should
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the program itself may have left a core file
         with contextlib.suppress(OSError):  # SIGKILL has no handler
             signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
@@ -45,24 +45,24 @@ def main() -> None:
 
 
 def _watch(program: subprocess.Popen) -> None:
-    os.read(0, 1)  # nothing is ever written: it returns when the pipe ends
+    os.read(0, 1)  # nothing is written to the pipe: this returns when it ends
     _stop(program, kill=False)
     time.sleep(PATIENCE_S)
     _stop(program, kill=True)
 
 
 def _stop(program: subprocess.Popen, kill: bool) -> None:
-    """Ask the program and all that it started to end, or kill them. On Windows both kill them."""
+    """Terminate or kill the program and its processes; on Windows they are always killed."""
     if os.name != "posix":
         if program.poll() is None:
             subprocess.run(["taskkill", "/F", "/T", "/PID", str(program.pid)], capture_output=True, check=False)
         return
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS refuses where only dead ones are left
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS refuses if only zombies are left
         os.killpg(program.pid, signal.SIGKILL if kill else signal.SIGTERM)
 
 
 def _end_leftovers(program: subprocess.Popen) -> None:
-    """The program has ended; what it left behind would keep its files and pipes open for ever."""
+    """End processes that the program has left behind, because they would keep its files and pipes open."""
     if os.name != "posix":
         return
     until = time.monotonic() + PATIENCE_S

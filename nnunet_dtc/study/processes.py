@@ -1,4 +1,4 @@
-"""Processes that do not outlive the one that started them, however that ends (SIGKILL and a crash included)."""
+"""Processes that do not outlive the process that started them, even if it is killed or crashes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def end_with_parent() -> None:
-    """End this process, one of `multiprocessing`, as soon as its parent has ended; to be called first in it.
+    """End this process of `multiprocessing` when its parent ends; call it first in the process.
 
-    On every system a thread waits for the parent; it needs Python's global lock, which a library may hold for long. On
-    Linux the kernel kills this process in addition. What a terminal sends to both (SIGINT, SIGHUP) is left to the
-    parent.
+    On every system a thread waits for the end of the parent. The thread needs Python's global lock, which a library may
+    hold for long, so that on Linux the kernel also kills this process. Signals that a terminal sends to both processes
+    (SIGINT, SIGHUP) are ignored here and handled by the parent.
+
+    Raises:
+        RuntimeError: this process was not started by `multiprocessing`.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -48,17 +51,17 @@ def _watch(sentinel: Any) -> None:
 
 @contextlib.contextmanager
 def guarded(command: Sequence[str | os.PathLike[str]], **options: Any) -> Iterator[subprocess.Popen]:
-    """Start a program; when the block is left, or when this process ends, so do the program and all that it started.
+    """Run a program that ends with all of its processes when the block is left or this process ends.
 
-    Between the two stands a small process, `process_guard`, which waits for the end of a pipe. On POSIX the program
-    has a process group of its own, so Ctrl-C in a terminal reaches this process alone.
+    A small process, `process_guard`, starts the program and waits for the end of a pipe from this process. On POSIX the
+    program has its own process group, so that Ctrl-C in a terminal reaches only this process.
 
     Args:
         command: the program and its arguments; its standard input is empty.
-        options: as of `subprocess.Popen`, but no `stdin`.
+        options: options of `subprocess.Popen` except `stdin`.
 
     Yields:
-        The process; its `returncode` is the program's.
+        The process; its `returncode` is that of the program.
     """
     theirs, ours = os.pipe()
     process = None
@@ -74,7 +77,7 @@ def guarded(command: Sequence[str | os.PathLike[str]], **options: Any) -> Iterat
             os.close(theirs)
         yield process
     finally:
-        os.close(ours)  # the guard ends the program then
+        os.close(ours)  # then the guard ends the program
         if process is not None:
             with process:  # closes its pipes
                 try:

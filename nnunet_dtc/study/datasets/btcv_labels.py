@@ -1,4 +1,4 @@
-"""The organs of BTCV (Synapse syn3193805, "Beyond the Cranial Vault") and their numbers; the phantom has the same."""
+"""The organs of BTCV (Synapse syn3193805, "Beyond the Cranial Vault") and of the phantom, and their numbers."""
 
 __all__ = ["LABELS", "ORGANS"]
 
@@ -17,6 +17,6 @@ ORGANS = (
     "right_adrenal_gland",
     "left_adrenal_gland",
 )
-"""BTCV's organs in the order of their numbers, 1..13."""
+"""BTCV's organs in the order of their numbers, 1 to 13."""
 
 LABELS = {"background": 0, **{name: number for number, name in enumerate(ORGANS, start=1)}}

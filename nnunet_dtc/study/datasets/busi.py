@@ -2,18 +2,17 @@
 
 Source: https://scholar.cu.edu.eg/?q=afahmy/pages/dataset, `Dataset_BUSI_with_GT/{benign,malignant,normal}/` with
 `benign (1).png`, `benign (1)_mask.png`, and for some images further masks `_mask_1.png`, `_mask_2.png`, which are
-joined by OR; 437 benign and 210 malignant images. The 133 normal ones are left out, as in the paper.
+joined; 437 benign and 210 malignant images. The 133 normal ones are left out, as in the paper.
 
 The paper (arXiv:2601.17939, experimental settings of the 2D data sets) draws 520 images for training and 87 for
-testing, resized to 256 x 256; it publishes neither the draw nor what became of the other 40 of the 647. Ours is by a
-fixed seed, and the 40 are listed.
+testing, resized to 256 x 256. It publishes neither the draw nor the use of the other 40 of the 647 images. Our draw has
+a fixed seed, and the 40 images that are left out are listed.
 
-Many of its images show nearly the same picture as another one, some of them with the other class (see
-`nnunet_dtc.study.datasets.near_duplicates`): the draw keeps these together unless it is asked for the plain draw. Some
-patients have several images and the data set does not say which, so that other images of one patient may be on both
-sides.
+Many images are nearly identical to another one, some of them with the other class (see
+`nnunet_dtc.study.datasets.near_duplicates`). By default the draw keeps them together. Some patients have several
+images, but the data set does not identify patients, so that images of one patient may still be in both parts.
 
-Files are grey, RGB or RGBA, masks too, and some images have coloured marks: all images are written as RGB.
+Images and masks are grey, RGB or RGBA, and some images have coloured marks. All images are written as RGB.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ COUNTS = {"benign": 437, "malignant": 210}
 """Images with a lesion."""
 
 TRAINING, TEST = 520, 87
-"""Images in the paper's parts."""
+"""Number of training and of test images in the paper."""
 
 PATTERN = re.compile(
     r"(?:^|/)(?P<kind>benign|malignant) \((?P<number>[0-9]+)\)(?P<mask>_mask(?:_(?P<more>[0-9]+))?)?(?i:\.png)$"
@@ -62,30 +61,31 @@ def write_busi(
     Cases are named `benign_001`, `malignant_001`; RGB and {0, 1}, PNG.
 
     Args:
-        source: `Dataset_BUSI_with_GT`, a folder that holds it, or an archive of it.
-        folder_raw: nnU-Net's `nnUNet_raw`; made if missing.
-        folder_preprocessed: nnU-Net's `nnUNet_preprocessed`, for the five folds, in which near duplicates are on one
-            side, too; None: they are not written, and nnU-Net will draw its own.
-        dataset_id: 1..999.
-        size: pixels a side of all images, or None to keep each one's own.
-        seed: of the draw of the paper's parts.
-        split: "grouped": all near duplicates of each other are in the same part; "paper": every image is drawn for
-            itself.
+        source: `Dataset_BUSI_with_GT`, a folder that contains it, or an archive of it.
+        folder_raw: nnU-Net's `nnUNet_raw`; it is created if it does not exist.
+        folder_preprocessed: nnU-Net's `nnUNet_preprocessed`, for the five folds, which keep near duplicates together as
+            well; None not to write folds, so that nnU-Net draws its own.
+        dataset_id: number of the data set, 1 to 999.
+        size: height and width in pixels, or None to keep the size of each image.
+        seed: seed of the draw.
+        split: "grouped" to keep near duplicates in the same part, "paper" to draw every image independently.
         duplicates: "keep" or "drop", see `nnunet_dtc.study.datasets.images_2d.write_2d`.
         overwrite: replace a data set `Dataset<ID>_BUSI`, once the new one is complete.
-        progress: called with (what is being done, cases done, cases in all).
-        counts, training, test: others than the real ones only for tests.
+        progress: called with the step, the number of finished cases and that of all cases.
+        counts: number of images in the source; other numbers are for tests.
+        training: number of training cases; other numbers are for tests.
+        test: number of test cases; other numbers are for tests.
 
     Returns:
-        What was written; the cases left out are also listed in the data set's `left_out.txt`, near duplicates in its
+        The data set. The cases that are left out are also listed in its `left_out.txt`, near duplicates in its
         `near_duplicates.csv`.
 
     Raises:
-        NnunetDtcError: for arguments outside these limits, or if near duplicates leave no draw.
-        SourceError: names every missing, duplicate, unknown or unreadable file, every image and mask of
-            different size, every mask with values other than 0 and 255, and every lesion without a pixel.
-        FileExistsError: if this id is taken, or if other folds are there already, see `check_splits`.
-        FileNotFoundError: if there is no `source`.
+        NnunetDtcError: an argument is outside these limits, or near duplicates do not allow a draw.
+        SourceError: lists all files that are missing, duplicate, unknown or unreadable, images and masks of different
+            size, masks with other values than 0 and 255, and masks without a lesion.
+        FileExistsError: there is a data set with this number, or there are other folds, see `check_splits`.
+        FileNotFoundError: there is no `source`.
     """
     source = Path(source)
     with open_source(source) as files:
@@ -110,7 +110,7 @@ def write_busi(
 
 
 def _find(source: Path, files: list[SourceFile], counts: Mapping[str, int]) -> tuple[list[Case], list[str]]:
-    """The cases, and what is wrong with the layout, a line with a path each."""
+    """The cases, and a line with a path for each problem of the layout."""
     images: dict[tuple[str, int], list[SourceFile]] = defaultdict(list)
     masks: dict[tuple[str, int], dict[int, list[SourceFile]]] = defaultdict(lambda: defaultdict(list))
     problems: list[str] = []
@@ -126,7 +126,7 @@ def _find(source: Path, files: list[SourceFile], counts: Mapping[str, int]) -> t
         else:
             images[key].append(file)
     if not images:
-        raise SourceError(source, [f"{source}: must hold benign/benign (1).png and so on; found no image"])
+        raise SourceError(source, [f"{source}: must contain benign/benign (1).png and so on; found no image"])
 
     cases = []
     for kind, count in counts.items():
@@ -135,7 +135,7 @@ def _find(source: Path, files: list[SourceFile], counts: Mapping[str, int]) -> t
             image = single(f"{stem}.png", images[kind, number], problems)
             of_case = masks[kind, number]
             joined = [single(_mask_name(stem, k), of_case[k], problems) for k in sorted(of_case)]
-            missing = next(k for k in range(len(of_case) + 1) if k not in of_case)  # numbered without a gap
+            missing = next(k for k in range(len(of_case) + 1) if k not in of_case)  # masks are numbered consecutively
             if missing < max(of_case, default=1):
                 also = f", but {of_case[max(of_case)][0].shown} is there" if of_case else ""
                 problems.append(f"{_mask_name(stem, missing)} is missing{also}")
@@ -149,5 +149,5 @@ def _mask_name(stem: str, number: int) -> str:
 
 
 def _number(digits: str) -> int:
-    """The number; 10 to the 18th for one with more digits, which Python may refuse to convert."""
+    """The number, or 10 ** 18 if it has more digits, which Python may not convert."""
     return int(digits) if len(digits) <= 18 else 10**18

@@ -1,7 +1,8 @@
-"""The part that ISIC 2018 and BUSI share: 8-bit images with masks of one lesion class, checked, resized, written.
+"""What ISIC 2018 and BUSI have in common: 8-bit images with masks of one lesion class are checked, resized and written.
 
-nnU-Net v2 reads PNG with its NaturalImage2DIO: one RGB file `<case>_0000.png` is three channels, a grey one is one, and
-all cases must have equally many. It takes one file ending for images and labels, so JPEGs become (lossless) PNGs.
+nnU-Net v2 reads PNG files with its NaturalImage2DIO: an RGB file `<case>_0000.png` has three channels, a grey one has
+one channel, and all cases must have the same number. Images and labels have the same file ending, so that JPEG images
+become (lossless) PNG files.
 """
 
 from __future__ import annotations
@@ -19,8 +20,13 @@ from PIL import Image, UnidentifiedImageError
 
 from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.study.datasets.near_duplicates import NearDuplicates, find_near_duplicates, thumbnail
-from nnunet_dtc.study.datasets.nnunet_raw import check_target, new_raw_dataset, write_dataset_json
-from nnunet_dtc.study.datasets.sources import SourceError, SourceFile
+from nnunet_dtc.study.datasets.nnunet_raw import (
+    check_target,
+    make_image_folders,
+    new_raw_dataset,
+    write_dataset_json,
+)
+from nnunet_dtc.study.datasets.sources import SourceError, SourceFile, unreadable
 from nnunet_dtc.study.datasets.splits import (
     check_preprocessed,
     check_splits,
@@ -35,24 +41,29 @@ __all__ = ["DUPLICATES", "LABELS", "SIZE", "SPLITS", "Case", "Prepared2d", "chec
 LABELS = {"background": 0, "lesion": 1}
 
 SIZE = 256
-"""Pixels a side, as in the paper (arXiv:2601.17939, experimental settings of the 2D data sets)."""
+"""Height and width in pixels, as in the paper (arXiv:2601.17939, experimental settings of the 2D data sets)."""
 
 LARGEST_SIZE = 8192
-"""Pixels a side that images can be resized to; ISIC's largest has 6748."""
+"""Maximum of height and width; the largest image of ISIC has 6748 pixels."""
 
 SPLITS = ("grouped", "paper")
-"""How cases are drawn: each group of near duplicates on one side, or every image for itself as the paper must have."""
+"""How cases are drawn: groups of near duplicates stay together, or all images are independent as in the paper."""
 
 DUPLICATES = ("keep", "drop")
-"""What becomes of near duplicates: all are kept, or one of each group."""
+"""Whether all near duplicates are kept, or one of each group."""
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
+Progress = Callable[[str, int, int], None]
 
 
 class Case(NamedTuple):
-    """An image and the masks that are joined by OR. What is there of an incomplete one is still checked.
+    """An image and its masks. The files of an incomplete case are checked as well.
 
-    `kind` is the class of the image ("benign") where the data set has classes.
+    Attributes:
+        name: name of the case.
+        image: file of the image; None if it is missing.
+        masks: files of the masks, whose union is the label.
+        kind: class of the image, such as "benign", in data sets with classes.
     """
 
     name: str
@@ -62,14 +73,16 @@ class Case(NamedTuple):
 
 
 class Prepared2d(NamedTuple):
-    """What was written.
+    """A data set that was written.
 
     Attributes:
-        folder: the data set.
-        training, test, left_out: names of the cases in the two parts, and of those that are in neither.
-        groups: names of the cases that are near duplicates of each other, at least 2 each.
-        splits: the file of the five folds, or None if none was asked for.
-        notes: what a user should know about the source and the draw.
+        folder: folder of the data set.
+        training: names of the training cases.
+        test: names of the test cases.
+        left_out: names of the cases in neither part.
+        groups: names of the cases in each group of near duplicates, at least 2.
+        splits: file of the five folds; None if they were not written.
+        notes: remarks on the source and the draw for the user.
     """
 
     folder: Path
@@ -82,7 +95,7 @@ class Prepared2d(NamedTuple):
 
 
 class _Checked(NamedTuple):
-    """What is wrong with a case and what is worth knowing about it, a line with a path each; and its thumbnail."""
+    """Problems of a case and remarks on it, each a line with a path, and the thumbnail of its image."""
 
     problems: list[str]
     notes: list[str]
@@ -90,10 +103,10 @@ class _Checked(NamedTuple):
 
 
 def check_size(size: int | None) -> int | None:
-    """The size, if images can be resized to it; None keeps theirs.
+    """Return the size if images can be resized to it, or None to keep theirs.
 
     Raises:
-        NnunetDtcError: unless it is None or an integer in 1..8192.
+        NnunetDtcError: the size is neither None nor an integer from 1 to 8192.
     """
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST_SIZE):
         raise NnunetDtcError(f"the size must be a number of pixels in 1..{LARGEST_SIZE} or none, got {size!r}")
@@ -115,97 +128,75 @@ def write_2d(
     duplicates: str,
     size: int | None,
     overwrite: bool,
-    progress: Callable[[str, int, int], None] | None,
-    **described: str,
+    progress: Progress | None,
+    **description: str,
 ) -> Prepared2d:
-    """Check all cases, find near duplicates, draw the parts, write the data set.
+    """Check all cases, find near duplicates, draw the parts, and write the data set.
 
-    Images are written as RGB, grey ones with three equal channels; resized they are interpolated linearly, with
-    antialiasing where they shrink. Labels are {0, 1}, resized by nearest neighbour. The aspect ratio is not kept.
+    Images are written as RGB; the three channels of grey images are equal. They are resized by linear interpolation,
+    with antialiasing where they shrink, and labels {0, 1} by nearest-neighbour interpolation. The aspect ratio is not
+    kept.
 
     Near duplicates (see `nnunet_dtc.study.datasets.near_duplicates`) are listed in `near_duplicates.csv` of the data
     set.
 
     Args:
-        find: the cases of the source, and a line with a path for everything that is wrong with its layout: there is one
-            for every incomplete case.
-        folder_preprocessed: nnU-Net's `nnUNet_preprocessed`, for the five folds; None: they are not written.
-        training, test: how many cases are drawn for `imagesTr` and `imagesTs`; the rest is left out and listed in the
-            data set's `left_out.txt`.
-        seed: of the draw, see `nnunet_dtc.study.datasets.splits.draw`.
-        split: "grouped": all near duplicates of each other are in the same part and in the same fold. "paper": every
-            image is drawn for itself, and the folds are those that nnU-Net itself would draw.
-        duplicates: "keep", or "drop": of every group only the first case is drawn from, and none of a group that holds
-            images of several classes, since at least one of them is in the wrong one. Where fewer cases than
-            `training + test` remain, all of them are drawn, in the same proportion.
-        size: pixels a side, or None to keep each image's own.
-        progress: called with (what is being done, cases done, cases in all).
-        described: entries for `dataset.json`.
+        source: the source of the data set, for messages.
+        find: returns the cases of the source, and a line with a path for each problem of its layout. There must be a
+            problem for every incomplete case.
+        folder_raw: nnU-Net's `nnUNet_raw`.
+        folder_preprocessed: nnU-Net's `nnUNet_preprocessed`, for the five folds; None not to write them.
+        dataset_id: number of the data set, 1 to 999.
+        name: name of the data set.
+        training: number of cases for `imagesTr`.
+        test: number of cases for `imagesTs`. All other cases are listed in the data set's `left_out.txt`.
+        seed: seed of the draw, see `nnunet_dtc.study.datasets.splits.draw`.
+        split: "grouped" to keep near duplicates in the same part and in the same fold, "paper" to draw every image
+            independently, with the folds that nnU-Net itself would draw.
+        duplicates: "keep", or "drop" to use only the first case of each group. Groups with images of several classes
+            are left out, because at least one of these images has the wrong class. If fewer cases than `training +
+            test` remain, all of them are drawn in the same proportion.
+        size: height and width in pixels, or None to keep the size of each image.
+        overwrite: replace a data set of this number and name, once the new one is complete.
+        progress: called with the step, the number of finished cases and that of all cases.
+        description: further entries of `dataset.json`.
 
     Raises:
-        NnunetDtcError, FileExistsError: see `check_target`, `check_size`, `check_splits` and `draw_groups`; or for
-            another `split` or `duplicates`, or "paper" with "drop".
-        SourceError: what `find` and the content checks found wrong, all of it.
+        NnunetDtcError: `size`, `split`, `duplicates` or their combination is not allowed, or see `check_target`,
+            `check_splits` and `draw_groups`.
+        FileExistsError: see `check_target` and `check_splits`.
+        SourceError: the source has problems; the error lists all of them.
     """
-    check_size(size)
-    for what, value, known in (("split", split, SPLITS), ("duplicates", duplicates, DUPLICATES)):
-        if value not in known:
-            raise NnunetDtcError(f"{what} must be {' or '.join(map(repr, known))}, got {value!r}")
-    if split == "paper" and duplicates == "drop":
-        raise NnunetDtcError(
-            "the split 'paper' draws from all images, but near duplicates are to be left out: choose one of the two"
-        )
+    _check_options(size, split, duplicates)
     folder = check_target(source, folder_raw, dataset_id, name, overwrite)
     if folder_preprocessed is not None:
         check_preprocessed(folder_preprocessed, folder.name)
     cases, problems = find()
-    notes: list[str] = []
-    thumbnails: list[np.ndarray | None] = []
-    for checked in _for_all(lambda case: _check(case, size), cases, "checking", progress):
-        problems += checked.problems
-        notes += checked.notes
-        thumbnails.append(checked.thumbnail)
-    if problems:
+    checked = list(_for_all(lambda case: _check(case, size), cases, "checking", progress))
+    if problems := [*problems, *(problem for case in checked for problem in case.problems)]:
         raise SourceError(source, problems)
 
-    found = find_near_duplicates(thumbnails)
+    found = find_near_duplicates([case.thumbnail for case in checked])
     groups = [[cases[k].name for k in group.members] for group in found]  # names of cases
-    kept, contradicting = _without_duplicates(cases, found)
-    names = kept if duplicates == "drop" else [case.name for case in cases]
-    counts = _proportional((training, test), len(names)) if duplicates == "drop" else (training, test)
-    if 0 in counts:
-        raise NnunetDtcError(
-            f"a training and a test part need at least 2 cases, {len(names)} remain without near duplicates"
-        )
-    parts = draw(names, counts, seed) if split == "paper" else draw_groups(names, groups, counts, seed)
-    parts[2] = sorted({case.name for case in cases}.difference(parts[0], parts[1]))
-    place = {case: part for part, drawn in zip(("training", "test"), parts, strict=False) for case in drawn}
-    notes += _notes(parts, (training, test), groups, contradicting, place)
+    parts = _draw_parts(cases, found, groups, (training, test), seed, split, duplicates)
+    part_of = {case: part for part, drawn in zip(("training", "test"), parts, strict=False) for case in drawn}
+    notes = [note for case in checked for note in case.notes]
+    notes += _notes(parts, (training, test), groups, _contradicting(cases, found), part_of)
     splits, splits_file = [], None
     if folder_preprocessed is not None:
         splits = five_folds(parts[0], groups if split == "grouped" else ())
         splits_file = check_splits(folder_preprocessed, folder.name, splits)
 
     with new_raw_dataset(folder_raw, dataset_id, name, overwrite) as unfinished:
-        for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
-            (unfinished / part).mkdir()
-
-        def write(case: Case) -> None:
-            part = "Tr" if place[case.name] == "training" else "Ts"
-            image = read_image(case.image)
-            if size is not None:
-                image = image.resize((size, size), Image.Resampling.BILINEAR)
-            label = join_masks([read_mask(file) for file in case.masks], size)
-            image.save(unfinished / f"images{part}" / f"{case.name}_0000.png", "PNG")
-            label.save(unfinished / f"labels{part}" / f"{case.name}.png", "PNG")
-
-        for _ in _for_all(write, [case for case in cases if case.name in place], "writing", progress):
+        make_image_folders(unfinished)
+        drawn = [case for case in cases if case.name in part_of]
+        for _ in _for_all(lambda case: _write(case, part_of[case.name], size, unfinished), drawn, "writing", progress):
             pass
         if parts[2]:
-            text = "".join(f"{name}\n" for name in parts[2])
+            text = "".join(f"{case}\n" for case in parts[2])
             (unfinished / "left_out.txt").write_text(text, encoding="utf-8")
         if found:
-            _write_near_duplicates(unfinished / "near_duplicates.csv", cases, found, place)
+            _write_near_duplicates(unfinished / "near_duplicates.csv", cases, found, part_of)
         write_dataset_json(
             unfinished,
             ["R", "G", "B"],
@@ -217,29 +208,62 @@ def write_2d(
             split=split,
             split_seed=seed,
             near_duplicates=duplicates,
-            **described,
+            **description,
         )
         if splits_file is not None:
             write_splits(splits_file, splits)
     return Prepared2d(folder, *parts, groups, splits_file, notes)
 
 
-def _without_duplicates(cases: Sequence[Case], found: Sequence[NearDuplicates]) -> tuple[list[str], list[list[str]]]:
-    """The cases without duplicates, the first of each group kept; and the groups of several classes, all left out."""
-    dropped: set[str] = set()
-    contradicting = []
-    for group in found:
-        names = [cases[k].name for k in group.members]
-        if len({cases[k].kind for k in group.members}) > 1:
-            contradicting.append(names)
-            dropped.update(names)
-        else:
-            dropped.update(names[1:])
-    return [case.name for case in cases if case.name not in dropped], contradicting
+def _check_options(size: int | None, split: str, duplicates: str) -> None:
+    check_size(size)
+    for what, value, known in (("split", split, SPLITS), ("duplicates", duplicates, DUPLICATES)):
+        if value not in known:
+            raise NnunetDtcError(f"{what} must be {' or '.join(map(repr, known))}, got {value!r}")
+    if split == "paper" and duplicates == "drop":
+        raise NnunetDtcError(
+            "the split 'paper' draws from all images, but near duplicates are to be left out: choose one of the two"
+        )
+
+
+def _draw_parts(
+    cases: Sequence[Case],
+    found: Sequence[NearDuplicates],
+    groups: Sequence[Sequence[str]],
+    counts: tuple[int, int],
+    seed: int,
+    split: str,
+    duplicates: str,
+) -> list[list[str]]:
+    """Names of the training cases, of the test cases and of those that are left out."""
+    names = [case.name for case in cases]
+    if duplicates == "drop":
+        names = _without_duplicates(cases, found)
+        counts = _proportional(counts, len(names))
+        if 0 in counts:
+            raise NnunetDtcError(
+                f"a training and a test part need at least 2 cases, {len(names)} remain without near duplicates"
+            )
+    training, test, _ = draw(names, counts, seed) if split == "paper" else draw_groups(names, groups, counts, seed)
+    return [training, test, sorted({case.name for case in cases}.difference(training, test))]
+
+
+def _contradicting(cases: Sequence[Case], found: Sequence[NearDuplicates]) -> list[list[str]]:
+    """Names of the cases of each group that has images of several classes."""
+    return [
+        [cases[k].name for k in group.members] for group in found if len({cases[k].kind for k in group.members}) > 1
+    ]
+
+
+def _without_duplicates(cases: Sequence[Case], found: Sequence[NearDuplicates]) -> list[str]:
+    """Names of the cases without near duplicates: the first case of each group, but none of contradicting groups."""
+    dropped = {cases[k].name for group in found for k in group.members[1:]}
+    dropped.update(name for names in _contradicting(cases, found) for name in names)
+    return [case.name for case in cases if case.name not in dropped]
 
 
 def _proportional(counts: tuple[int, int], available: int) -> tuple[int, int]:
-    """The counts, or smaller ones in the same proportion that need no more than what is available."""
+    """The counts, or smaller ones in the same proportion whose sum is the number of available cases."""
     if sum(counts) <= available:
         return counts
     test = round(available * counts[1] / sum(counts))
@@ -251,9 +275,9 @@ def _notes(
     wanted: tuple[int, int],
     groups: Sequence[Sequence[str]],
     contradicting: Sequence[Sequence[str]],
-    place: Mapping[str, str],
+    part_of: Mapping[str, str],
 ) -> list[str]:
-    """What a user should know about the draw, a line each."""
+    """Remarks on the draw for the user."""
     notes = []
     if contradicting:
         some = "; ".join(" and ".join(names) for names in contradicting[:5]) + "; ..." * (len(contradicting) > 5)
@@ -265,17 +289,17 @@ def _notes(
         )
     leaks = 0
     for group in groups:
-        where = [place.get(name) for name in group]
-        leaks += where.count("test") if "training" in where else 0
+        parts_of_group = [part_of.get(name) for name in group]
+        leaks += parts_of_group.count("test") if "training" in parts_of_group else 0
     if leaks:
         notes.append(f"{leaks} of the {len(parts[1])} test cases have a near duplicate among the training cases")
     return notes
 
 
 def _write_near_duplicates(
-    file: Path, cases: Sequence[Case], found: Sequence[NearDuplicates], place: Mapping[str, str]
+    file: Path, cases: Sequence[Case], found: Sequence[NearDuplicates], part_of: Mapping[str, str]
 ) -> None:
-    """A line for every case that has a near duplicate: its group, its part, its highest correlation, its image."""
+    """Write a row for every case with a near duplicate: group, case, part, highest correlation and image."""
     with file.open("x", encoding="utf-8", errors="backslashreplace", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(("group", "case", "part", "correlation", "source"))
@@ -283,30 +307,30 @@ def _write_near_duplicates(
             for k, correlation in zip(group.members, group.correlations, strict=True):
                 case = cases[k]
                 table.writerow(
-                    (number, case.name, place.get(case.name, "left out"), f"{correlation:.4f}", case.image.name)
+                    (number, case.name, part_of.get(case.name, "left out"), f"{correlation:.4f}", case.image.name)
                 )
 
 
 def read_image(file: SourceFile) -> Image.Image:
-    """An image as RGB, (height, width, 3) uint8; transparency is dropped.
+    """Read an image as RGB, (height, width, 3) uint8, without transparency.
 
     Raises:
-        NnunetDtcError: for more than 8 bits a channel, or if it is neither a PNG nor a JPEG image.
-        Exception: whatever Pillow raises for a damaged file.
+        NnunetDtcError: the image has more than 8 bits per channel, or is neither a PNG nor a JPEG image.
+        Exception: any exception of Pillow for a damaged file.
     """
     image = _open(file)
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
-        raise NnunetDtcError(f"must have 8 bits a channel, is of Pillow's mode {image.mode}")
+        raise NnunetDtcError(f"must have 8 bits per channel, has Pillow's mode {image.mode}")
     return image.convert("RGB")
 
 
 def read_mask(file: SourceFile) -> np.ndarray:
-    """A mask, (height, width) bool. Grey, or colour with equal channels; transparency is dropped.
+    """Read a grey mask, or a colour one with equal channels, as (height, width) bool; transparency is ignored.
 
     Raises:
-        NnunetDtcError: if it has values other than 0 and 255 (or 0 and 1), or colours, or is neither a PNG nor a JPEG
-            image.
-        Exception: whatever Pillow raises for a damaged file.
+        NnunetDtcError: the mask has other values than 0 and 255 (or 0 and 1), or colours, or is neither a PNG nor a
+            JPEG image.
+        Exception: any exception of Pillow for a damaged file.
     """
     image = _open(file)
     if image.mode in ("P", "PA"):
@@ -320,12 +344,12 @@ def read_mask(file: SourceFile) -> np.ndarray:
     values = np.unique(mask)
     if not (np.isin(values, (0, 255)).all() or np.isin(values, (0, 1)).all()):
         some = ", ".join(str(value) for value in values[:10]) + (" ..." if len(values) > 10 else "")
-        raise NnunetDtcError(f"a mask must hold 0 and 255 only, found {some}")
+        raise NnunetDtcError(f"a mask must contain 0 and 255 only, found {some}")
     return mask > 0
 
 
 def join_masks(masks: Sequence[np.ndarray], size: int | None) -> Image.Image:
-    """Masks, (height, width) bool, joined by OR and resized by nearest neighbour: {0, 1}, uint8."""
+    """The union of masks, (height, width) bool, resized by nearest-neighbour interpolation, as {0, 1} uint8."""
     joined = Image.fromarray(np.logical_or.reduce(masks).astype(np.uint8))
     return joined if size is None else joined.resize((size, size), Image.Resampling.NEAREST)
 
@@ -333,14 +357,14 @@ def join_masks(masks: Sequence[np.ndarray], size: int | None) -> Image.Image:
 def _open(file: SourceFile) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(file.read()), formats=("PNG", "JPEG"))
-    except UnidentifiedImageError as error:  # Pillow's own message names the address of the buffer
+    except UnidentifiedImageError as error:  # Pillow's message has the address of the buffer
         raise NnunetDtcError("cannot be read (it is neither a PNG nor a JPEG image)") from error
     image.load()
     return image
 
 
 def _check(case: Case, size: int | None) -> _Checked:
-    """Read all of a case; `size` is what it will be resized to."""
+    """Read all files of a case, which will be resized to `size`."""
     problems: list[str] = []
     notes: list[str] = []
 
@@ -349,8 +373,8 @@ def _check(case: Case, size: int | None) -> _Checked:
             return read(file)
         except NnunetDtcError as error:
             problems.append(f"{file.shown}: {error}")
-        except Exception as error:  # whatever a decoder raises: the file is unreadable
-            problems.append(f"{file.shown}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})")
+        except Exception as error:  # of any decoder
+            problems.append(unreadable(file, error))
         return None
 
     image = attempt(read_image, case.image) if case.image is not None else None
@@ -375,13 +399,24 @@ def _check(case: Case, size: int | None) -> _Checked:
     return _Checked(problems, notes, None if image is None else thumbnail(image))
 
 
+def _write(case: Case, part: str, size: int | None, folder: Path) -> None:
+    """Write the image and the label of a case into a data set."""
+    image = read_image(case.image)
+    if size is not None:
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    label = join_masks([read_mask(file) for file in case.masks], size)
+    ending = "Tr" if part == "training" else "Ts"
+    image.save(folder / f"images{ending}" / f"{case.name}_0000.png", "PNG")
+    label.save(folder / f"labels{ending}" / f"{case.name}.png", "PNG")
+
+
 def _for_all(
     work: Callable[[Item], Result],
     items: Sequence[Item],
     step: str,
-    progress: Callable[[str, int, int], None] | None,
+    progress: Progress | None,
 ) -> Iterable[Result]:
-    """`work` on all items, in threads (decoding, resizing and zlib run outside of Python's lock), in order."""
+    """The results of `work` for all items in order, computed in threads: decoders and zlib release Python's lock."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         try:
             for done, result in enumerate(pool.map(work, items), start=1):

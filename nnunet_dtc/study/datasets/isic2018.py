@@ -4,9 +4,9 @@ Source: https://challenge.isic-archive.com/data/#2018, six archives, unpacked or
 `ISIC2018_Task1-2_{Training,Validation,Test}_Input/ISIC_NNNNNNN.jpg` with
 `ISIC2018_Task1_{Training,Validation,Test}_GroundTruth/ISIC_NNNNNNN_segmentation.png`; 2594, 100 and 1000 images.
 
-The paper (arXiv:2601.17939, experimental settings of the 2D data sets) joins all 3,694 and draws 2,600 for training and
-1,094 for testing, resized to 256 x 256; it does not publish the draw. Ours is by a fixed seed, and keeps near
-duplicates (see `nnunet_dtc.study.datasets.near_duplicates`) on one side unless it is asked for the plain draw.
+The paper (arXiv:2601.17939, experimental settings of the 2D data sets) draws 2,600 of all 3,694 images for training and
+1,094 for testing, resized to 256 x 256, and does not publish the draw. Our draw has a fixed seed, and by default keeps
+near duplicates (see `nnunet_dtc.study.datasets.near_duplicates`) in the same part.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["COUNTS", "NAME", "TEST", "TRAINING", "write_isic2018"]
 NAME = "ISIC2018"
 
 COUNTS = {"Training": 2594, "Validation": 100, "Test": 1000}
-"""Images in the challenge's parts."""
+"""Number of images in the parts of the challenge."""
 
 TRAINING, TEST = 2600, 1094
-"""Images in the paper's parts."""
+"""Number of training and of test images in the paper."""
 
-# A part's folder may hold one more folder, as some programs unpack archives.
+# The folder of a part may contain another folder, as some programs unpack archives.
 PATTERN = re.compile(
     r"(?:^|/)ISIC2018_(?:Task1-2_(?P<image>\w+)_Input|Task1_(?P<mask>\w+)_GroundTruth)/(?:[^/]+/)?"
     r"(?P<name>ISIC_[0-9]{7})(?P<ending>(?i:\.jpe?g)|_segmentation(?i:\.png))$"
@@ -58,28 +58,29 @@ def write_isic2018(
 
     Args:
         source: a folder with the six folders or their archives `<folder>.zip`, or one archive of the six folders.
-        folder_raw: nnU-Net's `nnUNet_raw`; made if missing.
-        folder_preprocessed: nnU-Net's `nnUNet_preprocessed`, for the five folds, in which near duplicates are on one
-            side, too; None: they are not written, and nnU-Net will draw its own.
-        dataset_id: 1..999.
-        size: pixels a side of all images, or None to keep each one's own.
-        seed: of the draw of the paper's parts.
-        split: "grouped": all near duplicates of each other are in the same part; "paper": every image is drawn for
-            itself.
+        folder_raw: nnU-Net's `nnUNet_raw`; it is created if it does not exist.
+        folder_preprocessed: nnU-Net's `nnUNet_preprocessed`, for the five folds, which keep near duplicates together as
+            well; None not to write folds, so that nnU-Net draws its own.
+        dataset_id: number of the data set, 1 to 999.
+        size: height and width in pixels, or None to keep the size of each image.
+        seed: seed of the draw.
+        split: "grouped" to keep near duplicates in the same part, "paper" to draw every image independently.
         duplicates: "keep" or "drop", see `nnunet_dtc.study.datasets.images_2d.write_2d`.
         overwrite: replace a data set `Dataset<ID>_ISIC2018`, once the new one is complete.
-        progress: called with (what is being done, cases done, cases in all).
-        counts, training, test: others than the real ones only for tests.
+        progress: called with the step, the number of finished cases and that of all cases.
+        counts: number of images in the source; other numbers are for tests.
+        training: number of training cases; other numbers are for tests.
+        test: number of test cases; other numbers are for tests.
 
     Returns:
-        What was written; near duplicates are also listed in the data set's `near_duplicates.csv`.
+        The data set; near duplicates are also listed in its `near_duplicates.csv`.
 
     Raises:
-        NnunetDtcError: for arguments outside these limits, or if near duplicates leave no draw.
-        SourceError: names every missing, duplicate or unreadable file, every image and mask of
-            different size, every mask with values other than 0 and 255, and every lesion without a pixel.
-        FileExistsError: if this id is taken, or if other folds are there already, see `check_splits`.
-        FileNotFoundError: if there is no `source`.
+        NnunetDtcError: an argument is outside these limits, or near duplicates do not allow a draw.
+        SourceError: lists all files that are missing, duplicate or unreadable, images and masks of different size,
+            masks with other values than 0 and 255, and masks without a lesion.
+        FileExistsError: there is a data set with this number, or there are other folds, see `check_splits`.
+        FileNotFoundError: there is no `source`.
     """
     source = Path(source)
     with open_source(source, [_folder(part, what) for part in counts for what in ("image", "mask")]) as files:
@@ -108,7 +109,7 @@ def _folder(part: str, what: str) -> str:
 
 
 def _find(source: Path, files: list[SourceFile], counts: Mapping[str, int]) -> tuple[list[Case], list[str]]:
-    """The cases, and what is wrong with the layout, a line with a path each."""
+    """The cases, and a line with a path for each problem of the layout."""
     found: dict[tuple[str, str], dict[str, list[SourceFile]]] = defaultdict(lambda: defaultdict(list))
     for file in files:
         match = PATTERN.search(file.name)
@@ -117,7 +118,7 @@ def _find(source: Path, files: list[SourceFile], counts: Mapping[str, int]) -> t
             if match["ending"].startswith("_segmentation") == (what == "mask"):
                 found[match[what], what][match["name"]].append(file)
     if not any(found[part, "image"] for part in counts):
-        raise SourceError(source, [f"{source}: must hold {_folder('Training', 'image')} and so on; found no image"])
+        raise SourceError(source, [f"{source}: must contain {_folder('Training', 'image')} and so on; found no image"])
 
     cases, problems = [], []
     of_part: dict[str, str] = {}
@@ -125,7 +126,7 @@ def _find(source: Path, files: list[SourceFile], counts: Mapping[str, int]) -> t
         images, masks = found[part, "image"], found[part, "mask"]
         here = f"{source}: {_folder(part, 'image')}"
         if len(images) != count:
-            problems.append(f"{here} must hold {count} images, found {len(images)}")
+            problems.append(f"{here} must contain {count} images, found {len(images)}")
         for name in sorted({*images, *masks} if images else ()):  # a missing folder is one problem, not thousands
             image = single(f"{here}/{name}.jpg", images[name], problems)
             mask_name = f"{source}: {_folder(part, 'mask')}/{name}_segmentation.png"
@@ -134,5 +135,5 @@ def _find(source: Path, files: list[SourceFile], counts: Mapping[str, int]) -> t
                 problems.append(f"{image.shown}: is also in {_folder(of_part[name], 'image')}")
             cases.append(Case(name, image, () if mask is None else (mask,)))
         if not masks:
-            problems.append(f"{source}: {_folder(part, 'mask')} must hold {count} masks, found none")
+            problems.append(f"{source}: {_folder(part, 'mask')} must contain {count} masks, found none")
     return cases, problems

@@ -1,25 +1,25 @@
-"""Images of one data set that show nearly the same picture.
+"""Images of one data set that are nearly identical.
 
-Two images are near duplicates when their thumbnails, 16 x 16 grey values that are means over the image's area, have a
-correlation above `THRESHOLD`, or are equal; the correlation ignores brightness and contrast. Groups are the connected
-components of these pairs, so that two images of a group may only be similar by way of others.
+Two images are near duplicates if their thumbnails of 16 x 16 grey values are equal or have a correlation above
+`THRESHOLD`, which does not depend on brightness and contrast. Groups are the connected components of these pairs, so
+that two images of a group may be similar only through other images.
 
 Published for BUSI: the letter of Pawlowska et al. (Data in Brief 48, 2023, 109247; PMC10293973) counts 235 duplicates;
-`benign (433)` and `malignant (145)` are the same picture. With the threshold used here, 21 of 87 test images of a plain
-draw had a near duplicate in the training part. For the ISIC data sets, Cassidy et al. (Medical Image Analysis 75, 2022,
-102305) report duplicates within and between training and test sets.
+`benign (433)` and `malignant (145)` are the same picture. With the threshold used here, 21 of 87 test images of a draw
+of independent images had a near duplicate in the training part. For the ISIC data sets, Cassidy et al. (Medical Image
+Analysis 75, 2022, 102305) report duplicates within and between training and test sets.
 
-What the threshold does was measured on 900 dermoscopic images of ISIC 2017, of 128 x 128 pixels:
+The effect of the threshold was measured on 900 dermoscopic images of ISIC 2017 with 128 x 128 pixels:
 
 - Different pictures: of the 404,550 pairs none has a correlation above 0.97, and 13 have one above 0.95. Those are
-  different lesions with similar outlines in the middle of the picture. A second comparison of 64 x 64 grey values would
-  exclude nothing that is above 0.995, so there is none.
-- Altered copies that are found: contrast x 0.8 and brightness x 0.7 100 %; gamma 0.8 or 1.25 99 %; JPEG at quality 50
+  different lesions with similar outlines in the middle of the picture. A second comparison of 64 x 64 grey values is
+  not used, because it would exclude no pair above 0.995.
+- Modified copies that are found: contrast x 0.8 and brightness x 0.7 100 %; gamma 0.8 or 1.25 99 %; JPEG at quality 50
   99 %, at quality 20 61 %; brightness x 1.3 with clipping 78 %; four coloured cross marks 73 %; 0.8 % of the side
   cropped all around 54 %, 1.6 % 22 %, 3 % of one side none. Mirrored and rotated copies are not found.
 
-So the groups are a lower bound: what is listed is nearly certain, and further duplicates and other images of the same
-patient remain.
+The groups are therefore a lower bound: the listed duplicates are almost certain, but further duplicates and other
+images of the same patient remain.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ THRESHOLD = 0.995
 """Correlation of two thumbnails above which their images are near duplicates."""
 
 SIDE = 16
-"""Grey values a side of a thumbnail."""
+"""Height and width of a thumbnail."""
 
 BLOCK = 512  # rows of the matrix of correlations that are computed at once
 
 
 class NearDuplicates(NamedTuple):
-    """Images that show nearly the same picture.
+    """A group of images that are nearly identical.
 
     Attributes:
-        members: positions of the images, at least 2, ascending.
-        correlations: for every member, the highest correlation with another one.
+        members: ascending indices of at least 2 images.
+        correlations: the highest correlation of each member with another image.
     """
 
     members: list[int]
@@ -57,23 +57,28 @@ class NearDuplicates(NamedTuple):
 
 
 def thumbnail(image: Image.Image) -> np.ndarray:
-    """The grey values of an image as (16, 16) float64, each the mean over its part of the area.
+    """The grey values of an image as (16, 16) float64, each the mean over its part of the image.
 
     Args:
-        image: of any mode and size; the aspect ratio is not kept.
+        image: an image of any mode and size; the aspect ratio is not kept.
     """
-    grey = image.convert("L").resize((4 * SIDE, 4 * SIDE), Image.Resampling.BOX)  # rounded to integers; then not
+    grey = image.convert("L").resize((4 * SIDE, 4 * SIDE), Image.Resampling.BOX)  # rounded, unlike the means below
     return np.asarray(grey, np.float64).reshape(SIDE, 4, SIDE, 4).mean(axis=(1, 3))
 
 
 def find_near_duplicates(thumbnails: Sequence[np.ndarray], threshold: float = THRESHOLD) -> list[NearDuplicates]:
-    """Groups of near duplicates, in the order of their first members.
+    """Find groups of near duplicates, in the order of their first members.
 
-    An image without contrast is only a duplicate of those with an equal thumbnail.
+    An image without contrast is a duplicate only of images with an equal thumbnail.
 
     Args:
-        thumbnails: n arrays of one shape. Memory: n times their size, and 512 n numbers.
-        threshold: of the correlation, exclusive.
+        thumbnails: n arrays of one shape; the memory is n times their size and 512 n numbers.
+        threshold: minimum of the correlation, exclusive.
+
+    Example:
+        >>> picture = np.arange(16.0).reshape(4, 4)
+        >>> [group.members for group in find_near_duplicates([picture, picture.T, 2 * picture])]
+        [[0, 2]]
     """
     if not thumbnails:
         return []
@@ -83,7 +88,7 @@ def find_near_duplicates(thumbnails: Sequence[np.ndarray], threshold: float = TH
         equal[row.tobytes()].append(k)
     values -= values.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(values, axis=1, keepdims=True)
-    values /= np.where(norms > 0, norms, 1)  # a constant image: zeros, which correlate with nothing
+    values /= np.where(norms > 0, norms, 1)  # a constant image becomes 0 and correlates with no other
 
     count = len(values)
     highest = np.full(count, -1.0)

@@ -1,8 +1,8 @@
-"""Write a data set in nnU-Net's raw layout, all of it or nothing.
+"""Write a complete data set in nnU-Net's raw layout, or nothing.
 
 nnU-Net v2 reads `<nnUNet_raw>/Dataset<ID>_<Name>/` with `imagesTr`, `labelsTr`, optionally `imagesTs`, `labelsTs`, and
-a `dataset.json` (nnU-Net's documentation/dataset_format.md). What is written here is first written into a hidden folder
-beside its final place and then renamed, so that an interrupted run leaves no data set that only looks complete.
+a `dataset.json` (nnU-Net's documentation/dataset_format.md). A data set is first written into a hidden folder and then
+renamed, so that an interrupted run leaves no incomplete data set.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.files import WriteError, check_utf8, writing
+from nnunet_dtc.files import WriteError, check_utf8, write_whole, writing
 from nnunet_dtc.work_folders import REPLACED, work_folder
 
 __all__ = [
@@ -23,20 +23,21 @@ __all__ = [
     "check_nothing_there",
     "check_raw_folder",
     "check_target",
+    "make_image_folders",
     "new_raw_dataset",
     "write_dataset_json",
 ]
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-"""Errors that only writing has: no space, beyond the quota, read-only, too large a file."""
+"""Errors that occur only when writing: no space, quota exceeded, read-only, file too large."""
 
 
 def check_dataset_id(dataset_id: int) -> int:
-    """The id, if nnU-Net can use it.
+    """Return the number of a data set if nnU-Net can use it.
 
     Raises:
-        NnunetDtcError: unless it is an integer in 1..999, nnU-Net's three digits.
+        NnunetDtcError: it is not an integer from 1 to 999, nnU-Net's three digits.
     """
     if isinstance(dataset_id, bool) or not isinstance(dataset_id, int) or not 1 <= dataset_id <= 999:
         raise NnunetDtcError(f"the data set id must be an integer in 1..999, got {dataset_id!r}")
@@ -44,10 +45,10 @@ def check_dataset_id(dataset_id: int) -> int:
 
 
 def check_raw_folder(folder_raw: Path) -> Path:
-    """nnUNet_raw, if data sets can be written there; it need not exist.
+    """Return the folder nnUNet_raw if data sets can be written there; it need not exist.
 
     Raises:
-        NnunetDtcError: if it is a file, or if its path is not UTF-8 (SimpleITK would end the process).
+        NnunetDtcError: it is a file, or its path is not UTF-8, for which SimpleITK ends the process.
     """
     if folder_raw.exists() and not folder_raw.is_dir():
         raise NnunetDtcError(f"nnUNet_raw must be a folder, got the file {folder_raw}")
@@ -56,15 +57,18 @@ def check_raw_folder(folder_raw: Path) -> Path:
 
 
 def check_nothing_there(folder_raw: Path, dataset_id: int, name: str, overwrite: bool | None = None) -> Path:
-    """The folder that a new data set would have: `folder_raw / Dataset<ID>_<name>`.
+    """Return the folder of a new data set, `folder_raw / Dataset<ID>_<name>`, if it can be created.
 
     Args:
-        overwrite: whether a data set of exactly this name may be there, to be replaced; None where the caller does not
-            offer that (the message then does not speak of it).
+        folder_raw: the folder nnUNet_raw.
+        dataset_id: number of the data set.
+        name: name of the data set.
+        overwrite: whether a data set with this number and name may be replaced; None if the caller does not offer this
+            option, which the message then does not mention.
 
     Raises:
-        FileExistsError: if a data set with this id is there already under whatever name (nnU-Net refuses two of one
-            id). An empty folder of exactly this name does not count.
+        FileExistsError: there is a data set with this number and any name, because nnU-Net does not accept two. An
+            empty folder of this name is allowed.
     """
     folder = folder_raw / f"Dataset{dataset_id:03d}_{name}"
     for other in sorted(folder_raw.glob(f"Dataset{dataset_id:03d}_*")):
@@ -80,12 +84,12 @@ def check_nothing_there(folder_raw: Path, dataset_id: int, name: str, overwrite:
 
 
 def check_target(source: Path, folder_raw: Path, dataset_id: int, name: str, overwrite: bool) -> Path:
-    """The folder that the data set made from `source` would have, all that can be known in advance being checked.
+    """Return the folder of the data set that will be made from `source`, after all checks that are possible in advance.
 
     Raises:
-        NnunetDtcError: for an id that nnU-Net cannot use, an nnUNet_raw that is a file, or a source inside the data set
-            that would be replaced.
-        FileExistsError: if this id is taken, see `check_nothing_there`.
+        NnunetDtcError: nnU-Net cannot use the number, nnUNet_raw is a file, or the source is inside the data set that
+            would be replaced.
+        FileExistsError: there is a data set with this number, see `check_nothing_there`.
     """
     check_dataset_id(dataset_id)
     check_raw_folder(folder_raw)
@@ -97,16 +101,16 @@ def check_target(source: Path, folder_raw: Path, dataset_id: int, name: str, ove
 
 @contextmanager
 def new_raw_dataset(folder_raw: Path, dataset_id: int, name: str, overwrite: bool | None = None) -> Iterator[Path]:
-    """A folder to write a new data set into; it gets its real name `Dataset<ID>_<name>` when the block ends well.
+    """A temporary folder for a new data set, which is renamed to `Dataset<ID>_<name>` at the end of the block.
 
-    When the block raises (Ctrl-C included) everything in it is removed and `folder_raw` is as it was, apart from having
-    been created if it was missing. With `overwrite`, a data set of exactly this name is replaced then, and not before.
-    What a run that was killed has left there is removed, see `nnunet_dtc.work_folders`.
+    If the block raises an exception (also for Ctrl-C), the folder is removed. `folder_raw` is created if it does not
+    exist. With `overwrite`, a data set of this number and name is replaced at the end and not before. Folders that a
+    killed run has left are removed, see `nnunet_dtc.work_folders`.
 
     Raises:
-        NnunetDtcError: for an id that nnU-Net cannot use.
-        FileExistsError: if this id is taken, see `check_nothing_there`.
-        WriteError: if the data set cannot be written (the disk is full, for example); names its folder.
+        NnunetDtcError: nnU-Net cannot use the number.
+        FileExistsError: there is a data set with this number, see `check_nothing_there`.
+        WriteError: the data set cannot be written, for example on a full disk.
     """
     folder_raw = Path(folder_raw)
     final = check_nothing_there(folder_raw, check_dataset_id(dataset_id), name, overwrite)
@@ -118,7 +122,7 @@ def new_raw_dataset(folder_raw: Path, dataset_id: int, name: str, overwrite: boo
             unfinished.mkdir()
             replaced.mkdir()
             yield unfinished
-            check_nothing_there(folder_raw, dataset_id, name, overwrite)  # again: this may have taken minutes
+            check_nothing_there(folder_raw, dataset_id, name, overwrite)  # again, after what may be minutes
             if final.exists():
                 final.rename(replaced / final.name)
             unfinished.rename(final)
@@ -128,8 +132,14 @@ def new_raw_dataset(folder_raw: Path, dataset_id: int, name: str, overwrite: boo
             raise
 
 
+def make_image_folders(folder: Path) -> None:
+    """Create the four folders for images and labels of training and test cases in a new data set."""
+    for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        (folder / part).mkdir()
+
+
 def _is_about(error: OSError, folder: Path) -> bool:
-    """Whether an error came from writing into a folder, and not from reading or from writing elsewhere."""
+    """Whether an error was raised by writing into a folder, and not by reading or by writing to another place."""
     if isinstance(error, WriteError):
         return error.target.is_relative_to(folder)
     if error.errno in _FULL:
@@ -148,10 +158,12 @@ def write_dataset_json(
     """Write nnU-Net's `dataset.json`.
 
     Args:
-        channels: names of the image channels in order; "CT" chooses nnU-Net's CT normalisation.
+        folder: folder of the data set.
+        channels: names of the image channels in their order; "CT" selects nnU-Net's CT normalisation.
         labels: label name to number, "background" (0) first.
-        file_ending: of all images and labels.
-        more: descriptive entries, such as `description` or `reference`, that nnU-Net ignores.
+        num_training: number of training cases.
+        file_ending: file ending of all images and labels.
+        more: descriptive entries, such as `description` or `reference`, which nnU-Net ignores.
     """
     content = {
         "channel_names": {str(i): name for i, name in enumerate(channels)},
@@ -160,4 +172,4 @@ def write_dataset_json(
         "file_ending": file_ending,
         **more,
     }
-    (folder / "dataset.json").write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+    write_whole(folder / "dataset.json", json.dumps(content, indent=4) + "\n")

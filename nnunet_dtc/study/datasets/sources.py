@@ -1,7 +1,7 @@
-"""Where a data set comes from: an unpacked folder or the zip archive as it was downloaded, as one flat list of files.
+"""The source of a data set, an unpacked folder or the downloaded zip archive, as a flat list of files.
 
-An archive is read in place: its members are found by their names but never written under them, and one whose name or
-kind points out of the archive (absolute, "..", a link) makes the whole archive refused.
+Archives are not unpacked. An archive with a member whose name or kind points outside of it (an absolute path, "..", a
+link) is refused.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.files import WriteError, writing
 from nnunet_dtc.work_folders import work_folder
 
-__all__ = ["SourceError", "SourceFile", "open_source", "single"]
+__all__ = ["SourceError", "SourceFile", "open_source", "single", "unreadable"]
 
 
 MOST_LINES = 100
-"""Problems that a message lists."""
+"""Maximum number of problems in a message."""
 
 
 class SourceError(NnunetDtcError):
-    """What is wrong with a source; `problems` are all of them, a line with a path each, the message has the first."""
+    """The problems of a source, a line with a path each; the message has the first ones, `problems` all of them."""
 
     def __init__(self, source: Path, problems: list[str]) -> None:
         count = f"{len(problems)} problem" + "s" * (len(problems) > 1)
@@ -41,7 +41,15 @@ class SourceError(NnunetDtcError):
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of a source: `name` is its path within the source, `shown` the one for messages, both with "/"."""
+    """A file of a source, on disk or in an archive.
+
+    Attributes:
+        name: path within the source, with "/".
+        shown: path for messages, with "/".
+        path: the file on disk; None in an archive.
+        archive: the archive; None on disk.
+        member: the member of the archive; None on disk.
+    """
 
     name: str
     shown: str
@@ -50,18 +58,19 @@ class SourceFile:
     member: zipfile.ZipInfo | None = None
 
     def open(self) -> BinaryIO:
-        """Its content; the end of a damaged archive member raises `zipfile.BadZipFile`."""
+        """Open the file; reading the end of a damaged archive member raises `zipfile.BadZipFile`."""
         return self.path.open("rb") if self.archive is None else self.archive.open(self.member)
 
     def read(self) -> bytes:
+        """The content of the file."""
         with self.open() as stream:
             return stream.read()
 
     def copy_to(self, file: Path) -> None:
-        """Its bytes into a new file.
+        """Copy the content to a new file.
 
         Raises:
-            WriteError: if it cannot be written, or is there already. Other errors are of reading.
+            WriteError: the new file exists or cannot be written. All other errors are raised by reading.
         """
         with self.open() as stream:
             with writing(file):
@@ -73,12 +82,16 @@ class SourceFile:
 
     @contextmanager
     def on_disk(self, beside: Path, name: str | None = None) -> Iterator[Path]:
-        """A path to read it from, of that name if one is given.
+        """A path from which the file can be read.
 
-        A member of an archive, or a file with another name, is copied into a temporary folder in `beside` meanwhile.
+        A member of an archive, or a file with another name, is copied for this time.
+
+        Args:
+            beside: folder for the temporary copy; it is created for this time if it does not exist.
+            name: required name of the file; None for its own name.
 
         Raises:
-            WriteError: if `beside` cannot be written. Other errors are of reading.
+            WriteError: `beside` cannot be written. All other errors are raised by reading.
         """
         if self.path is not None and name in (None, self.path.name):
             yield self.path
@@ -95,23 +108,23 @@ class SourceFile:
                     raise WriteError(beside, error) from error
                 yield file
         finally:
-            for folder in missing:  # the innermost first; only what was made here and is empty
+            for folder in missing:  # the innermost one first; only empty folders that were created here
                 with suppress(OSError):
                     folder.rmdir()
 
 
 @contextmanager
 def open_source(source: Path, zips: Collection[str] = ()) -> Iterator[list[SourceFile]]:
-    """All files of a folder or of a zip archive, sorted; hidden ones and macOS's `__MACOSX` left out.
+    """All files of a folder or of a zip archive, sorted by name, without hidden files and macOS's `__MACOSX`.
 
     Args:
         source: the folder or the archive. Links in a folder are followed.
-        zips: of a folder, archives `<name>.zip` directly in it are looked into where no folder `<name>` is beside
-            them; their files count as lying in `<name>/`.
+        zips: names of folders that may be archives `<name>.zip` in the source folder instead. The names of their files
+            then begin with `<name>/`.
 
     Raises:
-        FileNotFoundError: if there is no such folder or file.
-        SourceError: if an archive cannot be read, is encrypted, or has members that point outside.
+        FileNotFoundError: there is no such folder or file.
+        SourceError: an archive cannot be read, is encrypted, or has members that point outside of it.
     """
     with ExitStack() as opened:
         if not source.exists():
@@ -129,19 +142,24 @@ def open_source(source: Path, zips: Collection[str] = ()) -> Iterator[list[Sourc
 
 
 def single(what: str, files: list[SourceFile], problems: list[str]) -> SourceFile | None:
-    """The only file of `files`; else None, and a problem is added that names `what` as missing or all of them."""
+    """The only one of `files`; otherwise None, and a problem is added: `what` is missing or exists several times."""
     if len(files) == 1:
         return files[0]
     if files:
         some = ", ".join(file.shown for file in files[:10]) + ", ..." * (len(files) > 10)
-        problems.append(f"{what} is there {len(files)} times: {some}")
+        problems.append(f"{what} exists {len(files)} times: {some}")
     else:
         problems.append(f"{what} is missing")
     return None
 
 
+def unreadable(file: SourceFile, error: Exception) -> str:
+    """The problem of a file that cannot be read because of an error."""
+    return f"{file.shown}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})"
+
+
 def _write(file: io.RawIOBase, data: bytes) -> None:
-    """All of the data; a file without a buffer may take less at a time."""
+    """Write all of the data; a file without a buffer may write a part of it at a time."""
     left = memoryview(data)
     while len(left):
         left = left[file.write(left) :]
@@ -155,7 +173,7 @@ def _folder(folder: Path) -> Iterator[SourceFile]:
     def fail(error: OSError) -> None:
         raise error
 
-    seen = set()  # a link may lead back
+    seen = set()  # links can form a cycle
     for root, folders, names in os.walk(folder, followlinks=True, onerror=fail):
         real = os.path.realpath(root)
         if real in seen:
@@ -184,7 +202,7 @@ def _archive(file: Path, opened: ExitStack, prefix: str = "") -> list[SourceFile
 
 
 def _refusal(member: zipfile.ZipInfo) -> str | None:
-    """Why a member of an archive is not acceptable."""
+    """Why a member of an archive is refused; None if it is not."""
     if not member.filename:
         return "has no name"
     for name in (member.filename, member.orig_filename):

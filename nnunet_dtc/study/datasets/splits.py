@@ -1,7 +1,7 @@
-"""Splits: nnU-Net's five folds as a file that every trainer shares, and parts drawn with a seed.
+"""The file of nnU-Net's five folds, and parts of a data set drawn with a seed.
 
 nnU-Net v2 reads `<nnUNet_preprocessed>/Dataset<ID>_<Name>/splits_final.json`, a list of {"train": [...], "val": [...]}
-with case names, and draws one itself where none is (`nnUNetTrainer.do_split`).
+with case names. If there is no such file, it draws the folds itself (`nnUNetTrainer.do_split`).
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ from nnunet_dtc.files import write_whole
 __all__ = ["SEED", "check_preprocessed", "check_splits", "draw", "draw_groups", "five_folds", "write_splits"]
 
 SEED = 12345
-"""For `draw`; nnU-Net's own number for its folds."""
+"""Default seed of `draw`, the same as nnU-Net's seed for its folds."""
 
 
 def five_folds(names: Sequence[str], groups: Sequence[Sequence[str]] = ()) -> list[dict[str, list[str]]]:
-    """Five folds, {"train": [...], "val": [...]} each, in which every group of cases is on one side.
+    """Draw five folds, {"train": [...], "val": [...]} each, that do not divide groups of cases.
+
+    nnU-Net's own draw is applied to the first case of each group, and the other cases follow it. Without groups the
+    folds are those that nnU-Net itself would draw; with groups their sizes may differ by some cases.
 
     Args:
-        names: the training cases.
-        groups: of names that belong together; a name is in one group at most, those that are no training cases do not
-            count. nnU-Net's draw decides about the first case of every group, and the others follow it: without groups
-            the folds are those that nnU-Net itself would draw, with them they may differ in size by some cases.
+        names: names of the training cases.
+        groups: groups of names that must stay together. A name is in at most one group; names of other cases are
+            ignored.
 
     Raises:
-        NnunetDtcError: for fewer than five cases that are independent of each other.
+        NnunetDtcError: there are fewer than five groups, where a case without a group counts as one.
     """
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
@@ -46,41 +48,40 @@ def five_folds(names: Sequence[str], groups: Sequence[Sequence[str]] = ()) -> li
 
 
 def check_preprocessed(folder_preprocessed: Path, dataset: str) -> Path:
-    """Where the splits of `dataset` ("Dataset017_BTCV") belong.
+    """The file for the splits of `dataset`, such as "Dataset017_BTCV".
 
     Raises:
-        NnunetDtcError: if nnUNet_preprocessed is a file.
-        FileExistsError: if another data set's folder with this id is there (nnU-Net refuses two names of one id).
+        NnunetDtcError: nnUNet_preprocessed is a file.
+        FileExistsError: there is a data set with this number and another name, because nnU-Net does not accept two.
     """
     if folder_preprocessed.exists() and not folder_preprocessed.is_dir():
         raise NnunetDtcError(f"nnUNet_preprocessed must be a folder, got the file {folder_preprocessed}")
     for other in sorted(folder_preprocessed.glob(f"{dataset[:10]}_*")):
         if other.name != dataset:
             raise FileExistsError(
-                f"nnU-Net wants one name for an id, found {other}: choose another id or move it away "
-                "(nothing was written)"
+                f"nnU-Net needs one name per id, found {other}: choose another id or move it away (nothing was written)"
             )
     return folder_preprocessed / dataset / "splits_final.json"
 
 
 def check_splits(folder_preprocessed: Path, dataset: str, splits: list[dict[str, list[str]]]) -> Path:
-    """Where the splits of `dataset` belong, if these can be written there.
+    """The file for the splits of `dataset`, if these splits can be written there.
 
     Raises:
-        NnunetDtcError, FileExistsError: see `check_preprocessed`.
-        FileExistsError: if other splits are there already (the order within a fold does not count).
+        NnunetDtcError: see `check_preprocessed`.
+        FileExistsError: see `check_preprocessed`, or there are other splits, apart from the order of cases in a fold.
     """
     file = check_preprocessed(folder_preprocessed, dataset)
     if file.exists() and not _same(file, splits):
         raise FileExistsError(
-            f"{file} is there and holds other splits: move it away, with the results that it belongs to, or choose "
+            f"{file} exists with other splits: move it away together with the results that belong to it, or choose "
             "another id (nothing was written)"
         )
     return file
 
 
 def write_splits(file: Path, splits: list[dict[str, list[str]]]) -> None:
-    """Write `splits_final.json`, whole or not at all; one that is there is left as it is."""
+    """Write `splits_final.json`; an existing file is kept."""
     if file.exists():
         return
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -88,13 +89,20 @@ def write_splits(file: Path, splits: list[dict[str, list[str]]]) -> None:
 
 
 def draw(names: Sequence[str], counts: Sequence[int], seed: int = SEED) -> list[list[str]]:
-    """Draw parts without replacement: one list for every count and one with the rest, each sorted.
+    """Draw parts without replacement.
 
-    The names are put in the order of the SHA-256 of "<seed> <name>", so that a seed means the same draw on every
-    machine and with every version of every library.
+    The names are sorted by the SHA-256 of "<seed> <name>", so that the draw of a seed does not depend on the machine or
+    the versions of libraries.
+
+    Returns:
+        One sorted list per count, and one with the rest.
 
     Raises:
-        NnunetDtcError: for duplicate names or fewer than `counts` ask for.
+        NnunetDtcError: there are duplicate names, or fewer names than the sum of the counts.
+
+    Example:
+        >>> draw(["a", "b", "c", "d"], (2, 1))
+        [['a', 'b'], ['d'], ['c']]
     """
     order = _order(names, counts, seed)
     parts, start = [], 0
@@ -107,23 +115,23 @@ def draw(names: Sequence[str], counts: Sequence[int], seed: int = SEED) -> list[
 def draw_groups(
     names: Sequence[str], groups: Sequence[Sequence[str]], counts: Sequence[int], seed: int = SEED
 ) -> list[list[str]]:
-    """Draw parts such that no two of them share a group; as `draw` where there are no groups.
+    """Draw parts without dividing groups between them; without groups this is `draw`.
 
-    A group has the place of its first name in the order of `draw`, and goes as a whole into the first part that still
-    needs that many cases. One that fits nowhere gives the emptiest part as many cases as that still needs; its others
-    are in the rest, where groups may be divided, as the rest is not used. So the parts have exactly the sizes that are
-    asked for unless the groups leave no such draw, and are never larger.
+    In the order of `draw` for their first names, groups are assigned to the first part with enough space. From a group
+    that fits into no part, the part with the most space takes as many cases as it needs, and the others belong to the
+    rest, which is not used. The parts therefore have the given sizes if the groups allow it, and are never larger.
 
     Args:
-        names: of all cases.
-        groups: of names that belong together; a name is in one group at most.
-        counts: cases of every part.
+        names: names of all cases.
+        groups: groups of names that must stay together; a name is in at most one group.
+        counts: number of cases in each part.
+        seed: seed of the draw.
 
     Returns:
-        One list for every count and one with the rest, each sorted.
+        One sorted list per count, and one with the rest.
 
     Raises:
-        NnunetDtcError: as `draw`; or if a part would have no case at all.
+        NnunetDtcError: see `draw`, or a part would be empty.
     """
     _order(names, counts, seed)  # the same checks
     units = _units(names, groups)
@@ -145,7 +153,7 @@ def draw_groups(
     if any(count and not part for part, count in zip(parts, counts, strict=True)):
         raise NnunetDtcError(
             f"cannot draw {list(counts)} from {len(names)} cases in {len(units)} groups that must not be divided: a "
-            "part would be empty (drawing every case for itself would divide them)"
+            "part would be empty (a draw of independent cases would divide them)"
         )
     return [sorted(part) for part in (*parts, rest)]
 
@@ -157,7 +165,7 @@ def _order(names: Sequence[str], counts: Sequence[int], seed: int) -> list[str]:
 
 
 def _units(names: Sequence[str], groups: Sequence[Sequence[str]]) -> dict[str, list[str]]:
-    """What must stay together, by its first name; sorted."""
+    """The groups, and each other name as a group of its own, by their first names; sorted."""
     given = set(names)
     units: dict[str, list[str]] = {}
     for group in groups:
