@@ -7,6 +7,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
+from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -31,3 +39,26 @@ GRID_SAMPLE_BACKWARD: dict[int, Callable[..., Any]] = {
 }
 """The gradient of ``torch.nn.functional.grid_sample`` for 2 and 3 axes, ``(grad, value, grid, mode, padding_mode,
 align_corners, output_mask)``. The public way, autograd, would compute the samples a second time."""
+
+# ``FakeTensorMode`` runs networks on shapes alone, and ``TorchDispatchMode`` sees every operator that they call. torch
+# documents both in its notes on extending it, but has no public module with them.
+
+FAKE_TENSOR_ERRORS = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+"""What ``FakeTensorMode`` raises for a network that reads numbers from its tensors."""
+
+FAKE_TENSOR_LOGGER = "torch._subclasses.fake_tensor"
+"""The logger to which ``FakeTensorMode`` writes the tracebacks of errors that it raises as well."""
+
+
+def is_compiled(network: nn.Module) -> bool:
+    """Whether a network is the wrapper that ``torch.compile`` returns, for which torch has no public test."""
+    from torch._dynamo import OptimizedModule  # imported here, because this takes seconds
+
+    return isinstance(network, OptimizedModule)
+
+
+def compiler_config() -> Any:
+    """The configuration of ``torch.compile``, whose limits of recompilation have no public name in all versions."""
+    import torch._dynamo
+
+    return torch._dynamo.config

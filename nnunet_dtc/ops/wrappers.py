@@ -1,7 +1,8 @@
 """The wrappers of DistributedDataParallel and ``torch.compile`` around a network."""
 
 from torch import nn
-from torch._dynamo import OptimizedModule
+
+from nnunet_dtc.torch_internals import COMPILED_PREFIX, is_compiled
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -12,6 +13,6 @@ def unwrap(network: nn.Module) -> nn.Module:
         >>> unwrap(network) is network
         True
     """
-    while isinstance(network, nn.parallel.DistributedDataParallel | OptimizedModule):
-        network = network._orig_mod if isinstance(network, OptimizedModule) else network.module
+    while (compiled := is_compiled(network)) or isinstance(network, nn.parallel.DistributedDataParallel):
+        network = network.get_submodule(COMPILED_PREFIX.rstrip(".") if compiled else "module")
     return network

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
-from torch._dynamo import OptimizedModule
 
 from nnunet_dtc.ops.wrappers import unwrap
 from nnunet_dtc.plugin.environment import environment
 from nnunet_dtc.plugin.planned_networks import describe_error
 from nnunet_dtc.study.complexity.planned import ComplexityError, PlannedTraining
+from nnunet_dtc.torch_internals import is_compiled
 
 __all__ = ["Bench", "nnunet_settings"]
 
@@ -88,7 +88,7 @@ class Bench:
     @property
     def compiles(self) -> bool:
         """Whether the network is compiled by torch.compile."""
-        return isinstance(self.trainer.network, OptimizedModule)
+        return is_compiled(self.trainer.network)
 
     def step(self) -> float:
         """Do one training step, and return the loss."""

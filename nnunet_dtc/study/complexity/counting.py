@@ -29,16 +29,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_dtc.ops.backends import use_backend
+from nnunet_dtc.torch_internals import FAKE_TENSOR_ERRORS, FAKE_TENSOR_LOGGER, FakeTensorMode, TorchDispatchMode
 
 __all__ = ["MIB", "Macs", "count_macs", "count_parameters", "parameters_mib"]
 
@@ -108,7 +102,7 @@ def count_macs(network: nn.Module, channels: int, size: Sequence[int]) -> Macs:
         # are built could not be built under this mode.
         try:
             return _count(network, (1, channels, *size), FakeTensorMode(allow_non_fake_inputs=True))
-        except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
+        except FAKE_TENSOR_ERRORS:
             return _count(network, (1, channels, *size), contextlib.nullcontext())
     finally:
         network.train(was_training)
@@ -126,7 +120,7 @@ def _count(network: nn.Module, shape: Sequence[int], mode: contextlib.AbstractCo
 @contextlib.contextmanager
 def _no_torch_log() -> Iterator[None]:
     """Keep torch from logging a traceback for sizes that do not fit, in addition to the exception."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger = logging.getLogger(FAKE_TENSOR_LOGGER)
     before, logger.disabled = logger.disabled, True
     try:
         yield

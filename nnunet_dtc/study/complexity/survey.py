@@ -21,6 +21,7 @@ from nnunet_dtc.study.complexity.bench import Bench, nnunet_settings
 from nnunet_dtc.study.complexity.counting import count_macs, count_parameters, parameters_mib
 from nnunet_dtc.study.complexity.memory import PeakMemory, measure_peak_memory
 from nnunet_dtc.study.complexity.planned import ComplexityError, PlannedTraining, is_vanilla
+from nnunet_dtc.torch_internals import compiler_config
 
 __all__ = [
     "QUANTITIES",
@@ -314,7 +315,7 @@ def each_compiled(trainers: int) -> contextlib.AbstractContextManager:
 
     Each trainer needs graphs for training and prediction, and many networks are of one class.
     """
-    config = torch._dynamo.config
+    config = compiler_config()
     return config.patch(
         recompile_limit=max(config.recompile_limit, 4 * trainers),
         accumulated_recompile_limit=max(config.accumulated_recompile_limit, 32 * trainers),
