@@ -22,7 +22,7 @@ else:
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("nnunet_dtc", "architectures", "trainers")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-IMPORTED_AS = {"Pillow": "PIL"}  # distributions whose module has another name
+IMPORTED_AS = {"Pillow": "PIL", "pyyaml": "yaml"}  # distributions whose module has another name
 WITH_TORCH = {"triton"}  # torch's builds for CUDA bring the one version that fits them; all others do without
 
 
@@ -60,7 +60,7 @@ def imported():
 def test_every_import_is_declared_and_every_declaration_imported():
     files = imported()
     of_extras = modules_of("cpu") | modules_of("mamba") | modules_of("monai")
-    assert set(PROJECT["optional-dependencies"]) == {"cpu", "mamba", "monai", "onnx", "test"}
+    assert set(PROJECT["optional-dependencies"]) == {"cpu", "mamba", "monai", "onnx", "study", "test"}
     assert not modules_of("onnx") & set(files)  # for torch's exporters and whoever runs what they write
     assert set(files) - WITH_TORCH - of_extras == modules_of()
     # an extra's modules are imported by few files, which other files import only where they can be
@@ -109,7 +109,14 @@ COMMANDS = ("register", "unregister", "env", "doctor", "warm-start", "evaluate",
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["trainers"], ["prepare", "--help"], ["prepare", "btcv", "--help"]]
+    [
+        ["--help"],
+        ["--version"],
+        ["trainers"],
+        ["prepare", "--help"],
+        ["prepare", "btcv", "--help"],
+        ["study", "run", "--help"],
+    ]
     + [[command, "--help"] for command in COMMANDS],
     ids=" ".join,
 )

@@ -43,7 +43,7 @@ def modules():
     """Where every file of the three source folders belongs in the package."""
     for package, folder in FOLDERS.items():
         for file in sources():
-            if file.startswith(f"{folder}/") and file.endswith((".py", "py.typed", ".jinja")):
+            if file.startswith(f"{folder}/") and file.endswith((".py", "py.typed", ".jinja", "Snakefile", ".yaml")):
                 yield file, f"{package}/{file.removeprefix(f'{folder}/')}"
 
 

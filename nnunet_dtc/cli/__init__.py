@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nnunet_dtc.cli import compare, complexity, coordinates, evaluate, plugin, prepare, warm_start
+from nnunet_dtc.cli import compare, complexity, coordinates, evaluate, plugin, prepare, study, warm_start
 from nnunet_dtc.cli.console import say
 from nnunet_dtc.cli.many_values import ManyValues
 from nnunet_dtc.cli.signals import ending_in_order
@@ -21,6 +21,7 @@ app = typer.Typer(
 for command in (plugin.register, plugin.unregister, plugin.env, plugin.doctor, plugin.trainers):
     app.command()(command)
 app.add_typer(prepare.app, name="prepare")
+app.add_typer(study.app, name="study")
 app.command("warm-start")(warm_start.warm_start)
 app.command()(evaluate.evaluate)
 app.command(cls=ManyValues)(compare.compare)

@@ -1,0 +1,178 @@
+"""Everything that can be known before a study starts: what cannot work is refused here, not after days."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from nnunet_dtc.files import check_utf8, write_whole
+from nnunet_dtc.plugin.finder import find_trainer
+from nnunet_dtc.plugin.model_folder import ModelFolderError
+from nnunet_dtc.plugin.nnunet_files import check_dataset_json
+from nnunet_dtc.study.evaluation.folders import Progress
+from nnunet_dtc.study.workflow.definition import Study, StudyError
+from nnunet_dtc.study.workflow.model_files import StudyFiles
+
+__all__ = ["COMMANDS", "PLANNERS", "check_study", "label_files", "program"]
+
+PLANNERS = {
+    "nnUNetPlans": "ExperimentPlanner",
+    **{f"nnUNetResEncUNet{size}Plans": f"nnUNetPlannerResEnc{size}" for size in ("M", "L", "XL")},
+}
+"""Names of plans that nnU-Net's planners write without further options."""
+
+COMMANDS = (
+    "nnUNetv2_plan_and_preprocess",
+    "nnUNetv2_preprocess",
+    "nnUNetv2_train",
+    "nnUNetv2_predict_from_modelfolder",
+)
+_NNUNETS_FOLDS = 5
+_FEW_CASES = 5  # which are read sooner than processes have started
+
+
+def check_study(study: Study, progress: Progress | None = None) -> StudyFiles:
+    """Check the data set, plans, trainers, folds, held-out cases and folders; nothing of nnU-Net's is written.
+
+    Args:
+        study: what STUDY.yaml says; its environment must be set.
+        progress: called with (step, done, total) while labels are read.
+
+    Returns:
+        The files of the study.
+
+    Raises:
+        NnunetDtcError: for the first thing that cannot work, with the reason.
+        OSError: a folder cannot be written.
+    """
+    for path in (study.file, study.raw, study.preprocessed, study.results):
+        check_utf8(path)
+    for command in COMMANDS:
+        program(command)
+    for trainer in study.trainers:
+        find_trainer(trainer)
+    files = _files(study)
+    _check_plans(files)
+    _check_folds(files)
+    for folder in (study.folder, study.results / files.dataset):
+        _check_writable(folder)
+    for trainer in study.trainers:
+        files.check_plans_unchanged(trainer)
+        for fold in study.folds:
+            files.check_split_unchanged(trainer, fold)
+    if study.complexity is not None and not study.complexity.is_file():
+        raise StudyError(f"there is no file {study.complexity} (complexity)")
+    _check_labels(files, progress)
+    return files
+
+
+def program(command: str) -> str:
+    """A command of this Python's environment, else the one on PATH.
+
+    Raises:
+        StudyError: there is none.
+    """
+    found = shutil.which(command, path=str(Path(sys.executable).parent)) or shutil.which(command)
+    if found is None:
+        raise StudyError(f"there is no command {command} beside {sys.executable} or on PATH: install nnunetv2")
+    return found
+
+
+def _files(study: Study) -> StudyFiles:
+    files = StudyFiles(study)
+    if not (files.raw / "dataset.json").is_file() and not (files.preprocessed / "dataset.json").is_file():
+        raise ModelFolderError(
+            f"there is no data set {files.dataset} in {study.raw} (with dataset.json, imagesTr and labelsTr)"
+        )
+    check_dataset_json(files.dataset_json, "dataset.json")
+    return files
+
+
+def _check_plans(files: StudyFiles) -> None:
+    """The plans are there, with the configuration, or can be made."""
+    study = files.study
+    if files.plans is None and study.plans not in PLANNERS:
+        raise StudyError(
+            f"there are no plans {files.plans_file}, and which planner makes them is not known (it is for "
+            f"{', '.join(PLANNERS)}): plan by nnUNetv2_plan_experiment first"
+        )
+    if files.plans is None and not (files.raw / "labelsTr").is_dir():
+        raise StudyError(f"there are no plans {files.plans_file}, and no data to plan for in {files.raw}")
+    if files.plans is not None and files.plans["configurations"][study.configuration].get("previous_stage"):
+        raise StudyError(
+            f"{study.configuration} is the second stage of a cascade, which needs the predictions of the first: a "
+            "study trains a single stage"
+        )
+
+
+def _check_folds(files: StudyFiles) -> None:
+    there = _NNUNETS_FOLDS if files.splits is None else len(files.splits)
+    if beyond := [fold for fold in files.study.folds if fold >= there]:
+        origin = "nnU-Net makes" if files.splits is None else f"{files.preprocessed / 'splits_final.json'} has"
+        raise StudyError(f"folds {', '.join(map(str, beyond))} do not exist: {origin} the folds 0 to {there - 1}")
+
+
+def _check_writable(folder: Path) -> None:
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise StudyError(f"cannot write into {there}, which is needed for {folder}")
+
+
+def _check_labels(files: StudyFiles, progress: Progress | None) -> None:
+    """All labels that are compared at the end can be: they are complete, hold known values, and fit to their images.
+    Files that were found good are not read again until they change."""
+    from nnunet_dtc.study.comparison.case_images import image_cases, training_images
+
+    ending = files.dataset_json["file_ending"]
+    sets = []
+    if (files.raw / "labelsTr").is_dir() and "dataset" not in files.dataset_json:  # which lists files anywhere
+        sets.append((files.raw / "labelsTr", training_images(files.raw, ending)))
+    if files.study.test:
+        for name in ("imagesTs", "labelsTs"):
+            if not (files.raw / name).is_dir():
+                raise StudyError(f"test: true needs held-out cases, and there is no folder {files.raw / name}")
+        sets.append((files.raw / "labelsTs", image_cases(files.raw / "imagesTs", ending)))
+    for labels, images in sets:
+        references = label_files(labels, ending)
+        used = [file for case, file in references.items() for file in (file, *images.get(case, ()))]
+        now = json.dumps({str(file): [file.stat().st_size, file.stat().st_mtime] for file in used}, indent=0)
+        record = files.study.folder / f"checked_{labels.name}.json"
+        if not record.is_file() or record.read_text(encoding="utf-8") != now:
+            _check_cases(files, references, images, progress)
+            files.study.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(record, now)
+
+
+def label_files(folder: Path, ending: str) -> dict[str, Path]:
+    """The labels in a folder, by case.
+
+    Raises:
+        StudyError: there is none.
+    """
+    found = sorted(file for file in folder.glob(f"*{ending}") if not file.name.startswith("."))
+    if not found:
+        raise StudyError(f"there is no label (*{ending}) in {folder}")
+    return {file.name.removesuffix(ending): file for file in found}
+
+
+def _check_cases(
+    files: StudyFiles,
+    references: Mapping[str, Path],
+    images: Mapping[str, tuple[Path, ...]],
+    progress: Progress | None,
+) -> None:
+    from nnunet_dtc.study.comparison.held_out_checks import check_held_out
+    from nnunet_dtc.study.comparison.plan import Options
+    from nnunet_dtc.study.evaluation import find_reader
+    from nnunet_dtc.study.evaluation.labels import labels_from_dataset_json
+
+    if missing := sorted(set(references) - set(images)):
+        raise StudyError(f"labels without an image in {files.raw}: {', '.join(missing[:6])}")
+    labels = labels_from_dataset_json(files.raw / "dataset.json")[0]
+    reader = find_reader(files.dataset_json["file_ending"], None, files.dataset_json, files.plans)
+    options = Options(processes=1 if len(references) < _FEW_CASES else None)
+    check_held_out(references, images, labels, reader, options, progress)

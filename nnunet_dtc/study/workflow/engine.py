@@ -1,0 +1,80 @@
+"""Snakemake: where it is, and the command line that runs a study."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunet_dtc.study.workflow.definition import Study, StudyError
+from nnunet_dtc.study.workflow.machine import Lock, visible_gpus
+
+__all__ = ["PROFILES", "SNAKEFILE", "find_snakemake", "is_on_this_machine", "run_snakemake", "snakemake_command"]
+
+SNAKEFILE = Path(__file__).with_name("Snakefile")
+PROFILES = ("default", "gpus", "slurm")
+_ELSEWHERE = ("--executor", "-e", "--profile")
+
+
+def find_snakemake() -> str:
+    """Snakemake's command: of this Python's environment, else the one on PATH.
+
+    Raises:
+        StudyError: there is none, with what to install.
+    """
+    found = shutil.which("snakemake", path=str(Path(sys.executable).parent)) or shutil.which("snakemake")
+    if found is not None:
+        return found
+    advice = "pip install 'nnunet-dtc[study]'"
+    if sys.version_info < (3, 11):
+        advice = (
+            "which needs Python 3.11 or newer (here is 3.10): install snakemake into an environment of its own and put "
+            "it on PATH"
+        )
+    raise StudyError(f"a study is run by Snakemake, {advice}")
+
+
+def is_on_this_machine(profile: str, more: Sequence[str]) -> bool:
+    """Whether the jobs run here, as far as Snakemake's options say so.
+
+    Args:
+        profile: one of PROFILES.
+        more: the options given to Snakemake.
+    """
+    words = [word.partition("=")[0] for word in more]
+    return profile != "slurm" and not any(word in _ELSEWHERE for word in words)
+
+
+def snakemake_command(study: Study, profile: str, more: Sequence[str]) -> list[str]:
+    """The command line.
+
+    Args:
+        profile: one of PROFILES.
+        more: options for Snakemake, which override those of the profile.
+    """
+    command = [find_snakemake(), "--snakefile", str(SNAKEFILE), "--configfile", str(study.file)]
+    command += ["--workflow-profile", str(SNAKEFILE.parent / "profiles" / profile), "--nolock"]
+    if study.device == "cuda" and is_on_this_machine(profile, more) and "--resources" not in more:
+        command += ["--resources", f"gpu={len(visible_gpus())}"]
+    return [*command, *more]
+
+
+def run_snakemake(study: Study, command: Sequence[str]) -> None:
+    """Replace this process by Snakemake, so that its signals and its exit status are those of the study.
+
+    A lock, which Snakemake inherits, keeps a second run of the same study away; Snakemake's own lock (--nolock) would
+    stay behind if it is killed.
+
+    Raises:
+        StudyError: the study runs already.
+    """
+    file = study.folder / ".lock"
+    lock = Lock(file)
+    if not lock.taken():
+        raise StudyError(f"this study runs already, as process {file.read_text().strip() or 'unknown'}")
+    file.write_text(f"{os.getpid()}\n", encoding="utf-8")
+    os.set_inheritable(lock.descriptor, True)
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))  # for nnunet-dtc
+    os.execve(command[0], list(command), {**os.environ, **study.environment, "PATH": path})

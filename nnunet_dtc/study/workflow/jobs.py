@@ -1,0 +1,302 @@
+"""What the jobs of the Snakefile do, each by nnU-Net's own commands or `nnunet-dtc compare`.
+
+Every job finds out what is done already, so one that runs again repeats nothing. What it prints is its log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from nnunet_dtc.files import write_whole
+from nnunet_dtc.plugin.nnunet_files import check_plans, read_json
+from nnunet_dtc.study.processes import guarded
+from nnunet_dtc.study.workflow.checks import PLANNERS, label_files, program
+from nnunet_dtc.study.workflow.definition import StudyError
+from nnunet_dtc.study.workflow.machine import Lock, device_of_its_own
+from nnunet_dtc.study.workflow.model_files import CHECKPOINTS, StudyFiles
+from nnunet_dtc.study.workflow.status import HEARTBEAT_S, JobNote, note_file
+
+__all__ = ["compare", "predict", "preprocess", "train", "validate"]
+
+_SCHEDULERS = ("SLURM_JOB_ID", "LSB_JOBID", "PBS_JOBID")
+
+
+def preprocess(files: StudyFiles) -> None:
+    """Plan and preprocess, as far as that is not done, and write the split that nnU-Net would make: two trainings that
+    begin at once would both write it.
+
+    Raises:
+        StudyError: a command failed, or did not make what it should.
+    """
+    study = files.study
+    number = str(int(files.dataset[7:10]))
+    job = _Job(files, "preprocess")
+    lock = study.preprocessed / f".{files.dataset}.study_lock"
+    with job.noted(), Lock.waiting(lock, job.tell, "another study preprocesses this data set") as held:
+        job.holds(held)
+        if files.plans is None:
+            command = ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", study.configuration]
+            job.run([*command, "-pl", PLANNERS[study.plans], "--verify_dataset_integrity"])
+        elif not _is_preprocessed(files):
+            job.run(["nnUNetv2_preprocess", "-d", number, "-c", study.configuration, "-plans_name", study.plans])
+        check_plans(read_json(files.plans_file), files.plans_file, study.configuration)
+        _write_split(files)
+        job.tell("planned, preprocessed and split")
+
+
+def train(files: StudyFiles, trainer: str, fold: int) -> None:
+    """Train one fold, from its last checkpoint where there is one.
+
+    Raises:
+        StudyError: plans or split changed since it began, or nnU-Net failed.
+    """
+    job = _Job(files, "train", trainer, f"fold_{fold}")
+    with job.noted("waiting"), _this_training(job, trainer, fold):
+        if not files.is_trained(trainer, fold):
+            command = _train_command(files, trainer, fold)
+            if files.has_begun(trainer, fold):
+                command.append("--c")
+            else:
+                _write_split_record(files, trainer, fold)
+            job.run_on_device(command, done=lambda: files.is_trained(trainer, fold))
+        job.tell(f"{trainer} fold {fold} is trained")
+
+
+def validate(files: StudyFiles, trainer: str, fold: int) -> None:
+    """Validate one fold, if that was interrupted: nnU-Net does it at the end of the training.
+
+    Raises:
+        StudyError: nnU-Net failed.
+    """
+    job = _Job(files, "validate", trainer, f"fold_{fold}")
+    with job.noted("waiting"), _this_training(job, trainer, fold):
+        if not files.is_validated(trainer, fold):
+            command = [*_train_command(files, trainer, fold), "--val"]
+            job.run_on_device(command, done=lambda: files.is_validated(trainer, fold))
+        job.tell(f"{trainer} fold {fold} is validated")
+
+
+def predict(files: StudyFiles, trainer: str, fold: int | None) -> None:
+    """Predict the held-out cases by one fold, or by all folds together, where `nnunet-dtc compare` looks for them.
+
+    Raises:
+        NnunetDtcError: nnU-Net failed, or something else is where the predictions belong.
+    """
+    from nnunet_dtc.study.comparison.models import read_training
+    from nnunet_dtc.study.comparison.plan import Options, held_out_set
+    from nnunet_dtc.study.comparison.predictions import predict_ensemble, predict_fold
+
+    study = files.study
+    job = _Job(files, "predict", trainer, "ensemble" if fold is None else f"fold_{fold}")
+    kind = "test" if fold is None else "test_per_fold"
+    with job.noted("waiting"), job.device():
+        training = read_training(files.model_folder(trainer))
+        cases = tuple(label_files(files.raw / "labelsTs", training.file_ending))
+        options = Options(kind=kind.replace("_", " "), device=study.device)
+        test = held_out_set(options, training, cases, job.tell, lambda *_: job.beat())
+        target = comparison_folder(files, kind) / "predictions" / trainer
+        if fold is None:
+            predict_ensemble(training, study.folds, "logits", test, target)
+        else:
+            predict_fold(training, fold, test, target)
+
+
+def compare(files: StudyFiles, kind: str) -> None:
+    """Score all cases and compare the models, by `nnunet-dtc compare`.
+
+    Raises:
+        StudyError: it failed.
+    """
+    study = files.study
+    job = _Job(files, "compare", kind)
+    command = ["nnunet-dtc", "compare", *(str(files.model_folder(trainer)) for trainer in study.trainers)]
+    command += ["-f", *map(str, study.folds), "-o", str(comparison_folder(files, kind)), "--overwrite"]
+    command += {"validation": [], "test": ["--test"], "test_per_fold": ["--test", "--per-fold"]}[kind]
+    if kind != "validation":
+        command += ["--device", "cpu"]  # all is predicted already
+    if study.complexity is not None:
+        command += ["--complexity", str(study.complexity)]
+    with job.noted():
+        job.run(command)
+
+
+def comparison_folder(files: StudyFiles, kind: str) -> Path:
+    """Where a comparison and its predictions are."""
+    return files.study.folder / "comparison" / kind
+
+
+class _Job:
+    """One job: its note, which `nnunet-dtc study status` reads, and the commands that it runs."""
+
+    def __init__(self, files: StudyFiles, *name: str) -> None:
+        self.files = files
+        self.file = note_file(files.study, *name)
+        self.log = files.study.folder.joinpath("logs", *name).with_suffix(".txt")
+        scheduler = next((f"job {os.environ[key]}" for key in _SCHEDULERS if os.environ.get(key)), "")
+        host = socket.gethostname()
+        self.note = JobNote(" ".join(name), "running", host, os.getpid(), scheduler, str(self.log), 0.0)
+        self.descriptors: list[int] = []
+
+    def tell(self, line: str) -> None:
+        print(line, flush=True)
+
+    def holds(self, lock: Lock) -> None:
+        """Its commands keep this lock if this process is killed, until they have ended themselves."""
+        self.descriptors.append(lock.descriptor)
+
+    def beat(self) -> None:
+        """Say that it is alive."""
+        with contextlib.suppress(OSError):
+            os.utime(self.file)
+
+    @contextlib.contextmanager
+    def noted(self, state: str = "running") -> Iterator[None]:
+        """Note the state, and how it ends."""
+        self._write(state)
+        try:
+            yield
+        except Exception:
+            self._write("failed")
+            raise
+        except BaseException:  # a signal
+            self._write("interrupted")
+            raise
+        self._write("finished")
+
+    @contextlib.contextmanager
+    def device(self) -> Iterator[None]:
+        """Wait for a GPU or a CPU core of its own."""
+        with device_of_its_own(self.files.study.device, self.tell) as (name, descriptors):
+            self.note = replace(self.note, place=", ".join(filter(None, (name, self.note.place))))
+            self.descriptors += descriptors
+            self._write("running")
+            yield
+
+    def run_on_device(self, command: Sequence[str], done: Callable[[], bool]) -> None:
+        """Run a command of nnU-Net on a device of its own.
+
+        Args:
+            done: says whether it has done its work, whatever its exit status: a validation may fail after a training.
+
+        Raises:
+            StudyError: it failed.
+        """
+        with self.device():
+            self.run(command, done)
+
+    def run(self, command: Sequence[str], done: Callable[[], bool] | None = None) -> None:
+        """Run a command to its end; when this process ends before, so does the command.
+
+        Raises:
+            StudyError: it failed.
+        """
+        self.tell(f"$ {shlex.join(command)}")
+        words = [sys.executable, "-m", "nnunet_dtc", *command[1:]] if command[0] == "nnunet-dtc" else None
+        with guarded(
+            words or [program(command[0]), *command[1:]],
+            env={**os.environ, **_workers(self.files.study.device)},
+            pass_fds=self.descriptors,
+        ) as process:
+            status = None
+            while status is None:
+                self.beat()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    status = process.wait(HEARTBEAT_S)
+        if not (status == 0 if done is None else done()):
+            raise StudyError(f"{command[0]} failed with exit status {status}")
+
+    def _write(self, state: str) -> None:
+        self.note = replace(self.note, state=state)
+        content = {key: value for key, value in vars(self.note).items() if key != "alive"}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.file, json.dumps(content, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _this_training(job: _Job, trainer: str, fold: int) -> Iterator[None]:
+    """Hold the fold's lock, with its plans and split unchanged and no checkpoint that is cut off."""
+    files = job.files
+    with Lock.waiting(files.lock_file(trainer, fold), job.tell, "this training runs already") as held:
+        job.holds(held)
+        files.check_plans_unchanged(trainer)
+        files.check_split_unchanged(trainer, fold)
+        for name in CHECKPOINTS:
+            file = files.fold_folder(trainer, fold) / name
+            if file.is_file() and not _is_whole(file):
+                file.replace(file.with_suffix(".cut_off"))
+                job.tell(f"{file} was cut off while it was written: it is set aside as {name[:-4]}.cut_off")
+        yield
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether its writing came to an end: checkpoints are zip files, with the directory at the end."""
+    import zipfile
+
+    return zipfile.is_zipfile(checkpoint)
+
+
+def _train_command(files: StudyFiles, trainer: str, fold: int) -> list[str]:
+    study = files.study
+    command = ["nnUNetv2_train", files.dataset, study.configuration, str(fold), "-tr", trainer, "-p", study.plans]
+    return [*command, "-device", study.device]
+
+
+def _workers(device: str) -> dict[str, str]:
+    """How many processes nnU-Net starts beside itself, unless the user has said so: those that a scheduler gave; none
+    on a CPU, where they would take the core from the network."""
+    cpus = "1" if device == "cpu" else os.environ.get("SLURM_CPUS_PER_TASK")
+    workers = {} if cpus is None else {"nnUNet_n_proc_DA": cpus, "nnUNet_def_n_proc": cpus}
+    if device == "cpu":
+        workers["PYTHON_CPU_COUNT"] = "1"
+    return {name: value for name, value in workers.items() if name not in os.environ}
+
+
+def _is_preprocessed(files: StudyFiles) -> bool:
+    """Whether all cases are there, and the copies of their labels, with which nnU-Net validates."""
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    study, ending = files.study, files.dataset_json["file_ending"]
+    configuration = files.plans["configurations"][study.configuration]
+    data = files.preprocessed / configuration.get("data_identifier", f"{study.plans}_{study.configuration}")
+    there = {file.stem for file in data.glob("*.pkl")}  # of each case, nnU-Net writes the .pkl last
+    if not (files.raw / "labelsTr").is_dir():
+        return bool(there)
+    cases = get_filenames_of_train_images_and_targets(str(files.raw), files.dataset_json)
+    copies = files.preprocessed / "gt_segmentations"
+    return cases.keys() <= there and all(_same_size(copies / f"{c}{ending}", cases[c]["label"]) for c in cases)
+
+
+def _same_size(copy: Path, label: str) -> bool:
+    """Remove a copy that was cut off: being newer than its label, nnU-Net would keep it."""
+    if not copy.is_file():
+        return False
+    same = copy.stat().st_size == Path(label).stat().st_size
+    if not same:
+        copy.unlink()
+    return same
+
+
+def _write_split(files: StudyFiles) -> None:
+    from nnunet_dtc.study.datasets.splits import five_folds, write_splits
+
+    configuration = read_json(files.plans_file)["configurations"][files.study.configuration]
+    data = files.preprocessed / configuration["data_identifier"]
+    cases = [file.stem for file in data.glob("*.pkl")]
+    if not cases:
+        raise StudyError(f"nnU-Net preprocessed no case into {data}")
+    write_splits(files.preprocessed / "splits_final.json", five_folds(cases))
+
+
+def _write_split_record(files: StudyFiles, trainer: str, fold: int) -> None:
+    record = files.split_record(trainer, fold)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(record, json.dumps(files.splits[fold], indent=1) + "\n")

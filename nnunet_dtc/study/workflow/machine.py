@@ -1,0 +1,133 @@
+"""What jobs on one machine must not use at the same time: a fold's folder, a GPU, a CPU core.
+
+Locks are the system's (`flock`): they end with the process that holds them, however it ends, so a lock is never stale.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+__all__ = ["Lock", "device_of_its_own", "visible_gpus"]
+
+RETRY_S = 2.0
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # some network file systems
+
+
+class Lock:
+    """A lock on a file, for the time of a `with` block of `waiting`; or until `release`.
+
+    Attributes:
+        descriptor: of the open file. A process that inherits it keeps the lock, too.
+    """
+
+    def __init__(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+
+    def taken(self) -> bool:
+        """Try to take the lock. Returns whether this process has it now; True where the file system has no locks."""
+        import fcntl  # not on Windows
+
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        return True
+
+    def release(self) -> None:
+        os.close(self.descriptor)
+
+    @classmethod
+    @contextlib.contextmanager
+    def waiting(cls, file: Path, tell: Callable[[str], None], what: str) -> Iterator[Lock]:
+        """Hold the lock within the block, which begins when nobody else holds it.
+
+        Args:
+            tell: is given a line if it has to wait.
+            what: is waited for, for that line.
+        """
+        lock = cls(file)
+        try:
+            if not lock.taken():
+                tell(f"waiting: {what}")
+                while not lock.taken():
+                    time.sleep(RETRY_S)
+            yield lock
+        finally:
+            lock.release()
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [gpu.strip() for gpu in named.split(",") if gpu.strip() and gpu.strip() != "-1"]
+    import torch
+
+    return list(map(str, range(torch.cuda.device_count())))
+
+
+@contextlib.contextmanager
+def device_of_its_own(device: str, tell: Callable[[str], None]) -> Iterator[tuple[str, list[int]]]:
+    """Wait for a free GPU (or CPU core), and keep it for this process and those that it starts.
+
+    It is chosen by CUDA_VISIBLE_DEVICES, or the CPU affinity. Only jobs of this user are kept apart; within a job of a
+    scheduler, only those of this job, which may number its GPUs from 0.
+
+    Args:
+        device: `cuda`, `cpu` or `mps`; for the last one nothing is done.
+        tell: is given what is waited for.
+
+    Yields:
+        What it is called, such as "GPU 3", and the descriptors of its lock.
+    """
+    names = _names(device)
+    if not names:
+        yield device, []
+        return
+    lock, name = _first_free(device, names, tell)
+    try:
+        _use(device, name)
+        yield f"{'GPU' if device == 'cuda' else 'CPU'} {name}", [lock.descriptor]
+    finally:
+        lock.release()
+
+
+def _names(device: str) -> list[str]:
+    if device == "cuda":
+        return visible_gpus()
+    if device == "cpu" and hasattr(os, "sched_getaffinity"):
+        return list(map(str, sorted(os.sched_getaffinity(0))))
+    return []
+
+
+def _first_free(device: str, names: Sequence[str], tell: Callable[[str], None]) -> tuple[Lock, str]:
+    job = next((os.environ[name] for name in ("SLURM_JOB_ID", "LSB_JOBID", "PBS_JOBID") if os.environ.get(name)), "0")
+    folder = Path(tempfile.gettempdir(), f"nnunet_dtc_devices_{os.getuid()}", job)
+    told = False
+    while True:
+        for name in names:
+            lock = Lock(folder / f"{device}_{name.replace(os.sep, '_')}")
+            if lock.taken():
+                return lock, name
+            lock.release()
+        if not told:
+            tell(f"waiting: all of {device} {', '.join(names)} are in use by other jobs")
+            told = True
+        time.sleep(RETRY_S)
+
+
+def _use(device: str, name: str) -> None:
+    if device == "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = name
+    else:
+        os.sched_setaffinity(0, {int(name)})

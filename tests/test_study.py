@@ -1,0 +1,617 @@
+"""A study without Snakemake: what is read, refused and reported, and the locks of its jobs."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from model_folders import DATASET, FOLDS, Folders, write_image
+from plans import small_plans
+from typer.testing import CliRunner
+
+from nnunet_dtc.cli import app
+from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.study.workflow import engine, jobs
+from nnunet_dtc.study.workflow.checks import check_study
+from nnunet_dtc.study.workflow.definition import read_study
+from nnunet_dtc.study.workflow.forecast import drop_outdated_stamps, forecast
+from nnunet_dtc.study.workflow.index_page import duration, render_index
+from nnunet_dtc.study.workflow.machine import Lock, device_of_its_own
+from nnunet_dtc.study.workflow.model_files import StudyFiles
+from nnunet_dtc.study.workflow.status import JobNote, epochs_of, failed_jobs, read_progress, read_status
+from nnunet_dtc.study.workflow.study_targets import comparison_kinds, fold_numbers, study_folder, trainer_names
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="locks and signals of POSIX")
+
+STUDY = {
+    "dataset": 998,
+    "configuration": "3d_fullres",
+    "trainers": ["nnUNetTrainer_3epochs", "nnUNetTrainerDTC_3epochs"],
+    "folds": [0, 1],
+    "device": "cpu",
+}
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """nnU-Net's folders, planned and split, without a model."""
+    folders = Folders(tmp_path, monkeypatch)
+    (folders.preprocessed / DATASET / "nnUNetPlans.json").write_text(json.dumps(small_plans()))
+    return folders
+
+
+def write(folder, **changes):
+    file = Path(folder, "mine.yaml")
+    file.write_text(yaml.safe_dump({key: value for key, value in (STUDY | changes).items() if value is not None}))
+    return file
+
+
+def study_of(folder, **changes):
+    return read_study(write(folder, **changes))
+
+
+# what STUDY.yaml says
+
+
+@pytest.mark.parametrize(
+    ("folds", "numbers"),
+    [(2, [2]), ("3", [3]), ("0-4", [0, 1, 2, 3, 4]), ("4,0-2", [0, 1, 2, 4]), ([3, 1], [1, 3]), (" 1 , 3 ", [1, 3])],
+)
+def test_folds(folds, numbers):
+    assert fold_numbers(folds) == numbers
+
+
+@pytest.mark.parametrize(
+    "folds", ["", "a", "0-", "-1", [], [0, 0], "0-2,1", "3-1", [1.5], True, None, {"a": 1}, [None]]
+)
+def test_folds_that_are_none(folds):
+    with pytest.raises(ValueError, match="folds must"):
+        fold_numbers(folds)
+
+
+def test_repetitions_have_names_of_their_own():
+    assert trainer_names(["A", "B_5epochs"], 3) == [
+        "A",
+        "A_rep2",
+        "A_rep3",
+        "B_5epochs",
+        "B_5epochs_rep2",
+        "B_5epochs_rep3",
+    ]
+
+
+def test_the_folder_is_beside_the_file():
+    assert study_folder("/data/btcv.v2.yaml") == Path("/data/btcv.v2")
+
+
+@pytest.mark.parametrize(
+    ("config", "kinds"),
+    [
+        ({"trainers": ["A"], "test": True}, []),
+        ({"trainers": ["A", "B"]}, ["validation"]),
+        ({"trainers": ["A", "B"], "test": True}, ["validation", "test", "test_per_fold"]),
+    ],
+)
+def test_comparisons(config, kinds):
+    assert comparison_kinds(config) == kinds
+
+
+def test_defaults_and_folders_of_the_environment(folders):
+    study = study_of(folders.root, folds=None, device=None)
+    assert (study.plans, study.repetitions, study.test, study.device) == ("nnUNetPlans", 1, False, "cuda")
+    assert study.folds == (0, 1, 2, 3, 4)
+    assert (study.raw, study.preprocessed, study.results) == (folders.raw, folders.preprocessed, folders.results)
+    assert len(study.trainings) == 10
+
+
+def test_folders_in_the_file_go_first_and_are_relative_to_it(folders, tmp_path):
+    assert study_of(folders.root, nnUNet_results="elsewhere").results == folders.root / "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": None}, "has no dataset"),
+        ({"trainer": "A"}, 'no key "trainer"'),
+        ({"trainers": "nnUNetTrainer"}, "trainers must be a list"),
+        ({"trainers": []}, "trainers must be a list"),
+        ({"trainers": ["a/b"]}, "a plain name"),
+        ({"trainers": ["A", "A"]}, "A twice"),
+        ({"trainers": ["A", "A_rep2"], "repetitions": 2}, "A_rep2 twice"),
+        ({"folds": "0-x"}, "folds must"),
+        ({"repetitions": 0}, "repetitions must"),
+        ({"repetitions": "2"}, "repetitions must"),
+        ({"repetitions": 101}, "repetitions must"),
+        ({"test": "yes please"}, "test must"),
+        ({"device": "cuda:1"}, "device must"),
+        ({"plans": "../x"}, "plans"),
+        ({"dataset": [17]}, "dataset must"),
+        ({"nnUNet_raw": 3}, "nnUNet_raw must be a path"),
+    ],
+)
+def test_bad_values_are_refused_with_the_file_and_the_key(folders, changes, message):
+    with pytest.raises(NnunetDtcError, match=message) as error:
+        study_of(folders.root, **changes)
+    assert "mine.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "", "!!python/object/apply:os.getcwd []", "a: &x [*x, *x]"])
+def test_what_is_no_study_is_refused(tmp_path, text):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(NnunetDtcError, match=r"bad\.yaml"):
+        read_study(file)
+
+
+def test_an_unset_folder_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    with pytest.raises(NnunetDtcError, match="nnUNet_raw is not known"):
+        study_of(tmp_path)
+
+
+# what is refused before anything starts
+
+
+def test_a_study_that_can_run(folders):
+    files = check_study(study_of(folders.root))
+    assert files.dataset == DATASET
+    assert not list((folders.results / DATASET).iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": 5}, "5"),
+        ({"trainers": ["nnUNetTrainerDTCX"]}, "no trainer nnUNetTrainerDTCX"),
+        ({"trainers": ["nnUNetTrainerDTC_RF2"]}, "nnUNetTrainerDTC"),
+        ({"configuration": "3d_half"}, "there is no configuration"),
+        ({"configuration": "3d_cascade_fullres"}, "second stage of a cascade"),
+        ({"plans": "myPlans"}, "which planner makes them is not known"),
+        ({"folds": "0-2"}, "folds 2 do not exist.*0 to 1"),
+        ({"complexity": "none.json"}, "no file .*none.json"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_the_start(folders, changes, message):
+    with pytest.raises(NnunetDtcError, match=message):
+        check_study(study_of(folders.root, **changes))
+
+
+@pytest.mark.skipif(
+    os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
+def test_results_that_cannot_be_written(folders):
+    folders.results.chmod(0o500)
+    try:
+        with pytest.raises(NnunetDtcError, match="cannot write"):
+            check_study(study_of(folders.root))
+    finally:
+        folders.results.chmod(0o700)
+
+
+def test_results_that_are_a_file(folders):
+    (folders.root / "file").write_text("")
+    with pytest.raises(NnunetDtcError, match="cannot write"):
+        check_study(study_of(folders.root, nnUNet_results="file"))
+
+
+def test_unknown_labels_of_held_out_cases_are_named(folders):
+    label = folders.label("case_a")
+    for case in ("held_1", "held_2"):
+        write_image(folders.raw / DATASET / "labelsTs" / f"{case}.nii.gz", label)
+        write_image(folders.raw / DATASET / "imagesTs" / f"{case}_0000.nii.gz", label)
+    write_image(folders.raw / DATASET / "labelsTs" / "held_2.nii.gz", label + 7)
+    with pytest.raises(NnunetDtcError, match=r"unknown label values 7, 8, 9.*held_2"):
+        check_study(study_of(folders.root, test=True))
+    (folders.raw / DATASET / "imagesTs" / "held_1_0000.nii.gz").unlink()
+    with pytest.raises(NnunetDtcError, match=r"without an image .*held_1"):
+        check_study(study_of(folders.root, test=True))
+
+
+def test_changed_plans_are_named(folders):
+    folders.train("nnUNetTrainerDTC_3epochs")
+    check_study(study_of(folders.root))
+    plans = small_plans()
+    plans["configurations"]["3d_fullres"]["batch_size"] = 5
+    (folders.preprocessed / DATASET / "nnUNetPlans.json").write_text(json.dumps(plans))
+    with pytest.raises(NnunetDtcError, match="plans changed since nnUNetTrainerDTC_3epochs was trained: batch_size"):
+        check_study(study_of(folders.root))
+
+
+def test_a_changed_split_is_named(folders):
+    folders.train("nnUNetTrainerDTC_3epochs")
+    folders.write_splits({0: ("case_a", "case_b", "case_d"), 1: ("case_c", "case_e", "case_f", "case_g")})
+    with pytest.raises(NnunetDtcError, match=r"split changed since fold 0 of nnUNetTrainerDTC_3epochs.*case_c, case_d"):
+        check_study(study_of(folders.root))
+
+
+def test_a_changed_split_of_an_interrupted_training_is_named(folders):
+    folder = folders.train("nnUNetTrainer_3epochs", folds={1: FOLDS[1]})
+    (folder / "fold_1" / "checkpoint_final.pth").rename(folder / "fold_1" / "checkpoint_latest.pth")
+    (folder / "fold_1" / "validation" / "summary.json").unlink()
+    study = study_of(folders.root)
+    record = StudyFiles(study).split_record("nnUNetTrainer_3epochs", 1)
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"train": [], "val": [*FOLDS[1][1:], "case_a"]}))
+    with pytest.raises(NnunetDtcError, match=r"split changed since fold 1.*case_a, case_d"):
+        check_study(study)
+
+
+# status
+
+
+LOG = """
+2026-01-01 10:00:00.000001: Epoch 0
+2026-01-01 10:00:00.000001: Current learning rate: 0.01
+2026-01-01 10:00:10.000001: train_loss 0.1
+2026-01-01 10:00:10.000001: val_loss 0.2
+2026-01-01 10:00:10.000001: Pseudo dice [np.float32(0.25), np.float64(nan)]
+2026-01-01 10:00:10.000001: Epoch time: 10.0 s
+2026-01-01 10:00:20.000001: Epoch 1
+2026-01-01 10:00:20.000001: Pseudo dice [0.5, 0.75, 1e-05]
+2026-01-01 10:00:20.000001: Epoch time: 20.0 s
+2026-01-01 10:00:20.000001: Epoch 2
+"""
+
+
+def write_log(fold, text=LOG, number=1):
+    fold.mkdir(parents=True, exist_ok=True)
+    file = fold / f"training_log_{number}.txt"
+    file.write_text(text)
+    os.utime(file, (1000 + number, 1000 + number))
+
+
+def test_progress_from_logs(tmp_path):
+    assert math.isnan(read_progress(tmp_path).dice)
+    write_log(tmp_path)
+    progress = read_progress(tmp_path)
+    assert (progress.epochs, progress.seconds) == (2, (10.0, 20.0))
+    assert progress.dice == pytest.approx((0.5 + 0.75 + 1e-05) / 3, abs=1e-6)
+
+
+def test_progress_of_a_training_that_went_back_to_its_checkpoint(tmp_path):
+    write_log(tmp_path, LOG.replace("Epoch 1", "Epoch 7"))
+    write_log(tmp_path, LOG.replace("Epoch 0", "Epoch 5").split("2026-01-01 10:00:20", 1)[0], number=2)
+    progress = read_progress(tmp_path)
+    assert progress.epochs == 6
+    assert progress.dice == 0.25
+
+
+@pytest.mark.parametrize(
+    ("trainer", "epochs"),
+    [
+        ("nnUNetTrainer", 1000),
+        ("nnUNetTrainer_rep2", 1000),
+        ("nnUNetTrainerDTC_RF10_7epochs_rep3", 7),
+        ("nnUNetTrainerUNetDTC_paper2d", 40),
+        ("nnUNetTrainer_250epochs_NoMirroring", 250),
+        ("theirTrainer_20epochs", 20),
+        ("nnUNetTrainerDTC_mylab", 1000),
+    ],
+)
+def test_epochs_of_a_name(trainer, epochs):
+    assert epochs_of(trainer) == epochs
+
+
+def note(study, *job, state, host=None, process=None, log="", old=0.0):
+    import socket
+
+    file = study.folder.joinpath("jobs", *job).with_suffix(".json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "job": " ".join(job),
+        "state": state,
+        "host": host or socket.gethostname(),
+        "process": process or os.getpid(),
+        "place": "GPU 1",
+        "log": log,
+    }
+    file.write_text(json.dumps(content))
+    os.utime(file, (time.time() - old, time.time() - old))
+
+
+def test_states_of_trainings(folders):
+    vanilla, dtc = STUDY["trainers"]
+    study = study_of(folders.root, folds="0-1", repetitions=2)
+    files = StudyFiles(study)
+    folders.train(vanilla, folds={0: FOLDS[0]})
+    write_log(files.fold_folder(vanilla, 1))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    note(study, "train", vanilla, "fold_1", state="running")
+    note(study, "train", f"{vanilla}_rep2", "fold_0", state="running", process=gone.pid)
+    note(study, "train", f"{vanilla}_rep2", "fold_1", state="failed", log="nowhere")
+    note(study, "train", dtc, "fold_0", state="running", host="far away", old=5)
+    note(study, "train", dtc, "fold_1", state="running", host="far away", old=3600)
+    note(study, "train", f"{dtc}_rep2", "fold_0", state="waiting")
+    found = {(training.trainer, training.fold): training for training in read_status(files)}
+    assert [training.state for training in found.values()] == [
+        "finished", "training", "interrupted", "failed", "training", "interrupted", "waiting", "to do",
+    ]  # fmt: skip
+    running = found[vanilla, 1]
+    assert (running.epochs, running.of, running.seconds_left) == (2, 3, 15.0)
+    assert running.where.endswith("GPU 1")
+    assert found[dtc, 0].where == "far away, GPU 1"
+    assert [job.job for job in failed_jobs(study)] == [f"train {vanilla}_rep2 fold_1"]
+
+
+def test_a_validation_that_was_interrupted(folders):
+    trainer = STUDY["trainers"][0]
+    study = study_of(folders.root)
+    folder = folders.train(trainer)
+    (folder / "fold_0" / "validation" / "summary.json").write_text("{")  # cut off
+    note(study, "train", trainer, "fold_0", state="interrupted")
+    assert [training.state for training in read_status(StudyFiles(study))][:2] == ["interrupted", "finished"]
+
+
+def test_the_status_names_what_failed_with_the_end_of_its_log(folders):
+    study = study_of(folders.root)
+    log = folders.root / "log.txt"
+    log.write_text("\n".join(f"line {k}" for k in range(40)) + "\nCUDA out of memory\n")
+    note(study, "train", STUDY["trainers"][1], "fold_1", state="failed", log=str(log))
+    done = CliRunner().invoke(app, ["study", "status", str(study.file)], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    assert "4 trainings: 1 failed, 3 to do" in done.output
+    assert "failed: train nnUNetTrainerDTC_3epochs fold_1" in done.output
+    assert "CUDA out of memory" in done.output
+    assert "line 39" in done.output
+    assert "line 3\n" not in done.output
+
+
+# what it will do
+
+
+def test_the_forecast_counts_what_is_left(folders):
+    vanilla, dtc = STUDY["trainers"]
+    study = study_of(folders.root, repetitions=2)
+    files = StudyFiles(study)
+    folders.train(vanilla)
+    write_log(files.fold_folder(vanilla, 0))
+    text = "\n".join(forecast(files))
+    assert "2 models x 2 repetitions x 2 folds = 8 trainings: 2 finished, 6 to do" in text
+    assert "about 4 min" in text  # 6 trainings of 3 epochs, 15 s each
+    (folders.root / "complexity.json").write_text(json.dumps({"trainers": {dtc: {"step_seconds": 0.2}}}))
+    text = "\n".join(forecast(StudyFiles(study_of(folders.root, repetitions=2, complexity="complexity.json"))))
+    assert "about 12 min" in text  # 6 epochs of 15 s, 12 of 250 x 0.2 s
+
+
+def test_marks_of_jobs_whose_results_are_gone(folders):
+    vanilla, _ = STUDY["trainers"]
+    study = study_of(folders.root)
+    folders.train(vanilla)
+    stamps = [
+        study.folder / "done" / job / vanilla / f"fold_{fold}" for job in ("train", "validate") for fold in (0, 1)
+    ]
+    for stamp in stamps:
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.touch()
+    drop_outdated_stamps(StudyFiles(study))
+    assert all(stamp.exists() for stamp in stamps)
+    files = StudyFiles(study)
+    (files.fold_folder(vanilla, 1) / "checkpoint_final.pth").write_bytes(b"PK\3\4 cut off")
+    (files.fold_folder(vanilla, 0) / "validation" / "summary.json").unlink()
+    drop_outdated_stamps(StudyFiles(study))
+    assert [stamp.exists() for stamp in stamps] == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, ""), (math.nan, ""), (45, "45 s"), (600, "10 min"), (3 * 3600, "3.0 h"), (86_400 * 21, "21.0 d")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_index_page(folders):
+    study = study_of(folders.root)
+    comparison = {
+        "metrics": ["dice", "hd95_mm"],
+        "models": [
+            {"name": "nnUNetTrainer", "left_out": "_3epochs", "repeats": ["a", "b"], "epochs": 3, "parameters": 1234567,
+             "epoch_seconds": 40.0, "peak_memory_mib": None},
+            {"name": "<i>DTC</i>", "left_out": "", "repeats": ["c"], "epochs": None, "parameters": None,
+             "epoch_seconds": None, "peak_memory_mib": None},
+        ],
+        "summary": [
+            {"model": "nnUNetTrainer", "metric": "dice", "mean": 0.8125},
+            {"model": "<i>DTC</i>", "metric": "dice", "mean": 0.834},
+            {"model": "nnUNetTrainer", "metric": "hd95_mm", "mean": 7.25},
+            {"model": "<i>DTC</i>", "metric": "hd95_mm", "mean": None},
+        ],
+        "noise": [{"model": "<i>DTC</i>", "metric": "dice", "run_to_run": 0.011, "sentence": "More than noise."}],
+    }  # fmt: skip
+    page = render_index(StudyFiles(study), {"validation": comparison}, read_status(StudyFiles(study)))
+    for text in ("81.25", "83.40", "7.25", "1,234,567", "2 min", "1.10", "More than noise.", "fold 1", "to do 0/3"):
+        assert text in page, text
+    assert 'href="comparison/validation/index.html"' in page
+    assert "<i>DTC" not in page
+    assert "memory" not in page.split("</style>")[1]  # nobody measured it
+
+
+# locks and devices
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from nnunet_dtc.study.workflow.machine import Lock, device_of_its_own
+what, where = sys.argv[1:]
+if what == "lock":
+    with Lock.waiting(Path(where), print, "another"):
+        print("held", flush=True); time.sleep(100)
+with device_of_its_own(what, lambda line: print(line, flush=True)) as (name, _):
+    import os
+    print("held", name, os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True); time.sleep(100)
+"""
+
+
+def holder(*arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", HOLD, *arguments],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
+    file = tmp_path / "there" / "lock"
+    first = holder("lock", str(file))
+    try:
+        assert first.stdout.readline() == "held\n"
+        lock = Lock(file)
+        assert not lock.taken()
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        assert lock.taken()
+        lock.release()
+    finally:
+        first.kill()
+
+
+def test_each_job_has_a_gpu_of_its_own_and_waits_when_all_are_taken(tmp_path):
+    environment = {"CUDA_VISIBLE_DEVICES": "3,5", "TMPDIR": str(tmp_path)}
+    processes = [holder("cuda", "", **environment)]
+    try:
+        assert processes[0].stdout.readline() == "held GPU 3 3\n"
+        processes.append(holder("cuda", "", **environment))
+        assert processes[1].stdout.readline() == "held GPU 5 5\n"
+        processes.append(holder("cuda", "", **environment))
+        assert processes[2].stdout.readline().startswith("waiting: all of cuda 3, 5 are in use")
+        processes[0].kill()
+        assert processes[2].stdout.readline() == "held GPU 3 3\n"
+        # jobs of a scheduler may number their GPUs from 0, each for itself
+        processes.append(holder("cuda", "", **environment, SLURM_JOB_ID="77"))
+        assert processes[3].stdout.readline() == "held GPU 3 3\n"
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no CPU affinity")
+def test_a_job_on_the_cpu_has_one_core(tmp_path, monkeypatch):
+    before = os.sched_getaffinity(0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    try:
+        with device_of_its_own("cpu", print) as (name, descriptors):
+            assert os.sched_getaffinity(0) == {int(name.removeprefix("CPU "))}
+            assert len(descriptors) == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+# jobs
+
+
+def test_what_is_done_is_not_done_again(folders, capsys):
+    """Jobs of a finished training run no command: there is no data to train with."""
+    trainer = STUDY["trainers"][1]
+    folders.train(trainer)
+    files = StudyFiles(study_of(folders.root))
+    before = {file: file.stat().st_mtime_ns for file in files.model_folder(trainer).rglob("*")}
+    jobs.train(files, trainer, 1)
+    jobs.validate(files, trainer, 1)
+    assert "$" not in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in files.model_folder(trainer).rglob("*")} == before
+
+
+def test_a_job_refuses_to_go_on_with_other_plans(folders):
+    trainer = STUDY["trainers"][0]
+    folders.train(trainer)
+    plans = small_plans()
+    plans["configurations"]["3d_fullres"]["patch_size"] = [6, 16, 32]
+    (folders.preprocessed / DATASET / "nnUNetPlans.json").write_text(json.dumps(plans))
+    study = study_of(folders.root)
+    with pytest.raises(NnunetDtcError, match="patch_size"):
+        jobs.train(StudyFiles(study), trainer, 0)
+    assert [job.state for job in failed_jobs(study)] == ["failed"]
+
+
+def test_a_note_of_another_version_is_none(folders):
+    study = study_of(folders.root)
+    (study.folder / "jobs").mkdir(parents=True)
+    (study.folder / "jobs" / "train.json").write_text('{"unknown": 1}')
+    assert failed_jobs(study) == []
+    assert JobNote("train", "finished", "a", 1, "", "", 0.0).is_alive is False
+
+
+# the command
+
+
+def test_the_snakefile_is_part_of_the_package():
+    done = CliRunner().invoke(app, ["study", "--snakefile"])
+    assert done.exit_code == 0
+    file = Path(done.output.replace("\n", ""))
+    assert file.name == "Snakefile"
+    assert "nnUNetv2_train" in file.read_text()
+    for profile in engine.PROFILES:
+        content = yaml.safe_load((file.parent / "profiles" / profile / "config.yaml").read_text())
+        assert content["keep-going"] is True
+        assert content["rerun-incomplete"] is True
+
+
+def test_without_snakemake_one_sentence_says_what_to_install(folders, monkeypatch):
+    monkeypatch.setattr(engine.shutil, "which", lambda *_, **__: None)
+    done = CliRunner().invoke(app, ["study", str(write(folders.root))], env={"COLUMNS": "500"})
+    assert done.exit_code == 1
+    assert "pip install 'nnunet-dtc[study]'" in done.output
+    monkeypatch.setattr(engine.sys, "version_info", (3, 10, 4))
+    done = CliRunner().invoke(app, ["study", str(write(folders.root))], env={"COLUMNS": "500"})
+    assert "needs Python 3.11" in done.output
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The command lines that would have become Snakemake."""
+    lines = []
+    monkeypatch.setattr(engine, "find_snakemake", lambda: "/bin/snakemake")
+    monkeypatch.setattr(engine, "run_snakemake", lambda study, command: lines.append(command))
+    return lines
+
+
+def test_options_write_a_study_and_the_rest_goes_to_snakemake(folders, started, monkeypatch):
+    monkeypatch.chdir(folders.root)
+    words = ["study", "-d", "998", "-c", "3d_fullres", "-tr", *STUDY["trainers"], "--folds", "0-1", "--device", "cpu"]
+    done = CliRunner().invoke(app, [*words, "--", "--jobs", "7", "-k"])
+    assert done.exit_code == 0, done.output
+    assert started[0][-3:] == ["--jobs", "7", "-k"]
+    assert "1 repetitions x 2 folds = 4 trainings: 4 to do" in " ".join(done.output.split())
+    file = folders.root / "study_998_3d_fullres.yaml"
+    assert read_study(file).models == tuple(STUDY["trainers"])
+    assert CliRunner().invoke(app, words).exit_code == 0  # the same again
+    changed = CliRunner().invoke(app, [*words, "--repetitions", "2"], env={"COLUMNS": "500"})
+    assert changed.exit_code == 1
+    assert "with other options" in changed.output
+
+
+def test_a_device_that_is_not_there_is_refused_only_on_this_machine(folders, started, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    file = str(write(folders.root, device="cuda"))
+    done = CliRunner().invoke(app, ["study", file])
+    assert done.exit_code == 1
+    assert "cuda" in done.output
+    for words in (["--profile", "slurm"], ["--", "--executor", "slurm"], ["--", "--executor=slurm"]):
+        assert CliRunner().invoke(app, ["study", file, *words]).exit_code == 0
+    assert all("--resources" not in command for command in started)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Usage"),
+        (["none.yaml"], "cannot read"),
+        (["-d", "3"], "needs STUDY.yaml"),
+        (["none.yaml", "-d", "3"], "give either"),
+        (["none.yaml", "--profile", "lsf"], "--profile is one of"),
+        (["none.txt"], "YAML"),
+    ],
+)
+def test_bad_command_lines(started, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["study", *words], env={"COLUMNS": "500"})
+    assert done.exit_code != 0
+    assert message in done.output
+    assert not started
