@@ -1,11 +1,11 @@
-"""From nothing to a comparison: train nnU-Net's own network and the same with DTC, see both on cases new to them.
+"""Train nnU-Net's own network with and without DTC, and compare the two on unseen cases.
 
-    python scripts/demo.py                                    synthetic CTs; minutes, on a CPU too
+    python scripts/demo.py                                    synthetic CTs; minutes, also on a CPU
     python scripts/demo.py --dataset /data/Dataset017_BTCV    your data, in nnU-Net's raw layout
 
-Every step is one of nnU-Net's own commands, shown as it is run. All files are in one folder; run the same line again
-after an interruption and it goes on where it was. Results: the page comparison/index.html in that folder, and its
-numbers in files beside it.
+Every step is one of nnU-Net's own commands, which is shown when it runs. All files are in one folder. After an
+interruption the same command continues. The results are the page comparison/index.html in that folder and files with
+its numbers.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ OPTIONS_FILE, SECONDS_FILE = "demo.json", "seconds.json"
 
 
 class DemoError(Exception):
-    """Something the user can put right; the message says what."""
+    """An error that the user can correct."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a demo folder is made with; a folder keeps to one set."""
+    """The options of a demo folder, which are the same in all runs."""
 
     dataset: str  # "phantom" or the absolute path of a data set
-    trainers: tuple[str, ...]  # names without _<n>epochs and NoMirroring
+    trainers: tuple[str, ...]  # names without _<n>epochs and _NoMirroring
     epochs: int
     device: str  # cuda, cpu or mps
 
@@ -62,7 +62,7 @@ class Options:
         return SMALL_PLANS if self.small else "nnUNetPlans"
 
     def trainer(self, name: str) -> str:
-        """The name of the trainer that trains this many epochs, without mirroring."""
+        """The name of the trainer with this number of epochs and without mirroring."""
         return short_training(name, self.epochs)
 
 
@@ -74,10 +74,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="demo.py",
         description="Train nnU-Net with and without DTC on synthetic or your own CTs, compare them on held-out cases.",
-        epilog="Interrupted? Run the same line again.",
+        epilog="After an interruption, run the same command again.",
     )
     default_folder = Path(__file__).resolve().parent.parent / "demo"
-    parser.add_argument("--folder", type=Path, default=default_folder, help="where everything goes (%(default)s)")
+    parser.add_argument("--folder", type=Path, default=default_folder, help="folder for all files (%(default)s)")
     parser.add_argument(
         "--dataset",
         type=Path,
@@ -98,19 +98,21 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def check_dataset(path: Path) -> Path:
-    """The absolute path of a data set in nnU-Net's raw layout.
+    """Check a data set in nnU-Net's raw layout, and return its absolute path.
 
     Raises:
-        DemoError: when it is not one.
+        DemoError: it is not a data set in nnU-Net's raw layout, or has fewer than five training cases.
     """
-    path = Path(os.path.abspath(path.expanduser()))  # not resolved: a link has the name that counts
+    path = Path(os.path.abspath(path.expanduser()))  # not resolved, because the name of a link counts
     if not path.is_dir():
         raise DemoError(f"--dataset must be a folder, got {path}")
     if not DATASET_NAME.fullmatch(path.name):
-        raise DemoError(f"--dataset must be named Dataset<three digits>_<Name>, as nnU-Net wants it, got {path.name}")
+        raise DemoError(f"--dataset must be named Dataset<three digits>_<Name>, got {path.name}")
     missing = [name for name in ("dataset.json", "imagesTr", "labelsTr") if not (path / name).exists()]
     if missing:
-        raise DemoError(f"--dataset must hold dataset.json, imagesTr and labelsTr; {path} lacks {', '.join(missing)}")
+        raise DemoError(
+            f"--dataset must contain dataset.json, imagesTr and labelsTr; {path} lacks {', '.join(missing)}"
+        )
     try:
         described = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
         ending, cases = described["file_ending"], int(described["numTraining"])
@@ -125,39 +127,39 @@ def check_dataset(path: Path) -> Path:
 
 
 def short_training(name: str, epochs: int) -> str:
-    """The name of a trainer of nnunet-dtc with so many epochs, AdamW, and without mirroring.
+    """The name of a trainer of nnunet-dtc with this number of epochs, AdamW, and without mirroring.
 
-    With AdamW small organs start to be learned after hundreds of iterations, with nnU-Net's SGD after thousands
-    (measured on the phantom). Organs have sides, and a short training no time to learn them mirrored, too.
+    With AdamW small organs are learned after hundreds of iterations, with nnU-Net's SGD after thousands (measured on
+    the phantom). A short training has no time to learn mirrored organs as well.
 
     Raises:
-        DemoError: for names that say one of the two already, and that nnunet-dtc does not know.
+        DemoError: the name already contains the epochs or the mirroring, or is not a trainer of nnunet-dtc.
     """
     from nnunet_dtc.trainers import names
 
     if re.search(r"_[^_]*epochs?(_|$)|NoMirroring", name, re.IGNORECASE):
         raise DemoError(
-            f"give trainers without _<n>epochs, which is --epochs, and without NoMirroring, which the demo adds; "
-            f"got {name}"
+            f"give trainers without _<n>epochs (use --epochs) and without _NoMirroring, which the demo adds; got {name}"
         )
     try:
         spec = names.TrainerName() if name == names.PREFIX else names.parse(name)
     except (names.TrainerNameError, names.UnknownSuffixError) as error:
         raise DemoError(str(error)) from error
     if spec is None:
-        raise DemoError(f"{name} is no trainer of nnunet-dtc, for which the demo is; its names are {names.GRAMMAR}")
+        raise DemoError(f"{name} is no trainer of nnunet-dtc; its names are {names.GRAMMAR}")
     optimizer = next(iter(names.OPTIMIZERS)) if spec.optimizer == names.TrainerName.optimizer else spec.optimizer
     return str(replace(spec, optimizer=optimizer, epochs=epochs, mirroring=False))
 
 
 def check_options(args: argparse.Namespace, cuda: Callable[[], bool]) -> Options:
-    """What was asked for, checked.
+    """Check the options of the command line.
 
     Args:
-        cuda: says whether there is a GPU; asked only when that matters.
+        args: the parsed options.
+        cuda: returns whether there is a GPU; called only if needed.
 
     Raises:
-        DemoError: for what cannot be done.
+        DemoError: an option is not allowed.
     """
     if args.epochs is not None and args.epochs < 1:
         raise DemoError(f"--epochs must be at least 1, got {args.epochs}")
@@ -175,10 +177,10 @@ def check_options(args: argparse.Namespace, cuda: Callable[[], bool]) -> Options
 
 
 def claim_folder(folder: Path, options: Options) -> None:
-    """Make the demo's folder, or recognise it from an earlier run with the same options.
+    """Create the demo's folder, or check that it is from an earlier run with the same options.
 
     Raises:
-        DemoError: when the folder holds something else, or a demo with other options.
+        DemoError: the folder has other content, or is from a run with other options.
     """
     file = folder / OPTIONS_FILE
     if folder.exists() and not folder.is_dir():
@@ -198,13 +200,13 @@ def claim_folder(folder: Path, options: Options) -> None:
     ]
     if differing:
         raise DemoError(
-            f"{folder} was begun with other options ({'; '.join(differing)}): use those again, choose another "
-            "--folder, or delete that one"
+            f"{folder} was made with other options ({'; '.join(differing)}): use the same options, choose another "
+            "--folder, or delete this one"
         )
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# What is done already? Every step is recognised by its own results.
+# Steps that are already done are recognised by their results.
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -214,7 +216,7 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """None where there is no such file, or none that is whole: nnU-Net may have been ended while it wrote."""
+    """The content of a JSON file; None if it does not exist or is incomplete because nnU-Net was ended."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -223,24 +225,26 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 
 def preprocessed_cases(folder: Path) -> int:
-    """Cases that nnU-Net has preprocessed completely: it writes the .pkl of a case last."""
+    """The number of preprocessed cases, which nnU-Net completes with a .pkl file."""
     return len(list(folder.glob("*.pkl")))
 
 
 def labels_copied(copies: Path, labels: Path, cases: int, ending: str) -> bool:
-    """Whether nnU-Net's copies of the labels, which it validates with, are all there.
+    """Whether nnU-Net's copies of the labels for its validation are complete.
 
-    Copies that were cut off are removed: being newer than the label they are of, nnU-Net would keep them.
+    Truncated copies are removed, because nnU-Net keeps copies that are newer than the labels.
     """
     found = list(copies.glob(f"*{ending}"))
-    cut_off = [f for f in found if (labels / f.name).is_file() and f.stat().st_size != (labels / f.name).stat().st_size]
-    for file in cut_off:
+    truncated = [
+        f for f in found if (labels / f.name).is_file() and f.stat().st_size != (labels / f.name).stat().st_size
+    ]
+    for file in truncated:
         file.unlink()
-    return len(found) == cases and not cut_off
+    return len(found) == cases and not truncated
 
 
 def training_state(fold: Path) -> str:
-    """ "done", "interrupted" (there is a whole checkpoint to go on from) or "new"."""
+    """ "done", "interrupted" (there is a complete checkpoint to continue from) or "new"."""
     if (fold / "checkpoint_final.pth").is_file() and read_json(fold / "validation" / "summary.json") is not None:
         return "done"
     names = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
@@ -248,7 +252,7 @@ def training_state(fold: Path) -> str:
 
 
 def drop_broken_checkpoints(fold: Path) -> list[str]:
-    """Remove checkpoints whose writing was cut off (they are zip files with the directory at the end); their names."""
+    """Remove incomplete checkpoints, zip files without the directory at their end, and return their names."""
     broken = [f for f in fold.glob("checkpoint_*.pth") if not zipfile.is_zipfile(f)]
     for file in broken:
         file.unlink()
@@ -266,12 +270,12 @@ class Demo:
         self.folder, self.options, self.console = folder, options, console
         self.raw, self.preprocessed = folder / "nnUNet_raw", folder / "nnUNet_preprocessed"
         self.results, self.logs = folder / "nnUNet_results", folder / "logs"
-        # of every finished step, those of earlier runs in this folder too
+        # of every finished step, including those of earlier runs in this folder
         self.seconds: dict[str, float] = read_json(folder / SECONDS_FILE) or {}
 
     @property
     def exports(self) -> dict[str, str]:
-        """The environment of every command."""
+        """The environment variables of every command."""
         from nnunet_dtc.plugin.registration import environment_value
 
         variables = {
@@ -281,7 +285,7 @@ class Demo:
             "nnUNet_extTrainer": environment_value(),
         }
         if self.options.small:
-            # A process more costs seconds of importing, and every worker takes a core from the network.
+            # Each further process takes seconds to import packages, and every worker takes a core from the network.
             variables |= {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1"}
         return variables
 
@@ -302,35 +306,38 @@ class Demo:
 
     @property
     def held_out(self) -> bool:
-        """Whether the data set has test cases with labels; otherwise the fold's validation cases take their place."""
+        """Whether the data set has test cases with labels; otherwise the validation cases of the fold are used."""
         ending = self.description["file_ending"]
         truths = {f.name for f in (self.dataset / "labelsTs").glob(f"*{ending}")}
         images = {f.name for f in (self.dataset / "imagesTs").glob(f"*_0000{ending}")}
         return bool(truths) and truths == {name.replace(f"_0000{ending}", ending) for name in images}
 
-    def model(self, trainer: str) -> Path:
-        name = f"{self.options.trainer(trainer)}__{self.options.plans}__{CONFIGURATION}"
-        return self.results / self.dataset.name / name
+    def model(self, trainer: str, fold: int | None = None) -> Path:
+        """The folder of a model, or of one of its folds."""
+        from nnunet_dtc.plugin.model_folder import model_path
+
+        names = self.dataset.name, self.options.trainer(trainer), self.options.plans, CONFIGURATION
+        return self.results / model_path(*names, fold)
 
     def predictions(self, trainer: str) -> Path:
         if self.held_out:
             return self.folder / "predictions" / self.options.trainer(trainer)
-        return self.model(trainer) / f"fold_{FOLD}" / "validation"
+        return self.model(trainer, FOLD) / "validation"
 
     def step(self, title: str, log: str, *command: str, name: str = "", epochs: int | None = None) -> Step:
         return Step(title, name or command[0], command, self.logs / f"{log}.txt", epochs)
 
     def run_steps(self, *steps: Step) -> None:
-        """Side by side; the time of each is kept under the name of its log."""
+        """Run steps at the same time, and keep the time of each under the name of its log."""
         for step, seconds in zip(steps, run_steps(self.console, steps, self.exports), strict=True):
-            self.took(step.log.stem, seconds)
+            self.keep_time(step.log.stem, seconds)
 
     def run_side_by_side(self, *steps: Step) -> None:
-        """Where each can have CPUs of its own; a GPU is for one at a time."""
+        """Run steps at the same time on separate CPUs; on a GPU one after the other."""
         for group in on_cpus_of_their_own(steps) if self.options.device == "cpu" else [[step] for step in steps]:
             self.run_steps(*group)
 
-    def took(self, step: str, seconds: float) -> None:
+    def keep_time(self, step: str, seconds: float) -> None:
         self.seconds[step] = round(seconds, 1)
         write_json(self.folder / SECONDS_FILE, self.seconds)
 
@@ -338,7 +345,7 @@ class Demo:
         self.console.print(f"[dim]{escape(text)}[/dim]")
 
     def run(self) -> None:
-        self.console.print("For these commands in a shell of your own:")
+        self.console.print("To run these commands yourself:")
         for name, value in self.exports.items():
             self.console.print(f"[cyan]export {name}={escape(_quoted(value))}[/cyan]", soft_wrap=True)
         self.make_dataset()
@@ -350,7 +357,7 @@ class Demo:
 
     def make_dataset(self) -> None:
         if self.dataset.exists():
-            self.say(f"\nThe data set is there already: {self.dataset}")
+            self.say(f"\nThe data set already exists: {self.dataset}")
             return
         self.raw.mkdir(parents=True, exist_ok=True)
         if self.options.dataset != "phantom":
@@ -370,14 +377,14 @@ class Demo:
                 PHANTOM_TEST_CASES,
                 progress=lambda done, total: progress.update(bar, completed=done, total=total),
             )
-        self.took("0_phantom", time.monotonic() - started)
+        self.keep_time("0_phantom", time.monotonic() - started)
         self.console.print(
             f"  {PHANTOM_CASES} to train with, {PHANTOM_TEST_CASES} held out: {escape(str(self.dataset))}\n"
             f"[green]done[/green] in {self.seconds['0_phantom']:.0f} s"
         )
 
     def split(self) -> None:
-        """The five folds that nnU-Net would draw. Two trainings that begin at once would both write them."""
+        """Write the five folds that nnU-Net would draw, because two trainings that start together would both do so."""
         from nnunet_dtc.study.datasets.splits import five_folds, write_splits
 
         ending = self.description["file_ending"]
@@ -385,7 +392,7 @@ class Demo:
         write_splits(self.preprocessed / self.dataset.name / "splits_final.json", five_folds(cases))
 
     def prepare(self) -> None:
-        """Plan and preprocess; on a CPU with small plans."""
+        """Plan and preprocess, on a CPU with small plans."""
         folder = self.preprocessed / self.dataset.name
         plans = folder / "nnUNetPlans.json"
         data = folder / f"{self.options.plans}_{CONFIGURATION}"
@@ -393,7 +400,7 @@ class Demo:
         planned = read_json(folder / f"{self.options.plans}.json") is not None
         labelled = labels_copied(folder / "gt_segmentations", self.dataset / "labelsTr", cases, ending)
         if planned and labelled and preprocessed_cases(data) == cases:
-            self.say("\nPlanned and preprocessed already.")
+            self.say("\nPlanning and preprocessing are already done.")
             return
         plan = ["nnUNetv2_plan_and_preprocess", "-d", self.dataset_id, "-c", CONFIGURATION]
         if not self.options.small:
@@ -426,35 +433,35 @@ class Demo:
             table.add_row(what, *(_short(plan["architecture"]["arch_kwargs"][key]) for plan in (before, after)))
         self.console.print(
             f"\n[bold]No GPU: training with small plans.[/bold] nnU-Net's own plans would take days on a CPU. "
-            f"{SMALL_PLANS} is a copy of them with coarser voxels and a smaller network, the same for all "
-            f"trainers: -p {SMALL_PLANS} below. The numbers compare the trainers; they are not what nnU-Net can do.",
+            f"{SMALL_PLANS} is a copy of them with coarser voxels and a smaller network for all trainers "
+            f"(-p {SMALL_PLANS} below). The numbers compare the trainers; nnU-Net's own plans achieve more.",
         )
         self.console.print(table)
 
     def training(self, trainer: str) -> Step | None:
-        """None where it is done already."""
+        """The training of a trainer; None if it is already done."""
         name = self.options.trainer(trainer)
-        fold = self.model(trainer) / f"fold_{FOLD}"
+        fold = self.model(trainer, FOLD)
         for broken in drop_broken_checkpoints(fold):
-            self.say(f"\n{broken} was cut off while it was written; it is removed.")
+            self.say(f"\n{broken} is incomplete and is removed.")
         state = training_state(fold)
         if state == "done":
-            self.say(f"\n{name} is trained already.")
+            self.say(f"\n{name} is already trained.")
             return None
         command = ["nnUNetv2_train", self.dataset_id, CONFIGURATION, str(FOLD), "-tr", name, "-p", self.options.plans]
         command += ["-device", self.options.device]
         if state == "interrupted":
-            self.say(f"\n{name} was interrupted; it goes on from its last checkpoint.")
+            self.say(f"\n{name} was interrupted and continues from its last checkpoint.")
             command.append("--c")
         return self.step(f"Training {name}", f"3_train_{name}", *command, name=trainer, epochs=self.options.epochs)
 
     def prediction(self, trainer: str) -> Step | None:
-        """Of the held-out cases; None where it is done already."""
+        """The prediction of the held-out cases; None if it is already done."""
         name, output = self.options.trainer(trainer), self.predictions(trainer)
         ending = self.description["file_ending"]
         wanted = {f.name for f in (self.dataset / "labelsTs").glob(f"*{ending}")}
         if wanted <= {f.name for f in output.glob(f"*{ending}")}:
-            self.say(f"\n{name} has predicted already.")
+            self.say(f"\nThe predictions of {name} already exist.")
             return None
         shutil.rmtree(output, ignore_errors=True)
         shutil.rmtree(_unfinished(output), ignore_errors=True)
@@ -466,7 +473,7 @@ class Demo:
         return self.step(f"Predicting with {name}", f"4_predict_{name}", *command, name=trainer)
 
     def predict(self) -> None:
-        """Predict the held-out cases, if there are any."""
+        """Predict the held-out cases if there are any."""
         if not self.held_out:
             return
         missing = {t: step for t in self.options.trainers if (step := self.prediction(t))}
@@ -476,7 +483,7 @@ class Demo:
             _unfinished(output).rename(output)
 
     def compare(self) -> None:
-        """Every score, the differences and their page, by nnunet-dtc's own command."""
+        """Compute scores, differences and their page with nnunet-dtc compare."""
         trainers, output = self.options.trainers, self.folder / "comparison"
         command = ["nnunet-dtc", "compare", *(str(self.model(t)) for t in trainers), "-f", str(FOLD)]
         if self.held_out:
@@ -488,16 +495,16 @@ class Demo:
             f"\n[bold]The comparison as a page:[/bold] {escape(str(output / 'index.html'))}", soft_wrap=True
         )
         if self.options.epochs < 100:
-            self.say("One short training each: which organs have begun to be learned is chance.")
+            self.say("After one short training each, it is chance which organs have been learned.")
 
 
 def _unfinished(folder: Path) -> Path:
-    """Its name until everything is in it."""
+    """The name of a folder until it is complete."""
     return folder.with_name(f"{folder.name}.unfinished")
 
 
 def bring_dataset(source: Path, target: Path) -> None:
-    """Link the data set into the demo, or copy it where links are not allowed."""
+    """Link the data set into the demo's folder, or copy it if links are not allowed."""
     source = source.resolve()
     try:
         target.symlink_to(source, target_is_directory=True)
@@ -545,10 +552,10 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     except StepFailedError as error:
         console.print(f"\n[red]{escape(str(error))}[/red]; the end of its log:\n")
         console.print(escape(error.tail()), soft_wrap=True)
-        console.print(f"\nThe whole log: {escape(str(error.log))}\nRun the same line again to go on from here.")
+        console.print(f"\nThe complete log: {escape(str(error.log))}\nRun the same command again to continue.")
         return 1
     except KeyboardInterrupt:
-        console.print("\nInterrupted. Run the same line again to go on from here.")
+        console.print("\nInterrupted. Run the same command again to continue.")
         return 130
     console.print(f"[green]All done[/green] in {(time.monotonic() - started) / 60:.1f} minutes.")
     return 0

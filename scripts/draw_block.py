@@ -1,4 +1,4 @@
-"""Draw the README's figure: the DTC block, and where it samples (computed by the operator itself).
+"""Draw the README's figure: the DTC block, and its sampling positions, which the operator computes.
 
 python scripts/draw_block.py [docs/dtc_block.png]
 """
@@ -20,7 +20,7 @@ FILL = {BASE: "#E4EAF4", BRANCH: "#FBEADF", COORDS: "#E2F1E6", INK: "#F4F4F4"}
 
 
 def draw_block(ax) -> None:
-    """Figure 3 of the paper in our words."""
+    """Draw the block of the paper's figure 3."""
 
     def box(x, y, text, colour, width=2.5, height=0.82):
         style = "round,pad=0.02,rounding_size=0.12"
@@ -37,7 +37,7 @@ def draw_block(ax) -> None:
             ax.text(*where, label, ha="center", va="center", color=colour, fontsize=8)
 
     box(1.1, 3.0, "x\n$C_{in} \\times S$", INK, 1.4, 1.0)
-    box(4.45, 5.0, "base: the upsampling that was there\n(transposed convolution, linear, ...)", BASE, 3.9)
+    box(4.45, 5.0, "base: the existing upsampling\n(transposed convolution, linear, ...)", BASE, 3.9)
     box(4.1, 3.0, "value: convolution $1 \\times 1$", BRANCH, 3.2)
     box(4.1, 1.0, "coords: transposed\nconvolution, kernel = stride", COORDS, 3.2)
     box(8.4, 1.0, "shift = $\\frac{RF}{4}$ · tanh(offset)\n· sigmoid(weight)", COORDS, 2.8)
@@ -63,13 +63,13 @@ def draw_block(ax) -> None:
 
 
 def sampled_positions(size, stride, receptive_field, coords):
-    """Where the operator samples, in input voxels: a map that holds its own coordinates, sampled."""
+    """The sampling positions in input voxels: the operator applied to a map of its own coordinates."""
     ramps = torch.stack(torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in size), indexing="ij"))[None]
     return deformable_upsample(ramps, coords, stride, receptive_field)[0]
 
 
 def draw_sampling(ax, receptive_field=2.0, size=(4, 3), stride=(1, 2)) -> None:
-    """Regular positions, shifts and their bound, on a plane with a thick-slice stride (1, 2)."""
+    """Draw regular positions, shifts and their bound on a plane with the stride (1, 2) of thick slices."""
     generator = torch.Generator().manual_seed(3)
     coords = torch.randn(1, 4, size[0] * stride[0], size[1] * stride[1], generator=generator, dtype=torch.float64) * 1.6
     start = sampled_positions(size, stride, 0, coords)

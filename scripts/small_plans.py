@@ -1,11 +1,11 @@
 """A small copy of nnU-Net's plans, for training on a CPU in minutes.
 
-The same preprocessing, architecture class and strides as nnU-Net planned, but coarser voxels, small patches, and fewer
-stages, channels and convolutions. It compares two networks under equal conditions; it does not show what nnU-Net
-reaches on this data.
+It has the preprocessing, architecture class and strides of nnU-Net's plans, but coarser voxels, small patches, and
+fewer stages, channels and convolutions. With it two networks can be compared under equal conditions, but the results
+are not those that nnU-Net achieves on the data.
 
-Patches are a part of the image: nnU-Net centres a third of them on an organ drawn at random, and in a part of the image
-that organ is a larger share of the voxels, so small organs start to be learned earlier (measured on the phantom).
+Patches are smaller than the image. nnU-Net centres a third of them on a random organ, which is a larger fraction of the
+voxels in a small patch, so that small organs are learned earlier (measured on the phantom).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import math
 from typing import Any
 
 PLANS_NAME = "nnUNetPlansSmall"
-IMAGE_VOXELS = 22 * 44 * 56  # of the median image with the coarser voxels
+IMAGE_VOXELS = 22 * 44 * 56  # of the median image with coarser voxels
 PATCH_VOXELS = 16 * 32 * 40
 FEATURES = (16, 32, 64, 128)
-FLAT_STAGES = 2  # stages, from the finest on, whose convolutions do not look beyond the slice
-BATCH_SIZE = 2  # with 1, PyTorch takes its slow 3D convolution on a CPU, not oneDNN's: several times the time
+FLAT_STAGES = 2  # number of the finest stages whose convolutions are within the slice
+BATCH_SIZE = 2  # with 1, PyTorch's 3D convolution on a CPU does not use oneDNN and is several times slower
 
 
 def shrink_plans(
@@ -30,15 +30,22 @@ def shrink_plans(
     image_voxels: int = IMAGE_VOXELS,
     patch_voxels: int = PATCH_VOXELS,
 ) -> dict[str, Any]:
-    """A copy of nnU-Net `plans` with `configuration` made small, and no other configuration; the input stays as it is.
+    """A copy of nnU-Net's plans with one configuration, which is made small.
 
-    The voxels (mm) grow until the median image has `image_voxels`, the small sides more than the long ones (to the
-    geometric mean of what they are and one common length), and never shrink. The patch has the proportions of the
-    image and about `patch_voxels`, rounded so that the strides divide it. There are at most `len(features)` stages.
-    Dice is taken over the batch, as nnU-Net itself plans it where a patch is a small part of an image.
+    Dice is computed over the batch, as in nnU-Net's plans for patches that are a small part of the image.
+
+    Args:
+        plans: nnU-Net's plans, which are not modified.
+        configuration: name of the configuration.
+        name: name of the new plans.
+        features: channels of each stage; the network has at most this number of stages.
+        image_voxels: voxels of the median image. The spacing becomes the geometric mean of its values and of a common
+            length, so that short sides grow more than long ones; no side shrinks.
+        patch_voxels: approximate number of voxels of a patch, which has the proportions of the image and is divisible
+            by the strides.
 
     Raises:
-        ValueError: if the plans have no such configuration or its architecture has no `features_per_stage`.
+        ValueError: the plans have no such configuration, or its architecture has no `features_per_stage`.
     """
     if configuration not in plans.get("configurations", {}):
         raise ValueError(
@@ -67,12 +74,12 @@ def shrink_plans(
     axes = len(median)
     lengths = [n * s for n, s in zip(median, config["spacing"], strict=True)]  # mm
     product = math.prod(length / math.sqrt(s) for length, s in zip(lengths, config["spacing"], strict=True))
-    common = (product / image_voxels) ** (2 / axes)  # mm; sqrt(spacing * common) gives image_voxels
+    common = (product / image_voxels) ** (2 / axes)  # mm; a spacing of sqrt(spacing * common) gives image_voxels
     config["spacing"] = [max(s, math.sqrt(s * common)) for s in config["spacing"]]
     image = [length / s for length, s in zip(lengths, config["spacing"], strict=True)]
-    share = min(1.0, (patch_voxels / math.prod(image)) ** (1 / axes))
+    fraction = min(1.0, (patch_voxels / math.prod(image)) ** (1 / axes))
     divisors = [math.prod(stride[axis] for stride in kwargs["strides"]) for axis in range(axes)]
-    config["patch_size"] = [max(1, round(n * share / d)) * d for n, d in zip(image, divisors, strict=True)]
+    config["patch_size"] = [max(1, round(n * fraction / d)) * d for n, d in zip(image, divisors, strict=True)]
     config["median_image_size_in_voxels"] = image
     config["batch_dice"] = True
     config["batch_size"] = BATCH_SIZE

@@ -1,4 +1,4 @@
-"""Run commands, one or several at a time: show each, log each, tell how far it is, stop clearly when one fails."""
+"""Run commands, one or several at a time, with their output in log files and their progress on the terminal."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from rich.text import Text
 
 EPOCH = re.compile(r"(?:^|: )Epoch (\d+)\s*$")
 LOSS = re.compile(r"(train_loss|val_loss) (-?[\d.]+|nan)")
-TOLD = re.compile(r"(predicting \S+|Predicting \S+|Preprocessing\.\.\.|Fingerprint extraction|Experiment planning)")
+STAGE = re.compile(r"(predicting \S+|Predicting \S+|Preprocessing\.\.\.|Fingerprint extraction|Experiment planning)")
 
 
 class StepFailedError(RuntimeError):
-    """A command ended with an error."""
+    """A command that ended with an error."""
 
     def __init__(self, name: str, code: int, log: Path) -> None:
         super().__init__(f"{name} ended with exit code {code}")
@@ -38,28 +38,31 @@ class StepFailedError(RuntimeError):
 
 
 def find_command(name: str) -> str:
-    """The command of this Python environment, or else of the PATH.
+    """Find a command in this Python environment or on the PATH.
 
     Raises:
-        FileNotFoundError: when there is none.
+        FileNotFoundError: there is no such command.
     """
-    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    found = shutil.which(name, path=beside)
+    folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = shutil.which(name, path=folders)
     if found is None:
-        raise FileNotFoundError(f"{name} was not found beside {sys.executable} or on the PATH: is nnU-Net installed?")
+        raise FileNotFoundError(
+            f"{name} was found neither beside {sys.executable} nor on the PATH: is nnU-Net installed?"
+        )
     return found
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command with what is shown of it.
+    """A command, and how it is shown.
 
     Attributes:
-        title: a line above the command.
-        name: short, tells its lines from those of the others beside it.
-        log: where its output goes; the file grows with each attempt.
-        epochs: for a training, how many there are: the bar then moves with them.
-        shown: what it prints is the user's to read, not only the log's.
+        title: title above the command.
+        name: short name for lines of progress when several commands run.
+        command: the program and its arguments.
+        log: log file for the output; each attempt is appended.
+        epochs: number of epochs of a training, for the progress bar.
+        shown: whether the output is printed as well.
     """
 
     title: str
@@ -71,39 +74,41 @@ class Step:
 
 
 def on_cpus_of_their_own(steps: Sequence[Step]) -> list[list[Step]]:
-    """The steps in groups to run side by side, each step on its own share of this process's CPUs (by `taskset`).
+    """Group steps that run at the same time, each one on separate CPUs of this process (by `taskset`).
 
-    One small network after the other uses two cores hardly better than one (measured), so this takes little more than
-    half the time. Where there is no taskset, as on macOS and Windows, every step is a group of its own.
+    The training of a small network is hardly faster on two cores than on one (measured), so that two trainings at the
+    same time take little more than half the time. Without taskset, as on macOS and Windows, each step is a group.
     """
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") and shutil.which("taskset") else []
     at_once = max(1, min(len(cpus), len(steps)))
     if at_once == 1:
         return [[step] for step in steps]
     each = len(cpus) // at_once
-    shares = [",".join(map(str, cpus[k * each : (k + 1) * each])) for k in range(at_once)]
+    cpus_of = [",".join(map(str, cpus[k * each : (k + 1) * each])) for k in range(at_once)]
     pinned = [
-        replace(step, command=("taskset", "-c", shares[k % at_once], *step.command)) for k, step in enumerate(steps)
+        replace(step, command=("taskset", "-c", cpus_of[k % at_once], *step.command)) for k, step in enumerate(steps)
     ]
     return [pinned[k : k + at_once] for k in range(0, len(pinned), at_once)]
 
 
 def run_steps(console: Console, steps: Sequence[Step], exports: Mapping[str, str]) -> list[float]:
-    """Run commands side by side to their ends; returns the seconds that each took.
+    """Run commands at the same time, and return the seconds of each.
 
     Args:
-        exports: environment variables that the commands get on top of the present ones.
+        console: console for titles and progress.
+        steps: the commands.
+        exports: additional environment variables.
 
     Raises:
-        StepFailedError: when a command ends with another exit code than 0; the others have been ended by then.
-        KeyboardInterrupt: on Ctrl-C or SIGTERM; the commands have been ended by then.
+        StepFailedError: a command ended with an exit code other than 0; the others have been ended.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM; all commands have been ended.
     """
     for step in steps:
         console.print(f"\n[bold]{step.title}[/bold]  [dim](log: {escape(str(step.log))})[/dim]", soft_wrap=True)
         console.print(f"[cyan]$ {escape(' '.join(step.command))}[/cyan]", soft_wrap=True)
         step.log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **exports, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-    environment["COLUMNS"] = str(console.width)  # for tables that are shown
+    environment["COLUMNS"] = str(console.width)  # the width of tables in the output
     if console.is_terminal:
         environment["FORCE_COLOR"] = "1"
     commands = [_found(step.command) for step in steps]
@@ -120,12 +125,13 @@ def run_steps(console: Console, steps: Sequence[Step], exports: Mapping[str, str
                         text=True,
                         encoding="utf-8",
                         errors="replace",
-                        start_new_session=os.name == "posix",  # to end it with all of its workers, see _end
+                        start_new_session=os.name
+                        == "posix",  # so that it can be ended with all of its workers, see _end
                     )
                 )
             alone = len(steps) == 1
             following = [
-                followers.submit(_to_its_end, process, step, alone, progress, console)
+                followers.submit(_follow_to_end, process, step, alone, progress, console)
                 for process, step in zip(processes, steps, strict=True)
             ]
             for finished in as_completed(following):
@@ -138,14 +144,14 @@ def run_steps(console: Console, steps: Sequence[Step], exports: Mapping[str, str
 
 
 def _found(command: Sequence[str]) -> list[str]:
-    """The command with its program's path, and behind `taskset -c CPUS` with that of the program there."""
+    """The command with the path of its program, and also of the program after `taskset -c CPUS`."""
     programs = (0, 3) if command[0] == "taskset" else (0,)
     return [find_command(word) if k in programs else word for k, word in enumerate(command)]
 
 
-def _to_its_end(process: subprocess.Popen, step: Step, alone: bool, progress: Progress, console: Console) -> float:
-    """Log and tell what a command prints until it ends; returns the seconds it took."""
-    threading.Thread(target=_clear_away, args=(process,), daemon=True).start()
+def _follow_to_end(process: subprocess.Popen, step: Step, alone: bool, progress: Progress, console: Console) -> float:
+    """Log the output of a command and show its progress until it ends; return its seconds."""
+    threading.Thread(target=_end_leftovers, args=(process,), daemon=True).start()
     started = time.monotonic()
     prefix = "" if alone else f"{step.name}: "
     bar = progress.add_task(f"{prefix}starting", total=step.epochs, note="")
@@ -183,7 +189,7 @@ def _progress(console: Console) -> Progress:
 def _follow(
     progress: Progress, bar, line: str, epochs: int | None, console: Console, started: float, prefix: str
 ) -> None:
-    """Bring the bar up to what this line of output says; without a terminal, say it in a line of its own."""
+    """Update the progress bar from a line of output; without a terminal print the epoch instead."""
     if epochs and (found := EPOCH.search(line)):
         epoch = int(found[1])
         progress.update(bar, completed=epoch, description=f"{prefix}epoch {epoch + 1} of {epochs}")
@@ -193,24 +199,26 @@ def _follow(
         progress.update(bar, note=f"{found[1].replace('_', ' ')} {found[2]}")
     elif epochs and "Epoch time" in line:
         console.print(f"  [dim]{escape(prefix + line.split(': ', 1)[-1])}[/dim]")
-    elif found := TOLD.search(line):
+    elif found := STAGE.search(line):
         what = found[1].rstrip(".")
         if epochs and what.startswith("predicting"):
             progress.update(bar, completed=epochs)
         progress.update(bar, description=prefix + what[:1].lower() + what[1:])
 
 
-def _clear_away(process: subprocess.Popen) -> None:
-    """When a command has ended, end workers that it left behind: they would keep its output open for ever."""
+def _end_leftovers(process: subprocess.Popen) -> None:
+    """End the workers that a command has left behind, because they would keep its output open."""
     if os.name != "posix":
         return
     with contextlib.suppress(ChildProcessError, ProcessLookupError):
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # not reaped: its number is still its group's
+        os.waitid(
+            os.P_PID, process.pid, os.WEXITED | os.WNOWAIT
+        )  # not reaped, so that its number still identifies the group
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def _end(process: subprocess.Popen, patience_s: float = 10) -> None:
-    """End a command that was started here and its workers, which outlive an nnU-Net that is only ended itself."""
+    """End a command and its workers, which would outlive the command itself."""
     if process.poll() is not None:
         return
     if os.name != "posix":

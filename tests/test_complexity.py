@@ -1,4 +1,4 @@
-"""Counts against sums by hand, and the real training step of nnU-Net's trainers on small plans."""
+"""Counts compared with sums by hand, and the training step of nnU-Net's trainers on small plans."""
 
 import csv
 import dataclasses
@@ -48,7 +48,7 @@ def run(*arguments, **environment):
 
 
 def macs_by_hand(configuration, channels, classes, dtc):
-    """Of the planned plain U-Net: a convolution costs its kernel times both channels for each output voxel."""
+    """MACs of the planned plain U-Net: a convolution costs kernel * channels in * channels out per output voxel."""
     architecture = CONFIGURATIONS[configuration]["architecture"]["arch_kwargs"]
     features, kernels, strides = (architecture[key] for key in ("features_per_stage", "kernel_sizes", "strides"))
     axes = len(strides[0])
@@ -73,7 +73,7 @@ def macs_by_hand(configuration, channels, classes, dtc):
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 @pytest.mark.parametrize("trainer", [VANILLA, DTC])
-def test_macs_of_planned_networks_are_those_by_hand(configuration, trainer):
+def test_macs_of_planned_networks_by_hand(configuration, trainer):
     training = planned(configuration)
     network = training.build_network(complexity.find_trainer(trainer), deep_supervision=False)
     counted = count_macs(network, training.input_channels, training.patch_size)
@@ -105,7 +105,7 @@ def test_macs_of_single_operators():
         assert count_macs(Sample(mode, axes), 4, size[:axes]).total == 4 * 9**axes * neighbours
 
 
-def test_counted_for_another_device_than_the_backend_that_was_forced(monkeypatch):
+def test_counting_does_not_use_a_forced_backend_for_another_device(monkeypatch):
     block = DTC3d(2, 3, (1, 2, 2))
     counted = count_macs(block, 2, (2, 3, 4))
     there = dataclasses.replace(backends.BACKENDS["triton"], why_not=lambda: None)
@@ -117,7 +117,7 @@ def test_counted_for_another_device_than_the_backend_that_was_forced(monkeypatch
 
 
 def test_a_block_without_shifts_costs_what_linear_interpolation_costs():
-    """And the coordinates, which it has all the same."""
+    """In addition to the coordinates, which it also computes."""
     block = DTC3d(4, 6, (1, 2, 2), 0)
     linear = nn.Sequential(nn.Conv3d(4, 6, 1), nn.Upsample(scale_factor=(1, 2, 2), mode="trilinear"))
     parts = (block.base, block.coords, linear)
@@ -155,7 +155,7 @@ def test_operators_without_a_formula_are_named_and_those_with_one_are_counted():
 
     @register_flop_formula(torch.ops.nnunet_dtc_test.twice)
     def _operations(shape, *, out_shape=None):
-        return 2 * math.prod(shape)  # a product an element
+        return 2 * math.prod(shape)  # a product per element
 
     class Uses(nn.Module):
         def forward(self, x):
@@ -179,7 +179,7 @@ def test_parameters_are_counted_once(configuration):
 
 
 class BilinearUNet(nn.Module):
-    """The U-Net of table 7: 3 channels to 1, 64 to 1024 features, of which bilinear upsampling halves the last."""
+    """The U-Net of table 7 with 3 to 1 channels and 64 to 1024 features, the last ones halved if bilinear."""
 
     def __init__(self):
         super().__init__()
@@ -259,7 +259,7 @@ def test_steps_train_and_inference_gives_logits(configuration, trainer, dataset,
     kernels = [name for name in before if before[name].ndim > 2]
     same = [name for name in kernels if torch.equal(before[name], after[name])]
     assert len(same) < len(kernels)
-    assert all(".seg_layers." in name for name in same)  # of which the lowest has no part in the loss
+    assert all(".seg_layers." in name for name in same)  # the loss does not depend on the lowest one
     assert not one.compiles
 
     one.start_inference()
@@ -278,7 +278,7 @@ def test_steps_train_and_inference_gives_logits(configuration, trainer, dataset,
 
 
 def test_a_trainer_that_fails_is_named():
-    """Instance normalisation cannot train on one voxel, which is left of this patch at the lowest level."""
+    """Instance normalisation cannot be trained on the single voxel of this patch at the lowest level."""
     training = planned("3d_fullres", patch_size=[2, 8, 4])
     with pytest.raises(complexity.ComplexityError, match=r"nnUNetTrainer cannot train on cpu: Expected more than 1"):
         bench.Bench(complexity.find_trainer(VANILLA), training, CPU).step()
@@ -289,8 +289,8 @@ def test_a_trainer_that_fails_is_named():
         bench.Bench(complexity.find_trainer(DTC), training, CPU)
 
 
-def test_the_process_that_measures_memory_says_what_failed(tmp_path):
-    """What it writes to stderr in its end is what the user sees."""
+def test_errors_of_the_process_that_measures_memory(tmp_path):
+    """The last line of its standard error is shown to the user."""
     training = planned("3d_fullres", patch_size=[2, 8, 4])
     request = {"trainer": VANILLA, "training": dataclasses.asdict(training), "device": "cpu"}
     (tmp_path / "request.json").write_text(json.dumps(request))
@@ -305,7 +305,7 @@ def test_the_process_that_measures_memory_says_what_failed(tmp_path):
 
 
 def test_every_one_of_many_networks_is_compiled():
-    """Of one class, as those of trainers: torch keeps 8 graphs of a forward, and runs later networks without."""
+    """torch compiles 8 graphs per forward, but many trainers have networks of one class."""
     graphs = []
 
     def compiler(graph, _inputs):
@@ -328,7 +328,7 @@ def test_every_one_of_many_networks_is_compiled():
     torch._dynamo.reset()
 
 
-def test_inference_does_not_come_before_its_start():
+def test_inference_must_be_started():
     one = bench.Bench(complexity.find_trainer(VANILLA), planned("2d"), CPU)
     with pytest.raises(RuntimeError, match="start_inference"):
         one.infer()
@@ -340,7 +340,7 @@ def test_a_killed_process_is_explained():
     assert process_memory.why_ended(killed) == "its process was ended by SIGKILL, perhaps out of memory"
 
 
-def test_peak_of_a_process_and_what_is_not_measured(monkeypatch):
+def test_peak_of_a_process_and_devices_that_are_not_measured(monkeypatch):
     assert memory.measure_peak_memory(VANILLA, planned("2d"), torch.device("mps")) == memory.PeakMemory()
     before = process_memory.resident_mib()
     if before is None:
@@ -353,7 +353,7 @@ def test_peak_of_a_process_and_what_is_not_measured(monkeypatch):
     assert process_memory.peak_resident_mib() >= before
 
 
-# ---- all of it ---------------------------------------------------------------------------------------------------
+# ---- the command -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -418,7 +418,7 @@ def test_measured(preprocessed, tmp_path):
         network = training.build_network(complexity.find_trainer(name), True)
         kept = 4 * network.compute_conv_feature_map_size(training.patch_size) / 2**20
         assert kept > 0.5
-        assert kept < costs["peak_memory_mib"] < 500  # backward needs the features, and more
+        assert kept < costs["peak_memory_mib"] < 500  # backward needs at least the features
         assert costs["peak_memory_reserved_mib"] is None
         assert set(costs["ratios"]) == set(survey.QUANTITIES)
         for quantity, ratio in costs["ratios"].items():
@@ -440,7 +440,7 @@ def test_measured(preprocessed, tmp_path):
     )
 
 
-def test_a_trainer_of_the_users_own_is_found(tmp_path, monkeypatch, capsys):
+def test_a_trainer_of_the_user_is_found(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(
         "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n\n\n"
         "class nnUNetTrainerDTC_mylab(nnUNetTrainer):\n    pass\n"
@@ -527,14 +527,14 @@ BATCH_NORM = {"norm_op": "torch.nn.modules.batchnorm.BatchNorm2d"}
     ],
     ids=["uneven", "one stride", "instance norm", "batch norm"],
 )  # fmt: skip
-def test_planned_patches_that_the_planned_network_does_not_take(
+def test_planned_patches_that_the_planned_network_does_not_accept(
     trainer, measure, configuration, patch_size, more, message, odd_plans
 ):
     file = odd_plans(configuration, patch_size, **more)
     done = run(
         "--plans", file, "-c", configuration, "-tr", trainer, *(("--device", "cpu") if measure else ("--no-measure",))
     )
-    if more.get("batch_size") == 1 and not measure:  # a prediction takes it
+    if more.get("batch_size") == 1 and not measure:  # a prediction accepts it
         assert done.exit_code == 0, done.output
         return
     assert (done.exit_code, type(done.exception)) == (1, SystemExit)
@@ -576,8 +576,8 @@ def test_networks_that_pad_are_measured_for_any_patch(odd_plans, tmp_path):
     assert min(costs["step_runs"] + costs["inference_runs"]) > 0
 
 
-def test_the_network_of_somebody_elses_trainer_is_tried(odd_plans):
-    """nnU-Net's own variant with batch normalisation in the planned network has a builder of its own."""
+def test_the_network_of_another_packages_trainer_is_tried(odd_plans):
+    """nnU-Net's variant with batch normalisation in the planned network has its own builder."""
     file = odd_plans("3d_fullres", [7, 16, 16])
     done = run("--plans", file, "-c", "3d_fullres", "-tr", "nnUNetTrainerBN", "--device", "cpu")
     assert done.exit_code == 1
@@ -657,7 +657,7 @@ def test_refused_configurations():
     assert planned(dataset=without | {"modality": {"0": "CT"}}).input_channels == 1  # in nnU-Net 2.0
 
 
-def test_devices_that_are_not_there(preprocessed, monkeypatch):
+def test_missing_devices(preprocessed, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     for device, message in (("cuda", "torch finds no CUDA GPU here"), ("mps", "torch finds no Apple GPU here")):

@@ -1,4 +1,4 @@
-"""``nnunet-dtc coordinates``: its results, where it cuts the patch, and what it refuses."""
+"""The command ``nnunet-dtc coordinates``: its results, the patch that it selects, and what it refuses."""
 
 import csv
 import gzip
@@ -32,7 +32,7 @@ RGB = DATASET | {"channel_names": {"0": "R", "1": "G", "2": "B"}, "file_ending":
 
 
 def write_model(folder, name="nnUNetTrainerDTC_RF10", configuration="3d_fullres", dataset=DATASET, seed=0, plans=None):
-    """A trained model's folder as nnU-Net leaves it, with weights as if its coordinates had learned something."""
+    """Write the folder of a trained model as nnU-Net does, with coordinates as if the model had been trained."""
     plans = plans or small_plans()
     for parts in plans["configurations"].values():
         for what, is_seg, order in (("data", False, 3), ("seg", True, 1), ("probabilities", False, 1)):
@@ -65,7 +65,7 @@ def write_model(folder, name="nnUNetTrainerDTC_RF10", configuration="3d_fullres"
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty working folder; nnU-Net's folders are not set, nor are the trainers registered."""
+    """An empty working folder; nnU-Net's folders are not set and the trainers are not registered."""
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_extTrainer"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
@@ -101,7 +101,7 @@ def test_the_command_on_a_volume(here):
     for text in ("3 of 3", "6 x 8 x 12 to", "6 x 16 x 24"):
         assert text in printed
 
-    # what nnU-Net's own predictor makes of the image, with the hooks of this test
+    # nnU-Net's own predictor with the hooks of this test
     predictor = nnUNetPredictor(use_gaussian=False, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
     content = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)
     plans = PlansManager(json.loads((model / "plans.json").read_text()))
@@ -157,8 +157,8 @@ def patch_of(here, *arguments):
     return json.loads((here / "out" / "coordinates.json").read_text())["image"]
 
 
-def test_where_it_looks(here):
-    """The image has other spacings than the model, is turned, cropped, and larger than the patch."""
+def test_the_patch_is_cut_at_the_centre_or_the_labels(here):
+    """The image has other spacings than the model, is transposed and cropped, and is larger than the patch."""
     plans = small_plans() | {"transpose_forward": [1, 2, 0], "transpose_backward": [2, 0, 1]}
     model = load_model(write_model(here / "results", plans=plans))
     array = np.random.default_rng(0).normal(size=(70, 20, 50)).astype(np.float32)
@@ -173,7 +173,7 @@ def test_where_it_looks(here):
     def look(**options):
         patch = load_patch(model, [here / "a_0000.nii.gz"], **options)
         assert patch.data.shape == (1, 6, 16, 24)
-        assert patch.image_size == (10, 50, 60)  # y, x, z; of y every second voxel, of z without the zeros
+        assert patch.image_size == (10, 50, 60)  # y, x, z; y is halved, and z has no zeros
         return patch
 
     assert model.axes == ("y", "x", "z")
@@ -183,7 +183,7 @@ def test_where_it_looks(here):
         assert patch.start == pytest.approx(expected, abs=0.6)
     y, x, z = look(labels=here / "labels.nii.gz").start
     assert (y <= 1, x <= 40 < 48 <= x + 16, z <= 50 < 56 <= z + 24) == (True, True, True)
-    # x and z are not resampled, y is halved: a neighbouring patch of the image would not fit
+    # x and z are not resampled and y is halved, so that neighbouring patches do not correlate
     whole = array[10:].transpose(1, 2, 0)
     halved = (whole[0::2] + whole[1::2]) / 2
     content = look(center=(40, 10, 30)).data[0].ravel()
@@ -287,7 +287,7 @@ def test_what_the_command_refuses(here):
     assert "is refused" in refused(model, "-i", image, "-chk", "checkpoint_bomb.pth")
     assert not (here / "work" / "run").exists()
     pickle.loads(pickle.dumps(Bomb()))
-    (here / "work" / "run").rmdir()  # it does go off
+    (here / "work" / "run").rmdir()  # the pickle does run code
     (here / "bad_0000.nii.gz").write_bytes(b"no image")
     assert f"cannot read {here / 'bad_0000.nii.gz'}" in refused(model, "-i", here / "bad_0000.nii.gz")
     assert "the model needs 1 channels, got 2: " in refused(model, "-i", image, "-i", image)
@@ -302,8 +302,8 @@ def test_what_the_command_refuses(here):
 
 
 @pytest.mark.parametrize("which", ["image", "second channel", "labels"])
-def test_a_file_that_is_cut_off_is_refused(here, which):
-    """SimpleITK reads it as if the rest were background, and so does nnU-Net."""
+def test_a_truncated_file_is_refused(here, which):
+    """SimpleITK, and therefore nnU-Net, reads the missing part as background."""
     dataset = DATASET | {"channel_names": {"0": "T1", "1": "T2"}}
     model = write_model(here / "results", dataset=dataset)
     files = {
@@ -321,18 +321,18 @@ def test_a_file_that_is_cut_off_is_refused(here, which):
     assert not any((here / "work").iterdir())
 
 
-def test_labels_of_another_place_are_taken_by_voxels_and_of_another_spacing_refused(here):
+def test_labels_with_another_origin_are_accepted_and_with_another_spacing_refused(here):
     model = load_model(write_model(here / "results"))
     image = write_volume(here / "case_0000.nii.gz", (8, 40, 50))
     labels = np.zeros((8, 40, 50), np.uint8)
     labels[5:, 22:38, 24:48] = 1
-    for name, origin, spacing in (("same", (0, 0, 0), (0.8, 0.8, 3)), ("moved", (50, -7, 3), (0.8, 0.8, 3))):
+    for name, origin, spacing in (("same", (0, 0, 0), (0.8, 0.8, 3)), ("shifted", (50, -7, 3), (0.8, 0.8, 3))):
         stored = sitk.GetImageFromArray(labels)
         stored.SetSpacing(spacing)
         stored.SetOrigin(origin)
         sitk.WriteImage(stored, str(here / f"{name}.nii.gz"))
-    same, moved = (load_patch(model, [image], here / f"{name}.nii.gz") for name in ("same", "moved"))
-    assert same.start == moved.start != load_patch(model, [image]).start
+    same, shifted = (load_patch(model, [image], here / f"{name}.nii.gz") for name in ("same", "shifted"))
+    assert same.start == shifted.start != load_patch(model, [image]).start
     write_volume(here / "other.nii.gz", labels.shape, (3.0, 0.8, 0.9), labels=labels)
     with pytest.raises(NnunetDtcError, match=r"other.nii.gz is not on the grid of .*spacing \(0.9, 0.8, 3\)"):
         load_patch(model, [image], here / "other.nii.gz")

@@ -14,7 +14,7 @@ from nnunet_dtc.study.figures.views import informative_slices
 
 
 @pytest.mark.parametrize("axes", [2, 3])
-def test_the_picture_shows_every_stage(axes, tmp_path):
+def test_the_figure_shows_every_stage(axes, tmp_path):
     if axes == 3:
         network, size, spacing, names = build_network(10), (6, 16, 24), (3.0, 0.8, 1.0), "zyx"
     else:
@@ -32,7 +32,7 @@ def test_the_picture_shows_every_stage(axes, tmp_path):
     drawn = [ax.collections[0] for ax in figure.axes if ax.collections and not ax.images]
     drawn = [dots for dots in drawn if isinstance(dots, PathCollection)]
     assert len(drawn) == len(stages)
-    samples = np.asarray(drawn[-1].get_offsets())  # the last stage's, (x, y) in pixels
+    samples = np.asarray(drawn[-1].get_offsets())  # of the last stage, (x, y) in pixels
     last = stages[-1]
     cut = () if axes == 2 else (informative_slices(segmentation)[0],)  # the last stage has as many slices
     expected = last.positions()[0].numpy()
@@ -45,7 +45,7 @@ def test_the_picture_shows_every_stage(axes, tmp_path):
     assert file.stat().st_size > 10_000
 
 
-def test_the_picture_of_what_cannot_be_drawn(tmp_path):
+def test_the_figure_of_stages_that_cannot_be_drawn(tmp_path):
     broken = draw_stage((4, 6), (2, 2), batch=1)
     broken.coords[0, 0, 0, 0] = math.nan
     fixed = draw_stage((8, 12), (2, 2), receptive_field=0, batch=1)

@@ -29,12 +29,12 @@ def epochs_in(file):
     return [int(row["epoch"]) for row in rows]
 
 
-def test_every_epoch_is_there_once(tmp_path):
+def test_every_epoch_is_recorded_once(tmp_path):
     file = tmp_path / "coordinates.csv"
     for epoch in range(5):
         write_epoch(file, epoch, rows_of(epoch))
     assert epochs_in(file) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    for epoch in (3, 4, 5):  # a training that goes on from a checkpoint of epoch 2
+    for epoch in (3, 4, 5):  # a training that continues from a checkpoint of epoch 2
         write_epoch(file, epoch, rows_of(epoch, 1))
     assert epochs_in(file) == [0, 0, 1, 1, 2, 2, 3, 4, 5]
     with file.open("a") as stream:
@@ -87,7 +87,7 @@ def test_a_file_with_the_column_names_of_an_earlier_version_is_continued(tmp_pat
 
 
 class Batches:
-    """Endless random batches of nnU-Net's form, from a generator of their own."""
+    """An endless data loader of random batches with its own generator."""
 
     def __init__(self, trainer, seed):
         self.patch, self.generator = trainer.configuration_manager.patch_size, torch.Generator().manual_seed(seed)
@@ -104,7 +104,7 @@ class Batches:
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    """A trainer of nnU-Net's with our network that trains on random batches, everything else as it is."""
+    """A trainer that trains on random batches and is otherwise unchanged."""
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     monkeypatch.delenv("nnUNet_preprocessed", raising=False)
     monkeypatch.delenv("NNUNET_DTC_COORDINATES", raising=False)
@@ -169,7 +169,7 @@ def test_a_training_keeps_the_record(make):
 def test_the_rows_are_those_of_the_last_case_of_the_first_validation_batch(make):
     trainer = make("nnUNetTrainerDTC_RF4_1epochs")
     trainer.run_training()
-    # the network is as the last training step has left it
+    # the network after the last training step
     data = next(Batches(trainer, 2))["data"][-1:]
     [*_, last] = measure(collect(trainer.network, data, POSITIONS)[1], data.shape[2:], (0.8, 0.8), "yx")
     with record_of(trainer).open(newline="") as stream:
@@ -213,7 +213,7 @@ def test_resuming_leaves_every_epoch_once(make):
     assert record_of(resumed).read_text().splitlines()[:9] == first
 
 
-def test_a_training_goes_on_with_a_record_of_an_earlier_version(make):
+def test_a_training_continues_a_record_of_an_earlier_version(make):
     trainer = make("nnUNetTrainerDTC_3epochs")
     trainer.current_epoch = 2
     record_of(trainer).write_text(FORMER)

@@ -17,7 +17,7 @@ def states_of(coords, sizes=(4, 6), receptive_field=4.0, offset="tanh", weight="
     return number, "\n".join(describe([number]))
 
 
-def test_constant_shifts_and_saturated_activations_are_states_of():
+def test_constant_shifts_and_saturated_activations_are_reported():
     healthy = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(0))
     number, text = states_of(healthy)
     assert [axis.states for axis in number.axes] == [(), ()]
@@ -49,7 +49,7 @@ def test_constant_shifts_and_saturated_activations_are_states_of():
     assert [axis.states for axis in number.axes] == [(), ("weight_at_1",)]
     assert "axis x: the weight is saturated at 1 (above 0.98) at 100 %" in text
 
-    coords[:, 1] = 9.0  # all samples at the bound: both
+    coords[:, 1] = 9.0  # all samples are at the bound
     assert states_of(coords)[0].axes[1].states == ("constant", "offset_saturated", "weight_at_1")
 
 

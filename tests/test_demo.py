@@ -1,4 +1,4 @@
-"""The demo's own logic: options, plans made small, what it takes for done, and its steps. No training."""
+"""The logic of the demo without training: options, small plans, finished steps, and commands."""
 
 from __future__ import annotations
 
@@ -80,16 +80,16 @@ def raw_dataset(folder: Path, name: str = "Dataset017_BTCV", cases: int = 5) -> 
         (["--trainers", "nnUNetTrainerDA5"], "its names are nnUNetTrainer[UNet|"),
         (["--trainers", "nnUNetTrainerDTC_typo"], "_typo is no suffix of nnunet-dtc"),
         (["--trainers", "nnUNetTrainerDTC_RF2"], "instead of nnUNetTrainerDTC_RF2 use nnUNetTrainerDTC"),
-        (["--trainers", "nnUNetTrainerDTC_5epochs"], "without _<n>epochs, which is --epochs"),
-        (["--trainers", "nnUNetTrainer_5epochs_NoMirroring"], "without _<n>epochs, which is --epochs"),
-        (["--trainers", "nnUNetTrainerDTC_NoMirroring"], "without NoMirroring, which the demo adds"),
-        (["--trainers", "nnUNetTrainerNoMirroring"], "without NoMirroring, which the demo adds"),
+        (["--trainers", "nnUNetTrainerDTC_5epochs"], "without _<n>epochs (use --epochs)"),
+        (["--trainers", "nnUNetTrainer_5epochs_NoMirroring"], "without _<n>epochs (use --epochs)"),
+        (["--trainers", "nnUNetTrainerDTC_NoMirroring"], "without _NoMirroring, which the demo adds"),
+        (["--trainers", "nnUNetTrainerNoMirroring"], "without _NoMirroring, which the demo adds"),
     ],
 )
 def test_bad_options(demo, tmp_path, arguments, message):
-    code, said = run(demo, "--folder", str(tmp_path / "demo"), "--device", "cpu", *arguments)
+    code, printed = run(demo, "--folder", str(tmp_path / "demo"), "--device", "cpu", *arguments)
     assert code == 2
-    assert message in said
+    assert message in printed
     assert not (tmp_path / "demo").exists()
 
 
@@ -121,7 +121,7 @@ def test_a_dataset_may_be_a_link(demo, tmp_path, monkeypatch):
     target = tmp_path / "nnUNet_raw" / link.name
     target.parent.mkdir()
     demo.bring_dataset(link, target)
-    link.unlink()  # the demo does not depend on it
+    link.unlink()  # the demo must not depend on it
     assert (target / "dataset.json").is_file()
 
 
@@ -162,7 +162,7 @@ def test_device_and_epochs(demo):
         options("--device", "cuda", cuda=False)
 
 
-def test_a_folder_keeps_to_its_options(demo, tmp_path):
+def test_a_folder_has_one_set_of_options(demo, tmp_path):
     options = demo.Options("phantom", ("nnUNetTrainer", "nnUNetTrainerDTC"), 3, "cpu")
     folder = tmp_path / "demo"
     demo.claim_folder(folder, options)
@@ -181,16 +181,16 @@ def test_a_folder_keeps_to_its_options(demo, tmp_path):
         demo.claim_folder(foreign / "thesis.txt", options)
     assert [f.name for f in foreign.iterdir()] == ["thesis.txt"]
 
-    (folder / demo.OPTIONS_FILE).rename(folder / f".{demo.OPTIONS_FILE}.123")  # ended before it had its name
+    (folder / demo.OPTIONS_FILE).rename(folder / f".{demo.OPTIONS_FILE}.123")  # ended before it was renamed
     demo.claim_folder(folder, options)
     assert demo.OPTIONS_FILE in [f.name for f in folder.iterdir()]
 
 
-def test_a_file_is_whole_or_as_it_was(demo, tmp_path, monkeypatch):
+def test_a_file_is_complete_or_unchanged(demo, tmp_path, monkeypatch):
     file = tmp_path / "demo" / demo.SECONDS_FILE
     it = demo.Demo(file.parent, demo.Options("phantom", ("nnUNetTrainer",), 2, "cpu"), Console(quiet=True))
     it.folder.mkdir()
-    it.took("a", 1)
+    it.keep_time("a", 1)
 
     def full(self, content):
         self.open("wb").write(content[:5])
@@ -199,7 +199,7 @@ def test_a_file_is_whole_or_as_it_was(demo, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_bytes", full)
         with pytest.raises(OSError, match="no space"):
-            it.took("b", 2)
+            it.keep_time("b", 2)
     assert demo.read_json(file) == {"a": 1}
     assert demo.Demo(it.folder, it.options, it.console).seconds == {"a": 1}
     file.write_text('{"a": 1', encoding="utf-8")
@@ -207,10 +207,10 @@ def test_a_file_is_whole_or_as_it_was(demo, tmp_path, monkeypatch):
     assert demo.read_json(tmp_path / "nothing.json") is None
 
 
-def test_what_the_system_refuses_is_one_message(demo, tmp_path, monkeypatch):
+def test_an_error_of_the_system_is_one_message(demo, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    code, said = run(demo, "--folder", str(tmp_path / "file" / "demo"), "--device", "cpu")
-    assert (code, said) == (2, f"error: Not a directory: {tmp_path}/file/demo")
+    code, printed = run(demo, "--folder", str(tmp_path / "file" / "demo"), "--device", "cpu")
+    assert (code, printed) == (2, f"error: Not a directory: {tmp_path}/file/demo")
 
     def missing(*arguments, **more):
         raise FileNotFoundError("nnUNetv2_train was not found: is nnU-Net installed?")
@@ -218,9 +218,9 @@ def test_what_the_system_refuses_is_one_message(demo, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "run_steps", missing)
     monkeypatch.setattr(demo.signal, "signal", lambda *_: None)
     source = raw_dataset(tmp_path)
-    code, said = run(demo, "--folder", str(tmp_path / "demo"), "--device", "cpu", "--dataset", str(source))
+    code, printed = run(demo, "--folder", str(tmp_path / "demo"), "--device", "cpu", "--dataset", str(source))
     assert code == 2
-    assert said.endswith("error: nnUNetv2_train was not found: is nnU-Net installed?")
+    assert printed.endswith("error: nnUNetv2_train was not found: is nnU-Net installed?")
 
 
 def test_a_dataset_is_linked(demo, tmp_path):
@@ -317,7 +317,7 @@ def test_small_plans(demo):
     )
     image = config["median_image_size_in_voxels"]
     for axis, extent_mm in enumerate((34 * 7.37, 112 * 3.27, 112 * 3.27)):
-        assert image[axis] * config["spacing"][axis] == pytest.approx(extent_mm, rel=0.01)  # nothing is cut off
+        assert image[axis] * config["spacing"][axis] == pytest.approx(extent_mm, rel=0.01)  # the extent is unchanged
         assert config["patch_size"][axis] % math.prod(stride[axis] for stride in kwargs["strides"]) == 0
         assert config["patch_size"][axis] < image[axis]
     assert math.prod(image) == pytest.approx(22 * 44 * 56, rel=0.01)
@@ -364,7 +364,7 @@ def test_plans_that_cannot_be_made_small(demo):
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# What is done.
+# Finished steps.
 
 
 def checkpoint(file: Path) -> Path:
@@ -389,7 +389,7 @@ def test_training_states(demo, tmp_path):
     assert demo.training_state(fold) == "done"
 
 
-def test_checkpoints_cut_off_while_written(demo, tmp_path):
+def test_incomplete_checkpoints(demo, tmp_path):
     whole, cut = checkpoint(tmp_path / "checkpoint_best.pth"), checkpoint(tmp_path / "checkpoint_latest.pth")
     cut.write_bytes(cut.read_bytes()[:-40])
     assert demo.drop_broken_checkpoints(tmp_path) == [cut.name]
@@ -456,8 +456,8 @@ def test_when_one_of_two_fails_the_other_is_ended(demo, tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no process groups on this system")
-def test_a_killed_command_whose_worker_lives_on_is_a_failed_one(demo, tmp_path):
-    """As when the system kills nnU-Net for want of memory: its workers keep the pipe open."""
+def test_a_killed_command_with_a_running_worker_has_failed(demo, tmp_path):
+    """If the system kills nnU-Net because memory is low, its workers keep the pipe open."""
     steps = sys.modules["steps"]
     console = Console(file=io.StringIO(), width=200)
     command = ("bash", "-c", "sleep 3600 & kill -9 $$")
@@ -466,7 +466,7 @@ def test_a_killed_command_whose_worker_lives_on_is_a_failed_one(demo, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processes are not bound to CPUs on this system")
-def test_steps_side_by_side_have_cpus_of_their_own(demo, tmp_path, monkeypatch):
+def test_steps_at_the_same_time_have_separate_cpus(demo, tmp_path, monkeypatch):
     steps = sys.modules["steps"]
     monkeypatch.setattr(steps.os, "sched_getaffinity", lambda _: {1, 2, 4, 5, 7})
     monkeypatch.setattr(steps.shutil, "which", lambda *_, **__: "/usr/bin/taskset")
@@ -497,7 +497,7 @@ def test_a_step_on_one_cpu(demo, tmp_path):
     assert f"{{{cpus[-1]}}}" in (tmp_path / "t.txt").read_text(encoding="utf-8").splitlines()
 
 
-def test_a_step_gets_the_exports_and_tells_epochs(demo, tmp_path):
+def test_a_step_gets_the_exports_and_shows_epochs(demo, tmp_path):
     steps = sys.modules["steps"]
     console = Console(file=io.StringIO(), width=200)
     lines = "import os; print(os.environ['DEMO_X']); print('2026-01-01 10:00:00.000000: Epoch 1')"
@@ -508,7 +508,7 @@ def test_a_step_gets_the_exports_and_tells_epochs(demo, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# All steps, with something in place of nnU-Net's commands.
+# All steps with a replacement of nnU-Net's commands.
 
 
 def tiny_dataset(folder: Path, held_out: bool) -> Path:
@@ -528,7 +528,7 @@ def tiny_dataset(folder: Path, held_out: bool) -> Path:
 
 
 class FakeNNUNet:
-    """Leaves behind what nnU-Net's commands do; half of it, and an error, where it is told to fail."""
+    """Writes the files of nnU-Net's commands; for a failure a part of them, followed by an error."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []
@@ -615,7 +615,7 @@ class FakeNNUNet:
 
 @pytest.mark.parametrize("held_out", [True, False])
 def test_all_steps_with_failures_between(demo, tmp_path, monkeypatch, held_out):
-    """Held-out cases on a CPU, the fold's validation cases on a GPU: each failing step is the one that goes on."""
+    """Held-out cases on a CPU, validation cases on a GPU; after a failure the same step continues."""
     nnunet = FakeNNUNet()
     monkeypatch.setattr(demo, "run_steps", nnunet)
     monkeypatch.setattr(demo, "_cuda", lambda: not held_out)
@@ -624,27 +624,27 @@ def test_all_steps_with_failures_between(demo, tmp_path, monkeypatch, held_out):
 
     def attempt(fails_at: str = "") -> tuple[list[str], int, str]:
         nnunet.ran, nnunet.fails_at = [], fails_at
-        code, said = run(demo, "--folder", str(folder), "--dataset", str(source), "--epochs", "2")
-        return nnunet.ran, code, said
+        code, printed = run(demo, "--folder", str(folder), "--dataset", str(source), "--epochs", "2")
+        return nnunet.ran, code, printed
 
     vanilla, dtc = (demo.short_training(name, 2) for name in demo.DEFAULT_TRAINERS)
     prepare = ["plan_and_preprocess", "preprocess"] if held_out else ["plan_and_preprocess"]
-    ran, code, said = attempt(fails_at=prepare[-1])
+    ran, code, printed = attempt(fails_at=prepare[-1])
     assert (ran, code) == (prepare, 1)
-    assert "the end of the log" in said
-    assert "Run the same line again" in said
+    assert "the end of the log" in printed
+    assert "Run the same command again" in printed
 
-    ran, code, said = attempt(fails_at=f"train {dtc}")  # the copies of the labels were cut off
+    ran, code, printed = attempt(fails_at=f"train {dtc}")  # the copies of the labels were incomplete
     assert (ran, code) == ([prepare[-1], f"train {vanilla}", f"train {dtc}"], 1)
-    ran, code, said = attempt(fails_at=f"predict {dtc}" if held_out else "compare")
-    assert "checkpoint_best.pth was cut off while it was written" in said
+    ran, code, printed = attempt(fails_at=f"predict {dtc}" if held_out else "compare")
+    assert "checkpoint_best.pth is incomplete" in printed
     last = [f"predict {vanilla}", f"predict {dtc}"] if held_out else ["compare"]
     assert (ran, code) == ([f"train {dtc} --c", *last], 1)
-    ran, code, said = attempt()
+    ran, code, printed = attempt()
     assert (ran, code) == ([*last, "compare"] if held_out else ["compare"], 0)
-    ran, code, said = attempt()  # nothing is left to do but to look again
+    ran, code, printed = attempt()  # all steps are done, except for the comparison
     assert (ran, code) == (["compare"], 0)
-    assert str(folder / "comparison" / "index.html") in said
+    assert str(folder / "comparison" / "index.html") in printed
     seconds = json.loads((folder / demo.SECONDS_FILE).read_text(encoding="utf-8"))
     assert {f"3_train_{dtc}", "5_compare"} <= seconds.keys()
     small = folder / "nnUNet_preprocessed" / "Dataset017_BTCV" / "nnUNetPlansSmall.json"

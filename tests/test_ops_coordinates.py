@@ -60,7 +60,7 @@ def test_sampling_density_is_the_sum_of_interpolation_weights():
     torch.testing.assert_close(regular.sampling_density(), torch.ones(2, 3, 4))
 
 
-def test_shifts_refuse_what_does_not_fit():
+def test_shifts_refuse_wrong_shapes_and_types():
     with pytest.raises(ValueError, match=r"coords must be \(N, 4, \.\.\) for 2 axes"):
         sampling_shifts(torch.zeros(1, 6, 4, 4), (2, 2))
     with pytest.raises(TypeError, match=r"coords\.dtype=torch\.int64"):
@@ -72,7 +72,7 @@ def test_shifts_refuse_what_does_not_fit():
 # ---- collecting ----------------------------------------------------------------------------------------------------
 
 
-def test_collect_keeps_what_the_blocks_saw(monkeypatch):
+def test_collect_returns_the_coordinates_of_the_blocks(monkeypatch):
     network = build_network()
     data = torch.randn(2, 1, *PATCH, generator=torch.Generator().manual_seed(1))
     seen = {}
@@ -93,11 +93,11 @@ def test_collect_keeps_what_the_blocks_saw(monkeypatch):
         torch.testing.assert_close(logits, network.eval()(data), rtol=0, atol=0)
 
 
-def test_collect_leaves_the_network_and_the_random_state_alone():
+def test_collect_does_not_change_the_network_or_the_random_state():
     network = build_network(
         norm_op="torch.nn.BatchNorm3d", dropout_op="torch.nn.Dropout3d", dropout_op_kwargs={"p": 0.5}
     )
-    network.decoder.stages.eval()  # a mixed state
+    network.decoder.stages.eval()  # mixed modes
     before = {name: module.training for name, module in network.named_modules()}
     state = {name: value.clone() for name, value in network.state_dict().items()}
     random = torch.get_rng_state()
@@ -114,7 +114,7 @@ def test_collect_leaves_the_network_and_the_random_state_alone():
     assert {name: module.training for name, module in network.named_modules()} == before
 
 
-def test_collect_finds_nothing_without_dtc():
+def test_collect_returns_an_empty_list_without_dtc():
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ConvTranspose2d(2, 1, 2, 2))
     result, stages = collect(network, torch.zeros(1, 1, 5, 5))
     assert result.shape == (1, 1, 6, 6)
@@ -122,7 +122,7 @@ def test_collect_finds_nothing_without_dtc():
 
 
 class Predicted(nn.Module):
-    """Stands for the convolution of a DTC block, and predicts what it is given."""
+    """Replaces the convolution of a DTC block, and predicts given coordinates."""
 
     def __init__(self, coords):
         super().__init__()
