@@ -109,7 +109,7 @@ def test_autocast_gives_the_dtype_of_the_base_and_float32_positions():
 @pytest.mark.parametrize("receptive_field", [2, math.inf])
 def test_compiles_to_one_graph(block, size, stride, receptive_field):
     torch.manual_seed(0)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     eager = randomise_coords(block(4, 3, stride, receptive_field))
     compiled = torch.compile(copy.deepcopy(eager), fullgraph=True)
     x = torch.randn(2, 4, *size)
@@ -126,7 +126,7 @@ def test_compiles_to_one_graph(block, size, stride, receptive_field):
 
 
 def test_the_function_compiles_to_one_graph():
-    torch._dynamo.reset()
+    torch.compiler.reset()
     value, coords = torch.randn(2, 3, 2, 3, 4), torch.randn(2, 6, 2, 6, 8)
     compiled = torch.compile(deformable_upsample, fullgraph=True)
     torch.testing.assert_close(
@@ -144,12 +144,12 @@ def test_feature_map_size_is_what_hooks_see(block, size, stride):
     assert dtc.compute_conv_feature_map_size(size) == sum(seen)
 
 
-def test_repr_says_what_it_is():
+def test_repr_names_the_arguments():
     assert "2, 3, stride=(1, 2, 2), receptive_field=inf" in repr(DTC3d(2, 3, (1, 2, 2), math.inf))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ({"in_channels": 0}, "in_channels must be a positive integer, got in_channels=0"),
         ({"out_channels": 2.0}, "out_channels must be a positive integer"),
@@ -161,21 +161,21 @@ def test_repr_says_what_it_is():
         ({"base": DTC3d(4, 3, 2)}, "wrapped twice"),
     ],
 )
-def test_bad_arguments(arguments, says):
-    with pytest.raises(ValueError, match=says):
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
         DTC3d(**{"in_channels": 4, "out_channels": 3, "stride": (1, 2, 2), **arguments})
 
 
 @pytest.mark.parametrize(
-    ("x", "error", "says"),
+    ("x", "error", "message"),
     [
         (torch.zeros(1, 5, 2, 3, 4), ValueError, r"takes \(N, 4, D, H, W\), got \(1, 5, 2, 3, 4\)"),
         (torch.zeros(1, 4, 3, 4), ValueError, r"takes \(N, 4, D, H, W\), got \(1, 4, 3, 4\)"),
         (torch.zeros(1, 4, 2, 3, 4, dtype=torch.uint8), TypeError, "floating tensor, got torch.uint8"),
     ],
 )
-def test_bad_input(x, error, says):
-    with pytest.raises(error, match=says):
+def test_bad_input(x, error, message):
+    with pytest.raises(error, match=message):
         DTC3d(4, 3, (1, 2, 2))(x)
 
 
@@ -187,7 +187,7 @@ def test_a_base_of_another_size_is_named(base):
         DTC3d(4, 3, (1, 2, 2), base=base)(torch.zeros(1, 4, 2, 3, 4))
 
 
-def test_hosts_may_pass_the_output_size():
+def test_networks_may_pass_the_output_size():
     dtc, x = DTC3d(4, 3, (1, 2, 2)), torch.randn(1, 4, 2, 3, 5)
     expected = dtc(x)
     for size in ([2, 6, 10], expected.shape):
@@ -199,7 +199,7 @@ def test_hosts_may_pass_the_output_size():
 
 
 class _NeedsSkip(nn.Module):
-    """Upsamples by the nearest and adds the encoder's features."""
+    """Nearest-neighbour upsampling plus the encoder's features."""
 
     needs_skip = True
 
@@ -207,7 +207,7 @@ class _NeedsSkip(nn.Module):
         return nn.functional.interpolate(x, scale_factor=2) + skip
 
 
-def test_a_base_that_needs_the_encoders_features_is_given_them():
+def test_a_base_with_needs_skip_gets_the_encoders_features():
     torch.manual_seed(0)
     dtc = randomise_coords(DTC2d(3, 3, 2, base=_NeedsSkip()).double())
     assert dtc.needs_skip

@@ -1,4 +1,4 @@
-"""The heads of a block are torch's convolutions, computed as products."""
+"""The heads of a block compute the same as torch's convolutions."""
 
 import copy
 
@@ -12,7 +12,7 @@ CASES = [((5, 3), (2, 1)), ((1, 7), (1, 3)), ((2, 3, 5), (1, 2, 2)), ((3, 1, 4),
 
 
 def heads(stride):
-    """Both heads for 4 channels, and torch's convolutions of the same weights."""
+    """Both heads for 4 channels, each with torch's convolution with the same weights."""
     axes = len(stride)
     value, coords = {2: (ValueHead2d, CoordinateHead2d), 3: (ValueHead3d, CoordinateHead3d)}[axes]
     plain = {2: (nn.Conv2d, nn.ConvTranspose2d), 3: (nn.Conv3d, nn.ConvTranspose3d)}[axes]
@@ -25,7 +25,7 @@ def heads(stride):
 
 @pytest.mark.parametrize("batch", [0, 1, 2])
 @pytest.mark.parametrize(("size", "stride"), CASES)
-def test_are_the_convolutions_forward_and_gradients(size, stride, batch):
+def test_agree_with_convolutions_forward_and_gradients(size, stride, batch):
     torch.manual_seed(0)
     x = torch.randn(batch, 4, *size, dtype=torch.float64)
     for pair in heads(stride):
@@ -39,7 +39,7 @@ def test_are_the_convolutions_forward_and_gradients(size, stride, batch):
             torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-9)
 
 
-def test_hooks_see_what_a_convolution_would_show():
+def test_hooks_see_the_result_of_a_convolution():
     torch.manual_seed(0)
     for head, convolution in heads((1, 2, 2)):
         seen = []
@@ -49,7 +49,7 @@ def test_hooks_see_what_a_convolution_would_show():
         torch.testing.assert_close(seen[0], convolution(x), rtol=1e-12, atol=1e-12)
 
 
-def test_autocast_is_that_of_a_convolution():
+def test_autocast_agrees_with_that_of_a_convolution():
     x = torch.randn(2, 4, 2, 3, 5)
     for head, convolution in heads((1, 2, 2)):
         head, convolution = copy.deepcopy(head).float(), copy.deepcopy(convolution).float()
@@ -59,7 +59,7 @@ def test_autocast_is_that_of_a_convolution():
 
 
 def test_the_value_has_its_channels_last_in_memory():
-    """So that the CPU backend reads it without a copy."""
+    """The CPU backend then reads it without a copy."""
     value = heads((1, 2, 2))[0][0](torch.randn(2, 4, 2, 3, 5, dtype=torch.float64))
     assert value.movedim(1, -1).is_contiguous()
 

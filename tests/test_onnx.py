@@ -1,7 +1,7 @@
-"""Export to ONNX: onnxruntime computes what torch computes, on patches and batches that the export has not seen.
+"""Export to ONNX: onnxruntime and torch compute the same on patches and batch sizes that the export has not seen.
 
-Every public module and network by torch's TorchScript exporter, which takes a second, and one of each kind by the newer
-one, which takes up to minutes for the larger ones. The example of docs/onnx.md is run as it stands there.
+Every public module and network is exported by torch's TorchScript exporter, which takes a second, and one of each kind
+by the newer exporter, which can take minutes. The example in docs/onnx.md is run as well.
 """
 
 import re
@@ -31,7 +31,7 @@ both_axes = pytest.mark.parametrize("axes", [2, 3])
 
 
 def enliven(module):
-    """Weights with which every learned position and window counts; at their start they hardly do."""
+    """Draw weights with which learned positions and windows matter; the initial ones are almost zero."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if re.search(r"(coords|offset|scope|encode|query|key|gate)[^.]*\.weight$", name):
@@ -44,7 +44,7 @@ def enliven(module):
 
 
 def largest_difference(module, shapes, file, dynamo):
-    """Export with a batch of 2, and compare with batches of 1, 2 and 3; relative to the largest number."""
+    """Export with a batch of 2 and compare batches of 1, 2 and 3, relative to the largest value."""
     torch.manual_seed(0)
     enliven(module)
     names = [f"input_{index}" for index in range(len(shapes))]
@@ -78,7 +78,7 @@ def shapes_of(name, axes):
 
 
 class WithSkip(nn.Module):
-    """A DTC block around an upsampler that is led by the encoder's features."""
+    """A DTC block around an upsampler that needs the encoder's features."""
 
     def __init__(self, block):
         super().__init__()
@@ -180,7 +180,7 @@ def test_planned_network_by_the_newer_exporter(tmp_path):
 
 @pytest.mark.parametrize("upsampler", [None, "Linear", "DySample"])
 def test_the_papers_unet(upsampler, tmp_path):
-    """Its patch of an odd size is padded inside the file."""
+    """The exported network pads the patch of an odd size."""
     network = UNet(2, 3, upsampler, 4, width=4)
     assert largest_difference(network, [(2, 19, 33)], tmp_path / "network.onnx", dynamo=False) < 1e-4
 
@@ -243,8 +243,8 @@ def test_the_example_of_the_docs(older, tmp_path, monkeypatch, capsys):
         exec(export, names)
     exec(check, names)
     assert names["logits"].shape == (3, 3, 6, 16, 24)
-    said = re.search(r"largest difference, relative to the largest logit: (\S+)", capsys.readouterr().out)
-    assert float(said.group(1)) < 1e-4
+    printed = re.search(r"largest difference, relative to the largest logit: (\S+)", capsys.readouterr().out)
+    assert float(printed.group(1)) < 1e-4
 
     trained = trainer.network.eval()  # not the network of the example: the weights came by way of the checkpoint
     trained.decoder.deep_supervision = False

@@ -9,7 +9,7 @@ from oracle import deformable_upsample_loops
 
 from nnunet_dtc import deformable_upsample
 
-CASES = [  # size, stride: asymmetrical on purpose
+CASES = [  # size, stride: deliberately asymmetrical
     ((5, 3), (2, 2)),
     ((1, 7), (3, 1)),
     ((3, 5), (1, 2)),
@@ -104,7 +104,7 @@ def test_lower_precisions_agree_with_float64(size, stride, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_positions_are_float32_in_half_precision(dtype):
-    """A ramp sampled at its own coordinates gives the position back: half precision would be off by voxels."""
+    """Sampling a ramp gives the positions, which in half precision would be off by voxels."""
     length = 400
     ramp = torch.arange(length, dtype=torch.float32).expand(1, 1, 3, length).contiguous()
     coords = torch.zeros(1, 4, 3, length, dtype=dtype)
@@ -115,7 +115,7 @@ def test_positions_are_float32_in_half_precision(dtype):
 @pytest.mark.parametrize("receptive_field", FIELDS)
 @pytest.mark.parametrize(("size", "stride"), [((9, 12), (1, 2)), ((9, 12, 16), (2, 1, 3))])
 def test_no_shift_is_longer_than_the_bound(size, stride, receptive_field):
-    """Ramps along each axis give positions back; offsets and weights are saturated."""
+    """Sampling ramps along each axis gives the positions; offsets and weights are saturated."""
     axes = len(size)
     value = torch.stack(torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in size), indexing="ij"))[None]
     _, coords = inputs(size, stride, batch=1, seed=3)
@@ -135,7 +135,7 @@ def test_no_shift_is_longer_than_the_bound(size, stride, receptive_field):
 
 
 @pytest.mark.parametrize(("size", "stride"), [((4, 3), (1, 2)), ((2, 3, 4), (1, 2, 2))])
-def test_a_case_never_sees_another(size, stride):
+def test_cases_of_a_batch_are_independent(size, stride):
     value, coords = inputs(size, stride, batch=3)
     together = deformable_upsample(value, coords, stride, 10)
     for n in range(3):
@@ -183,7 +183,7 @@ def test_memory_layout_does_not_matter():
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "says"),
+    ("change", "error", "message"),
     [
         ({"stride": (0, 2, 2)}, ValueError, r"stride must be positive on every axis, got stride=\(0, 2, 2\)"),
         ({"stride": (2, 2)}, ValueError, r"one entry per spatial axis \(3\), got stride=\(2, 2\)"),
@@ -202,10 +202,10 @@ def test_memory_layout_does_not_matter():
         ({"value": torch.zeros(2, 3, 0, 3, 4), "coords": torch.zeros(2, 6, 0, 6, 8)}, ValueError, "at least one voxel"),
     ],
 )
-def test_bad_input(change, error, says):
+def test_bad_input(change, error, message):
     arguments = {"value": torch.zeros(2, 3, 2, 3, 4), "coords": torch.zeros(2, 6, 2, 6, 8), "stride": (1, 2, 2)}
     deformable_upsample(**arguments)
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         deformable_upsample(**{**arguments, **change})
 
 

@@ -1,4 +1,4 @@
-"""Linear, DySample, CARAFE, FADE and SAPA: the base tests, and the published 2D forms against numbers made by hand."""
+"""Linear, DySample, CARAFE, FADE and SAPA: the common tests, and the published 2D forms against hand-made numbers."""
 
 import math
 
@@ -42,12 +42,12 @@ class TestLinear(UpsamplerTests):
     oracle = staticmethod(oracles.linear)
 
     def test_by_hand(self):
-        """Between 0 and 4, twice as dense: a quarter and three quarters of the way, the ends repeated."""
+        """Two samples per element between 0 and 4 lie at a quarter and at three quarters; the ends are repeated."""
         module = Linear2d(1, 1, (1, 2), projection=False)
         result = module(torch.tensor([[[[0.0, 4.0]]]]))
         assert result.flatten().tolist() == [0, 1, 3, 4]
 
-    def test_the_projection_is_the_same_behind_the_interpolation(self):
+    def test_the_projection_may_come_after_the_interpolation(self):
         module = self.make((2, 3))
         (x,) = self.inputs(module, (3, 2))
         behind = module.project(F.interpolate(x, size=(6, 6), mode="bilinear", align_corners=False))
@@ -61,7 +61,7 @@ class TestDySample(UpsamplerTests):
     variants = ({}, {"dynamic_scope": True}, {"groups": 1})
 
     @pytest.mark.parametrize("dynamic_scope", [False, True])
-    def test_style_pl_is_the_literal_loops(self, dynamic_scope):
+    def test_style_pl_agrees_with_loops(self, dynamic_scope):
         module = self.make((2, 3), 12, 4, style="pl", dynamic_scope=dynamic_scope).double()
         assert module.offset.in_channels == 2
         (x,) = self.inputs(module, (2, 1), dtype=torch.float64)
@@ -70,7 +70,7 @@ class TestDySample(UpsamplerTests):
         assert module.compute_conv_feature_map_size((2, 1)) == self.count_feature_maps(module, (x[:1],))
 
     def test_published_form_by_hand(self):
-        """Offsets of one voxel, times the static scope 0.25, along W, in the second of two groups."""
+        """Offsets of one voxel along W, times the static scope 0.25, in the second of two groups."""
         module = zero_(DySample2d(2, 2, 2, groups=2, projection=False))
         with torch.no_grad():
             # (axis, group, row, column of the sub-position): W is axis 1
@@ -82,7 +82,7 @@ class TestDySample(UpsamplerTests):
         assert second[0].tolist() == second[1].tolist() == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3]
 
     def test_published_order_of_the_sub_positions_by_hand(self):
-        """Only the upper right of the four samples of an element moves, half a voxel to the left."""
+        """Only the upper right of the four samples of an element is shifted, half a voxel to the left."""
         module = zero_(DySample2d(1, 1, 2, groups=1, projection=False))
         with torch.no_grad():
             module.offset.bias.view(2, 1, 2, 2)[1, 0, 0, 1] = -2
@@ -109,7 +109,7 @@ class TestDySample(UpsamplerTests):
     @pytest.mark.parametrize(("bad", "same_as"), [(math.nan, 0), (math.inf, 1e4), (-math.inf, -1e4)])
     @pytest.mark.parametrize("size", [(16, 17), (2, 3, 5)])
     def test_offsets_that_are_not_finite(self, size, bad, same_as):
-        """They sample as the finite ones, and have no gradient; in torch's grid_sample alone they crash."""
+        """They sample as large finite ones and have a gradient of zero; torch's grid_sample alone would crash."""
         generator = torch.Generator().manual_seed(0)
         axes, fine = len(size), [2 * extent for extent in size]
         value = torch.randn(2, 4, *size, generator=generator)
@@ -151,14 +151,14 @@ class TestCARAFE(UpsamplerTests):
     small = {"compressed_channels": 3, "kernel_size": 3}  # noqa: RUF012
     variants = ({}, {"padding": "zeros"})
 
-    def test_another_window_per_axis_is_the_literal_loops(self):
+    def test_a_different_window_per_axis_agrees_with_loops(self):
         module = self.make((2, 1, 2), kernel_size=(1, 3, 5), encoder_kernel_size=1).double()
         (x,) = self.inputs(module, (2, 1, 3), dtype=torch.float64)
         expected = torch.from_numpy(oracles.carafe(module, x.numpy()))
         torch.testing.assert_close(module(x).detach(), expected, rtol=0, atol=1e-11)
 
     def test_published_form_by_hand(self):
-        """Weights that are all the same: the mean of 5x5, of which a corner has 9 inside of the map, an edge 15."""
+        """Equal weights give the mean of 5x5 elements, of which 9 are inside the map at a corner and 15 at an edge."""
         module = zero_(CARAFE2d(1, 1, 2, padding="zeros", projection=False))
         result = module(torch.ones(1, 1, 6, 5))[0, 0]
         assert result.shape == (12, 10)
@@ -204,12 +204,12 @@ class TestFADE(UpsamplerTests):
     needs_skip = True
 
     def count_feature_maps(self, module, inputs):
-        """The shared convolution runs a second time, without its module."""
+        """The convolution for both features runs a second time as a function, which hooks do not see."""
         again = inputs[0].shape[2:].numel() * module.encode.out_channels
         return super().count_feature_maps(module, inputs) + again
 
     def test_published_form_by_hand(self):
-        """Even weights give the mean; a gate of log 3 passes three quarters of the skip."""
+        """Equal weights give the mean; a gate of log 3 gives the skip a weight of 3/4."""
         module = zero_(FADE2d(1, 1, 2, padding="zeros", projection=False))
         with torch.no_grad():
             module.gate.bias.fill_(math.log(3))
@@ -217,7 +217,7 @@ class TestFADE(UpsamplerTests):
         assert result[4, 4].item() == pytest.approx(0.75 * 8 + 0.25)
         assert result[0, 0].item() == pytest.approx(0.75 * 8 + 0.25 * 9 / 25)
 
-    def test_encoder_and_decoder_have_their_say_in_the_kernels_by_hand(self):
+    def test_kernels_depend_on_encoder_and_decoder_by_hand(self):
         """Window (1, 3). Where the skip is 1, the right neighbour has log 2 more; where x is 1, the left one.
 
         x = 0 1 0 0 at low resolution: its element 1 has kernels (2, 1, 1) / 4 where the skip is 0, and (2, 1, 2) / 5
@@ -231,7 +231,7 @@ class TestFADE(UpsamplerTests):
             module.compress.weight.view(2)[1] = 1
             module.encode.weight[2, 0, 1, 1] = math.log(2)
             module.encode.weight[0, 1, 1, 1] = math.log(2)
-            module.gate.bias.fill_(-100)  # shut
+            module.gate.bias.fill_(-100)  # the weight of the skip is 0
         x = torch.tensor([0.0, 1, 0, 0]).view(1, 1, 1, 4)
         skip = torch.tensor([0.0, 1, 0, 1, 0, 0, 1, 1]).view(1, 1, 1, 8)
         expected = [1 / 3, 2 / 4, 1 / 4, 1 / 5, 1 / 3, 1 / 3, 0, 0]
@@ -247,7 +247,7 @@ class TestFADE(UpsamplerTests):
         assert result[0, 0, 0, 2].item() == pytest.approx((0 + 4 + 2 * 8) / 4)
 
     def test_parameters(self):
-        """Table 7's: two compressions to 64 with one bias, the shared 3x3 convolution to 25, the gate."""
+        """As in table 7: two compressions to 64 with one bias, one 3x3 convolution to 25, and the gate."""
         module = FADE2d(128, 128, 2, projection=False)
         assert sum(p.numel() for p in module.parameters()) == 2 * 128 * 64 + 64 + 64 * 25 * 9 + 25 + 128 + 1
         assert FADE3d(8, 4, (1, 2, 2)).encode.weight.shape == (27, 64, 3, 3, 3)
@@ -269,7 +269,7 @@ class TestSAPA(UpsamplerTests):
     needs_skip = True
 
     def count_feature_maps(self, module, inputs):
-        """The similarities are no module's result."""
+        """The similarities are not the result of a module."""
         similarities = inputs[1].shape[2:].numel() * math.prod(module.kernel_size)
         return super().count_feature_maps(module, inputs) + similarities
 
@@ -327,7 +327,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions_refuse_what_does_not_fit(name):
+def test_functions_refuse_tensors_that_do_not_fit(name):
     """Another batch, other channels, another size, an axis too few or too many, integers, a bad stride."""
     function, others, settings = FUNCTIONS[name]
     tensors = {"value": torch.zeros(N, C, *SIZE), **{key: torch.zeros(shape) for key, shape in others.items()}}
@@ -336,7 +336,7 @@ def test_functions_refuse_what_does_not_fit(name):
         for index in range(4):
             for size in (shape[index] + 1, shape[index] * 2, shape[index] - 1):
                 misfit = torch.zeros(*shape[:index], size, *shape[index + 1 :])
-                # of queries and keys, the first of the two says how many channels both have
+                # the queries determine the number of channels of queries and keys
                 with pytest.raises(ValueError, match=f"{'keys' if index == 1 and key == 'queries' else key} must be"):
                     function(**{**tensors, key: misfit}, stride=STRIDE, **settings)
         for misfit in (torch.zeros(shape[:3]), torch.zeros(shape[:1]), torch.zeros(*shape, 1)):
@@ -348,12 +348,12 @@ def test_functions_refuse_what_does_not_fit(name):
     for axes in (0, 1, 4):
         with pytest.raises(ValueError, match=r"value must be \(N, C, S_1, .., S_g\) with 2 or 3 axes, got \(2, 4"):
             function(**{**tensors, "value": torch.zeros(2, 4, *[3] * axes)}, stride=2, **settings)
-    for stride, says in (((2, 0), "positive on every axis"), ((2, 1, 2), r"one entry per spatial axis \(2\)")):
-        with pytest.raises(ValueError, match=says):
+    for stride, message in (((2, 0), "positive on every axis"), ((2, 1, 2), r"one entry per spatial axis \(2\)")):
+        with pytest.raises(ValueError, match=message):
             function(**tensors, stride=stride, **settings)
 
 
-def test_the_table():
+def test_the_table_of_upsamplers():
     for name, by_axes in UPSAMPLERS.items():
         assert {axes: kind.__name__ for axes, kind in by_axes.items()} == {2: f"{name}2d", 3: f"{name}3d"}
         assert upsampler_class(name, 3) is by_axes[3]
@@ -363,7 +363,7 @@ def test_the_table():
         upsampler_class("Linear", 1)
 
 
-def test_pixel_shuffle_is_torchs_and_the_loops():
+def test_pixel_shuffle_agrees_with_torch_and_with_loops():
     x = torch.randn(2, 18, 4, 5)
     assert torch.equal(pixel_shuffle(x, (3, 3)), F.pixel_shuffle(x, 3))
     x = torch.randn(2, 12, 2, 1, 3)

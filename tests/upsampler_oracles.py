@@ -1,6 +1,6 @@
-"""The upsamplers by literal loops in float64 with numpy, one output element after the other.
+"""The upsamplers as literal loops over the output elements, in float64 with numpy.
 
-Written from the papers, with the weights of a module as arrays; nothing of the code under test is called.
+They follow the papers, take the weights of a module as arrays, and call nothing of the code under test.
 """
 
 import itertools
@@ -15,7 +15,7 @@ def arrays(module):
 
 
 def output_elements(array, stride):
-    """Every output element o with the input element in which it lies and its number among the sub-positions."""
+    """Yield every output element with the input element in which it lies and the index of its sub-position."""
     sizes = [size * step for size, step in zip(array.shape[2:], stride, strict=True)]
     for out in itertools.product(*(range(size) for size in sizes)):
         low = tuple(o // step for o, step in zip(out, stride, strict=True))
@@ -26,7 +26,7 @@ def output_elements(array, stride):
 
 
 def conv_loops(x, weight, bias=None):
-    """A convolution with an odd kernel that pads with zeros; 1x1 ones too."""
+    """A convolution with an odd kernel size and zero padding."""
     around = [range(-(size // 2), size // 2 + 1) for size in weight.shape[2:]]
     result = np.zeros((x.shape[0], weight.shape[0], *x.shape[2:]))
     for at in itertools.product(*(range(size) for size in x.shape[2:])):
@@ -41,7 +41,7 @@ def conv_loops(x, weight, bias=None):
 
 
 def shuffle_loops(x, stride):
-    """The pixel shuffle of any stride."""
+    """The pixel shuffle for any stride."""
     count = math.prod(stride)
     channels = x.shape[1] // count
     result = np.zeros((x.shape[0], channels, *(s * step for s, step in zip(x.shape[2:], stride, strict=True))))
@@ -56,17 +56,17 @@ def interpolate(channel_map, position):
     total = 0.0
     inside = [min(max(p, 0.0), size - 1.0) for p, size in zip(position, channel_map.shape, strict=True)]
     for corner in itertools.product((0, 1), repeat=len(inside)):
-        share, where = 1.0, []
+        weight, where = 1.0, []
         for p, step, size in zip(inside, corner, channel_map.shape, strict=True):
             low = math.floor(p)
-            share *= p - low if step else 1 - (p - low)
+            weight *= p - low if step else 1 - (p - low)
             where.append(min(low + step, size - 1))
-        total += share * channel_map[tuple(where)]
+        total += weight * channel_map[tuple(where)]
     return total
 
 
 def sample_loops(value, offsets, stride, groups):
-    """The samples of value at the regular positions plus offsets[n, axis * groups + group, o]."""
+    """Samples of value at the regular positions plus offsets[n, axis * groups + group, o]."""
     axes = value.ndim - 2
     sizes = [size * step for size, step in zip(value.shape[2:], stride, strict=True)]
     result = np.zeros((*value.shape[:2], *sizes))
@@ -79,14 +79,14 @@ def sample_loops(value, offsets, stride, groups):
 
 
 def window(low, kernel_size):
-    """The elements of the window around an input element, with their number."""
+    """Yield the elements of the window around an input element with their index."""
     around = [range(-(size // 2), size // 2 + 1) for size in kernel_size]
     for number, tap in enumerate(itertools.product(*around)):
         yield number, tuple(at + t for at, t in zip(low, tap, strict=True))
 
 
 def read(array, where, padding):
-    """array[:, :, where], where it may lie outside of the map."""
+    """array[:, :, where], also outside the map."""
     if padding == "zeros" and any(w < 0 or w >= size for w, size in zip(where, array.shape[2:], strict=True)):
         return np.zeros(array.shape[:2])
     inside = tuple(min(max(w, 0), size - 1) for w, size in zip(where, array.shape[2:], strict=True))
@@ -100,7 +100,7 @@ def softmax(logits):
 
 
 def reassemble_loops(value, weights, stride, kernel_size, padding):
-    """Weighted sums of windows; weights (N, window, *out) as they are."""
+    """Weighted sums of windows with weights (N, window, *out), which are not normalised."""
     result = np.zeros((*value.shape[:2], *weights.shape[2:]))
     for out, low, _ in output_elements(value, stride):
         for number, where in window(low, kernel_size):
@@ -153,14 +153,14 @@ def fade(module, x, skip):
     if "project_skip.weight" in parts:
         passed = conv_loops(skip, parts["project_skip.weight"], parts["project_skip.bias"])
     for out, low, _ in output_elements(x, module.stride):
-        opened = 1 / (1 + np.exp(-gate[(slice(None), slice(None), *low)]))  # (N, 1)
+        gate_weight = 1 / (1 + np.exp(-gate[(slice(None), slice(None), *low)]))  # (N, 1)
         at = (slice(None), slice(None), *out)
-        result[at] = opened * passed[at] + (1 - opened) * result[at]
+        result[at] = gate_weight * passed[at] + (1 - gate_weight) * result[at]
     return result
 
 
 def normalise(x, weight, bias):
-    """Over the channels of every element, as LayerNorm."""
+    """LayerNorm over the channels of every element."""
     shape = (1, -1, *[1] * (x.ndim - 2))
     centred = x - x.mean(axis=1, keepdims=True)
     scaled = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-5)
