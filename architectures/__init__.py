@@ -1,4 +1,4 @@
-"""The networks: nnU-Net's planned U-Net with another upsampling in its decoder, and the paper's own."""
+"""The networks: nnU-Net's planned U-Net with other upsamplings in its decoder, and the paper's networks."""
 
 from nnunet_dtc.architectures.networks import NETWORKS, build_network, planned_settings
 from nnunet_dtc.architectures.planned_unet import PlannedDecoder, with_dtc, with_upsampler, with_upsampling

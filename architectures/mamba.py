@@ -1,12 +1,12 @@
 """The Mamba block: a selective scan between two projections, in one or several orders of the same sequence.
 
 Gu and Dao, arXiv:2312.00752, figure 3 and section 3.4: the input is projected to E = expansion * C channels and to a
-gate of as many; the channels go through a causal depthwise convolution, SiLU and the scan, are multiplied with SiLU of
-the gate and projected back. Sizes (state 16, expansion 2, convolution width 4, rank of the step sizes C / 16) and
-starts (A = -1 .. -S, steps from 0.001 to 0.1, D = 1) are those of that paper and its section 3.6.
+gate of the same size. The channels pass a causal depthwise convolution, SiLU and the scan, are multiplied by SiLU of
+the gate and projected back to C channels. Sizes (state 16, expansion 2, convolution width 4, rank of the step sizes
+C / 16) and initialisation (A = -1 .. -S, steps from 0.001 to 0.1, D = 1) are those of that paper and its section 3.6.
 
-Several orders share both projections and the gate, as SegMamba's tri-orientated scan does (Xing et al.,
-arXiv:2401.13560, section 2.2); each has a convolution, coefficients and scan of its own, and their results are summed.
+Several orders share both projections and the gate, as in SegMamba's tri-orientated scan (Xing et al., arXiv:2401.13560,
+section 2.2). Each has its own convolution, coefficients and scan; the results are summed.
 """
 
 import math
@@ -17,16 +17,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_dtc.architectures.selective_scan import selective_scan
+from nnunet_dtc.errors import NnunetDtcError
 
 ORDERS = ("forward", "backward", "slices")
 STEP_RANGE = (0.001, 0.1)
 
 
 def reorder(x: Tensor, order: str, slices: int = 1) -> Tensor:
-    """Bring the steps of (N, E, L) into another order; ``slices``: the first of the axes that L was flattened from.
+    """Reorder the steps of a sequence.
 
-    "forward" keeps them, "backward" reverses them, "slices" goes through all slices at one place before it goes on to
-    the next place, so that neighbours in the sequence are neighbours across slices.
+    "forward" keeps the order and "backward" reverses it. "slices" visits all slices at one position before the next
+    position, so that neighbours in the sequence are neighbours across slices.
+
+    Args:
+        x (Tensor[N, E, L]): the sequence.
+        order: one of ORDERS.
+        slices: size of the first of the axes that L was flattened from.
+
+    Returns:
+        Tensor[N, E, L]
     """
     if order == "backward":
         return x.flip(-1)
@@ -36,7 +45,7 @@ def reorder(x: Tensor, order: str, slices: int = 1) -> Tensor:
 
 
 def restore(x: Tensor, order: str, slices: int = 1) -> Tensor:
-    """What undoes :func:`reorder`."""
+    """Undo :func:`reorder`."""
     if order == "backward":
         return x.flip(-1)
     if order == "slices":
@@ -45,13 +54,13 @@ def restore(x: Tensor, order: str, slices: int = 1) -> Tensor:
 
 
 class SelectiveSSM(nn.Module):
-    """One order's share: causal depthwise convolution, SiLU, coefficients from the input, selective scan.
+    """The part of the Mamba block for one order: causal depthwise convolution, SiLU and selective scan.
 
     Args:
-        channels: E, of input and output.
-        rank: of the step sizes' projection.
-        state: S, states per channel.
-        width: steps that the convolution sees, the present one the last.
+        channels: E, the channels of input and output.
+        rank: rank of the projection to step sizes.
+        state: S, the states per channel.
+        width: size of the convolution, which sees the present step and earlier ones.
     """
 
     def __init__(self, channels: int, rank: int, state: int = 16, width: int = 4) -> None:
@@ -66,11 +75,11 @@ class SelectiveSSM(nn.Module):
         low, high = (math.log(step) for step in STEP_RANGE)
         steps = torch.exp(low + (high - low) * torch.rand(channels))
         with torch.no_grad():
-            self.step.bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # softplus of it gives the steps
+            self.step.bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # inverse of softplus
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, E, L) to (N, E, L)."""
-        x = F.silu(self.conv(x)[..., : x.shape[2]])  # the padding behind the end is cut: step t sees t - width + 1 .. t
+        x = F.silu(self.conv(x)[..., : x.shape[2]])  # without the padding at the end: step t sees t - width + 1 .. t
         step, into, out = self.coefficients(x.transpose(1, 2)).split([self.rank, self.state, self.state], dim=-1)
         # (N, E, L); contiguous, since torch.compile takes the backward of softplus for contiguous in any case
         delta = F.softplus(_wide(self.step(step)).transpose(1, 2).contiguous())
@@ -88,12 +97,14 @@ class Mamba(nn.Module):
     """The Mamba block for sequences in one or several orders.
 
     Args:
-        channels: C, of input and output.
+        channels: C, the channels of input and output.
         orders: some of "forward", "backward", "slices" (:func:`reorder`), each with its own scan.
-        state, expansion, width: S, E / C and the width of the convolution.
+        state: S, the states per channel.
+        expansion: E / C.
+        width: size of the convolution.
 
     Raises:
-        ValueError: no order, or another one.
+        NnunetDtcError: there is no order, or an unknown one.
     """
 
     def __init__(
@@ -108,14 +119,14 @@ class Mamba(nn.Module):
         super().__init__()
         self.orders = tuple(orders)
         if not self.orders or not set(self.orders) <= set(ORDERS):
-            raise ValueError(f"orders must be some of {', '.join(ORDERS)}, got {self.orders}")
+            raise NnunetDtcError(f"orders must be some of {', '.join(ORDERS)}, got {self.orders}")
         inner, rank = expansion * channels, math.ceil(channels / 16)
         self.project_in = nn.Linear(channels, 2 * inner, bias=False)
         self.scans = nn.ModuleList(SelectiveSSM(inner, rank, state, width) for _ in self.orders)
         self.project_out = nn.Linear(inner, channels, bias=False)
 
     def forward(self, x: Tensor, slices: int = 1) -> Tensor:
-        """(N, L, C) to (N, L, C). ``slices``: the first of the axes that L was flattened from, for that order."""
+        """(N, L, C) to (N, L, C); ``slices`` is the size of the first of the axes that L was flattened from."""
         x, gate = self.project_in(x).transpose(1, 2).chunk(2, dim=1)  # (N, E, L) each
         y = sum(
             restore(scan(reorder(x, order, slices)), order, slices)
@@ -125,5 +136,5 @@ class Mamba(nn.Module):
 
 
 def _wide(t: Tensor) -> Tensor:
-    """In float32 at least, under autocast too."""
+    """At least float32, also under autocast."""
     return t.to(torch.promote_types(t.dtype, torch.float32))

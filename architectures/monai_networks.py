@@ -1,8 +1,8 @@
-"""UNETR and SwinUNETR V2 as MONAI has them, and which of their modules are the decoder's upsamplings.
+"""MONAI's UNETR and SwinUNETR V2, and the names of their decoders' upsamplings.
 
 UNETR: Hatamizadeh et al., WACV 2022, arXiv:2103.10504. SwinUNETR V2: He et al., MICCAI 2023,
-doi:10.1007/978-3-031-43901-8_40, which is MONAI's ``SwinUNETR(use_v2=True)``. Sizes are the papers' (MONAI's default
-for SwinUNETR is feature size 24; both papers use 48). MONAI is imported when a network is built, not before.
+doi:10.1007/978-3-031-43901-8_40, MONAI's ``SwinUNETR(use_v2=True)``. The default sizes are those of the papers; for
+SwinUNETR the papers use feature size 48, MONAI's default is 24. MONAI is only imported when a network is built.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ SWIN_UNETR_REDUCTION = 32
 
 
 def monai_nets() -> ModuleType:
-    """``monai.networks.nets``.
+    """Import ``monai.networks.nets``.
 
     Raises:
-        ImportError: MONAI is missing or older than 1.6; says what to install.
+        ImportError: MONAI is missing or older than 1.6. The message says what to install.
     """
     install = 'pip install "nnunet-dtc[monai]"'
     try:
@@ -48,12 +48,15 @@ def unetr(
     mlp_size: int = 3072,
     heads: int = 12,
 ) -> nn.Module:
-    """MONAI's UNETR for 2D or 3D images of one size, each a multiple of 16: (N, C, S) to logits (N, classes, S).
+    """Build MONAI's UNETR for 2D or 3D images of one size: (N, C, S) to logits (N, classes, S).
 
     Args:
-        image_size: voxels per axis; the position embedding is as long as it has tokens of 16 voxels per axis.
+        input_channels: channels of the images.
+        classes: channels of the logits.
+        image_size: voxels per axis, each a multiple of 16. The position embedding has an entry for each token of 16
+            voxels per axis.
         feature_size: channels at full resolution.
-        hidden_size, mlp_size, heads: of the 12 transformer blocks.
+        hidden_size, mlp_size, heads: sizes of the 12 transformer blocks.
     """
     network = monai_nets().UNETR(
         input_channels,
@@ -66,15 +69,19 @@ def unetr(
         spatial_dims=len(image_size),
     )
     for block in network.vit.blocks:
-        unused = getattr(block, "norm_cross_attn", None)  # without cross attention it is never called
+        unused = getattr(block, "norm_cross_attn", None)  # never called without cross attention
         if unused is not None:
-            unused.requires_grad_(False)  # DistributedDataParallel waits for the gradients of all others
+            unused.requires_grad_(False)  # DistributedDataParallel would wait for its gradient
     return network
 
 
 def unetr_upsamplings(network: nn.Module, skip_projections: bool = False) -> list[str]:
-    """The names of the decoder's transposed convolutions, deepest first; those that bring tokens to the sizes of the
-    skip connections as well, where they are wanted."""
+    """The names of the transposed convolutions of UNETR's decoder, deepest first.
+
+    Args:
+        network: the network.
+        skip_projections: whether to add those that upsample tokens to the sizes of the skip connections.
+    """
     names = [f"decoder{level}.transp_conv.conv" for level in (5, 4, 3, 2)]
     if skip_projections:
         names += [
@@ -96,13 +103,17 @@ def swin_unetr_v2(
     window_size: int = 7,
     checkpointing: bool = False,
 ) -> nn.Module:
-    """MONAI's SwinUNETR V2 for 2D or 3D, sizes divisible by 32: (N, C, S) to logits (N, classes, S).
+    """Build MONAI's SwinUNETR V2 for sizes divisible by 32: (N, C, S) to logits (N, classes, S).
 
     Args:
+        input_channels: channels of the images.
+        classes: channels of the logits.
+        axes: 2 or 3.
         feature_size: channels at full resolution, a multiple of 12.
         depths, heads: transformer blocks and attention heads of the four stages.
         window_size: voxels per axis of an attention window.
-        checkpointing: compute the blocks' insides anew in the backward pass; less memory, more time.
+        checkpointing: whether activations of the blocks are recomputed in the backward pass, which saves memory and
+            takes more time.
     """
     return monai_nets().SwinUNETR(
         input_channels,
@@ -118,14 +129,14 @@ def swin_unetr_v2(
 
 
 def swin_unetr_upsamplings() -> list[str]:
-    """The names of the decoder's transposed convolutions, deepest first."""
+    """The names of the transposed convolutions of SwinUNETR's decoder, deepest first."""
     return [f"decoder{level}.transp_conv.conv" for level in (5, 4, 3, 2, 1)]
 
 
 def _build_unetr(
     input_channels: int, classes: int, size: Sequence[int], *, dtc_in_skips: bool, **sizes: Any
 ) -> nn.Module:
-    return unetr(input_channels, classes, size, **sizes)  # dtc_in_skips is of its upsamplings alone
+    return unetr(input_channels, classes, size, **sizes)  # dtc_in_skips only selects upsamplings
 
 
 UNETR = PaperNetwork(

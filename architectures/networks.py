@@ -1,6 +1,6 @@
 """The paper's other networks by name, with and without DTC: UNETR, SwinUNETRV2, NnMamba, SegMamba.
 
-Their sizes are the published ones, unless the plans say otherwise (``nnunet_dtc.architectures.settings``).
+They have their published sizes unless the plans set others (``nnunet_dtc.architectures.settings``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,18 +22,22 @@ from nnunet_dtc.registry import load
 NETWORKS: dict[str, PaperNetwork] = {
     name: load(entry.definition) for name, entry in ENTRIES.items() if entry.definition is not None
 }
-"""The paper's other networks by the name that stands in the names of trainers."""
+"""The paper's other networks by their names in the names of trainers."""
 
 
 def planned_settings(configuration: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What the plans set for one of NETWORKS, for :func:`build_network`.
+    """Read the settings of a network from the plans, for :func:`build_network`.
 
     Args:
         configuration: one configuration of nnU-Net's plans (``ConfigurationManager.configuration``).
         name: one of NETWORKS.
 
     Raises:
-        ValueError: a network or a setting that is not there, or a setting of another kind than the published one.
+        NnunetDtcError: a network or a setting is unknown, or a setting is of another type than the published value.
+
+    Example:
+        >>> planned_settings({"architecture": {"nnunet_dtc": {"NnMamba": {"width": 8}}}}, "NnMamba")
+        {'width': 8}
     """
     return read_settings(configuration, name, _network(name).settings)
 
@@ -47,24 +51,31 @@ def build_network(
     *,
     dtc: Mapping[str, Any] | None = None,
 ) -> PaddedNetwork:
-    """One of the paper's networks for patches of any size: (N, input_channels, S) to logits (N, classes, S).
+    """Build one of the paper's networks for patches of any size: (N, input_channels, S) to logits (N, classes, S).
 
     Args:
         name: one of NETWORKS.
-        input_channels, classes: channels of the images, and segmentation heads (classes or regions).
+        input_channels: channels of the images.
+        classes: channels of the logits, for classes or regions.
         patch_size: voxels per axis, in 2D or 3D.
-        settings: other sizes than the published ones, see :func:`planned_settings`.
-        dtc: None for the network as published; else what its DTC blocks get: ``receptive_field``, ``offset``,
-            ``weight`` (each with the default of :class:`nnunet_dtc.DTC3d`).
+        settings: sizes other than the published ones, see :func:`planned_settings`.
+        dtc: None for the network as published; otherwise ``receptive_field``, ``offset`` and ``weight`` of its DTC
+            blocks, with the defaults of :class:`nnunet_dtc.DTC3d`.
 
     Raises:
-        ValueError: another name or setting; a patch size that the network cannot work with.
+        NnunetDtcError: the name or a setting is unknown, or the network does not support the patch size.
         ImportError: MONAI is missing or too old (UNETR, SwinUNETRV2).
+
+    Example:
+        >>> import torch
+        >>> network = build_network("NnMamba", 1, 3, (20, 24), {"width": 4}, dtc={"receptive_field": 1})
+        >>> network(torch.zeros(2, 1, 20, 24)).shape
+        torch.Size([2, 3, 20, 24])
     """
     kind = _network(name)
     patch_size = tuple(int(voxels) for voxels in patch_size)
     if len(patch_size) not in (2, 3) or min(patch_size) < 1:
-        raise PatchSizeError(f"patch_size must be 2 or 3 positive numbers, got patch_size={patch_size}")
+        raise PatchSizeError(f"patch_size must be 2 or 3 positive integers, got patch_size={patch_size}")
     check_patch(name, patch_size)
     size = padded_size(patch_size, kind.multiple)
     settings = {**kind.settings, **check_settings(name, settings or {}, kind.settings)}
@@ -82,42 +93,37 @@ def build_network(
 
 
 def check_patch(name: str, patch_size: Sequence[int], batch_size: int | None = None) -> None:
-    """Refuse patches that one of NETWORKS cannot be built for, or trained with.
+    """Refuse patches that a network cannot be built for or trained with.
 
     Args:
         name: one of NETWORKS.
         patch_size: voxels per axis.
-        batch_size: cases of a batch in training; None where nothing is trained.
+        batch_size: cases of a batch in training; None without training.
 
     Raises:
-        PatchSizeError: its deepest map would have one value per channel, which cannot be normalised.
+        PatchSizeError: the deepest map would have one value per channel, which cannot be normalised.
     """
     kind = _network(name)
     check_padded(name, patch_size, kind.multiple, kind.normalization, batch_size)
 
 
-def with_dtc_beside(
-    network: nn.Module,
-    upsamplings: Sequence[str],
-    deformation: Deformation,
-) -> nn.Module:
-    """Put a DTC block around the upsamplings of these names, in place; each stays as its block's base.
+def with_dtc_beside(network: nn.Module, upsamplings: Sequence[str], deformation: Deformation) -> nn.Module:
+    """Put a DTC block around some upsamplings, in place. Each upsampling becomes the base of its block.
 
-    The value convolutions start as torch initialises convolutions, as these networks' own do.
+    The value convolutions have torch's initialisation, as the other convolutions of these networks do.
 
     Args:
+        network: the network, which is changed.
         upsamplings: names of modules with ``in_channels``, ``out_channels`` and ``stride``.
-        deformation: the blocks' receptive field and variant.
+        deformation: receptive field and variant of the blocks.
 
     Raises:
-        ValueError: one of them has a DTC block already.
+        NnunetDtcError: one of them has a DTC block already.
     """
-    for name in upsamplings:
-        base = network.get_submodule(name)
-        if is_dtc(base):
-            raise NnunetDtcError(f"{name} has a DTC block already")
-    for name in upsamplings:
-        base = network.get_submodule(name)
+    bases = {name: network.get_submodule(name) for name in upsamplings}
+    if present := [name for name, base in bases.items() if is_dtc(base)]:
+        raise NnunetDtcError(f"{present[0]} has a DTC block already")
+    for name, base in bases.items():
         block = dtc_class(len(base.stride))(
             base.in_channels, base.out_channels, base.stride, base=base, **asdict(deformation)
         )

@@ -1,26 +1,25 @@
-"""nnMamba: a residual convolutional network whose stages look across the whole map with Mamba, and linear upsampling.
+"""nnMamba: a residual convolutional network with Mamba across the whole map in each stage, and linear upsampling.
 
 Gong et al., *nnMamba: 3D Biomedical Image Segmentation, Classification and Landmark Detection with State Space Model*,
 arXiv:2402.03526: a stem of two convolutions (the first with stride 2), three stages of residual blocks (each halves the
 map and doubles the channels), skip connections that are scaled channel by channel, and a decoder of trilinear
 upsampling and two convolutions per step. Inside a stage, MICCSS (Mamba in convolution with channel-spatial siamese
-learning) is added to what the convolutions of a block give::
+learning) is added to the output of a block's convolutions::
 
     a = ReLU(BN(C1(x)))
     MICCSS(x) = ReLU(BN(C1(a + mean of f^-1(Mamba(f(a))) over four f)))
 
-where f keeps the sequence, reverses it, reverses its channels, or both, and the Mamba is the same for all four.
+where f keeps the sequence, reverses it, reverses its channels, or both. All four share one Mamba.
 
-Written from the paper. Where it leaves something open, or in view of the published code's size (15.94 M parameters
-with 2 classes; the authors' table says 15.55 M, we do not know what that counts):
+This implementation follows the paper. Where the paper is silent, these choices are ours. They reproduce the number of
+parameters of the published code (15.94 M with 2 classes; the authors' table gives 15.55 M, which we cannot explain):
 
-- The blocks of a stage after its first one share one MICCSS; the first, which changes size and channels, has none. So
-  the number comes out.
-- The skip connections' scale is a squeeze and excitation: mean over the map, C to C / 16 to C, sigmoid.
-- The last convolution gives the logits themselves. A normalisation and ReLU behind it, as behind all others, would
-  forbid negative ones.
-- Batch normalisation as published: a batch should have two cases at least, which nnU-Net's plans see to. Where one case
-  leaves one voxel in the deepest map, the trainer refuses to start.
+- The blocks of a stage after the first one share one MICCSS; the first, which changes size and channels, has none.
+- The skip connections are scaled by squeeze and excitation: mean over the map, C to C / 16 to C, sigmoid.
+- The last convolution returns the logits. A normalisation and ReLU after it, as after all others, would forbid negative
+  logits.
+- Batch normalisation is used as published, so a batch should have at least two cases, as in nnU-Net's plans. The
+  trainer refuses batches of one case that have one voxel in the deepest map.
 """
 
 import itertools
@@ -61,7 +60,7 @@ class MICCSS(nn.Module):
         sequence = entered.flatten(2).transpose(1, 2)  # (N, L, C)
         reversals = [(), (1,), (2,), (1, 2)]
         mixed = self.mamba(torch.cat([_flip(sequence, axes) for axes in reversals]))  # (4 * N, L, C)
-        mixed = mixed.unflatten(0, (4, -1)).unbind(0)  # not chunk(): an exported network would keep one size of batch
+        mixed = mixed.unflatten(0, (4, -1)).unbind(0)  # chunk() would fix the batch size of an exported network
         mean = sum(_flip(part, axes) for part, axes in zip(mixed, reversals, strict=True)) / 4
         return self.leave(entered + mean.transpose(1, 2).reshape(entered.shape))  # (N, C, L) to (N, C, ..)
 
@@ -72,7 +71,10 @@ def _flip(x: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions 3 beside the identity; the first may have a stride, and the identity then a convolution 1."""
+    """Two convolutions of size 3 and a shortcut, with batch normalisation.
+
+    The shortcut is the identity, or a convolution of size 1 if size or channels change.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, axes: int, stride: int = 1) -> None:
         super().__init__()
@@ -89,13 +91,13 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Sequential(conv(in_channels, out_channels, 1, stride, bias=False), norm(out_channels))
 
     def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
-        """``beside``: what is added in front of the last ReLU, of the result's shape."""
+        """Compute the block; ``beside`` (Tensor of the output's shape) is added before the last ReLU."""
         result = self.convs(x) + self.shortcut(x)
         return torch.relu(result if beside is None else result + beside)
 
 
 class Stage(nn.Module):
-    """Residual blocks, the first with stride 2; the others have the stage's MICCSS beside them."""
+    """Residual blocks, the first with stride 2. The stage's MICCSS is added in the others."""
 
     def __init__(self, in_channels: int, out_channels: int, axes: int, blocks: int) -> None:
         super().__init__()
@@ -111,7 +113,7 @@ class Stage(nn.Module):
 
 
 class ChannelScale(nn.Module):
-    """Each channel times a factor from 0 to 1 that the means of all channels give, (N, C, ..) to (N, C, ..)."""
+    """Squeeze and excitation, (N, C, ..) to (N, C, ..): factors in [0, 1] for each channel from the channels' means."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -141,13 +143,14 @@ class NnMamba(nn.Module):
     """nnMamba for images and volumes: (N, C_in, S_1, ..) to logits (N, classes, S_1, ..), each S_a divisible by 16.
 
     Args:
-        input_channels, classes: channels of the image and of the logits.
+        input_channels: channels of the images.
+        classes: channels of the logits.
         axes: 2 or 3.
-        width: channels of the stem; the stages have twice, four and eight times as many.
-        blocks: residual blocks per stage, two at least.
+        width: channels of the stem; the stages have two, four and eight times as many.
+        blocks: residual blocks per stage, at least two.
 
     Raises:
-        NnunetDtcError: width or blocks out of range; in ``forward``, a size that is not divisible by 16.
+        NnunetDtcError: ``width`` or ``blocks`` is out of range; in ``forward``, a size is not divisible by 16.
     """
 
     def __init__(

@@ -1,9 +1,8 @@
-"""Any patch size for networks that need sizes divisible by 16 or 32: pad the input, crop the result.
+"""Networks that need sizes divisible by 16 or 32 accept any patch size: the input is padded and the output cropped.
 
-nnU-Net plans patches such as 28 x 112 x 96 that fit its own strides. Here zeros are put around them, as many in front
-as behind (one more behind where the number is odd), and the logits of those voxels are cut off again. Zero is what
-nnU-Net itself puts outside an image. Both steps are exact and differentiable, and where nothing is missing neither is
-done.
+nnU-Net plans patches such as 28 x 112 x 96, which fit its own strides. They are padded with zeros, as nnU-Net pads
+images, equally on both sides (one more at the end if the number is odd), and the logits of these voxels are removed.
+Both steps are exact and differentiable, and are skipped if no padding is needed.
 """
 
 from collections.abc import Sequence
@@ -16,18 +15,23 @@ from nnunet_dtc.architectures.patch_size import Normalization, PatchSizeError, c
 
 
 def padded_size(size: Sequence[int], multiple: int) -> tuple[int, ...]:
-    """The next sizes divisible by ``multiple``, axis by axis."""
+    """Round each size up to a multiple.
+
+    Example:
+        >>> padded_size((28, 112, 97), 16)
+        (32, 112, 112)
+    """
     return tuple(-(-int(voxels) // multiple) * multiple for voxels in size)
 
 
 def padding_note(patch_size: Sequence[int], multiple: int) -> str | None:
-    """A sentence for the log where patches of this size are padded, else None."""
+    """A sentence for the log if patches of this size are padded, otherwise None."""
     given, size = tuple(int(voxels) for voxels in patch_size), padded_size(patch_size, multiple)
     if size == given:
         return None
     return (
         f"This network takes sizes divisible by {multiple}: patches of {given} voxels are padded with zeros to "
-        f"{size}, and the logits are cut to the patch"
+        f"{size}, and the logits are cropped to the patch"
     )
 
 
@@ -38,16 +42,16 @@ def check_padded(
     normalization: Normalization,
     batch_size: int | None = None,
 ) -> None:
-    """Refuse a size that leaves one value per channel in the deepest map of a network of padded patches.
+    """Refuse a size that leaves one value per channel in the deepest map of a network that pads its input.
 
     Args:
-        name: of the network, for the message.
-        size: voxels per axis, before they are padded.
-        multiple: what the network takes, and what the deepest map is smaller by.
-        normalization, batch_size: see :func:`nnunet_dtc.architectures.patch_size.check_deepest_map`.
+        name: name of the network, for the message.
+        size: voxels per axis before padding.
+        multiple: number that padded sizes are divisible by, and factor by which the deepest map is smaller.
+        normalization, batch_size: as for :func:`nnunet_dtc.architectures.patch_size.check_deepest_map`.
 
     Raises:
-        PatchSizeError: there is one value per channel.
+        PatchSizeError: the deepest map has one value per channel, which cannot be normalised.
     """
     deepest = [voxels // multiple for voxels in padded_size(size, multiple)]
     remedy = f"a patch of more than {multiple} voxels along one axis"
@@ -55,14 +59,18 @@ def check_padded(
 
 
 def pad_to(x: Tensor, size: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:
-    """Put zeros around (N, C, S_1, ..) up to (N, C, *size).
+    """Pad a tensor with zeros on both sides.
+
+    Args:
+        x (Tensor[N, C, ..]): the tensor.
+        size: voxels per axis of the result.
 
     Returns:
-        The padded tensor (``x`` itself where nothing is missing), and where ``x`` stands in it: an index for tensors
-        of this spatial size with any channels.
+        The padded tensor (Tensor[N, C, *size]), which is ``x`` itself if nothing is padded, and the index of ``x`` in
+        it, for tensors of this spatial size with any channels.
 
     Raises:
-        ValueError: ``x`` is larger than ``size``, or has another number of axes.
+        PatchSizeError: ``x`` is larger than ``size``, or has another number of axes.
     """
     given = tuple(x.shape[2:])
     if len(given) != len(size) or any(voxels > limit for voxels, limit in zip(given, size, strict=True)):
@@ -73,28 +81,28 @@ def pad_to(x: Tensor, size: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:
     before = [voxels // 2 for voxels in missing]
     place = (..., *(slice(start, start + voxels) for start, voxels in zip(before, given, strict=True)))
     margins = [(start, total - start) for start, total in zip(before, missing, strict=True)]
-    # F.pad wants the last axis first
+    # F.pad takes the last axis first
     return F.pad(x, [margin for pair in reversed(margins) for margin in pair]), place
 
 
 class PaddedNetwork(nn.Module):
-    """A network for sizes divisible by ``multiple``, made to take others: (N, C, S) to (N, classes, S).
+    """A network for sizes divisible by ``multiple`` that accepts all sizes: (N, C, S) to (N, classes, S).
 
-    It is always around the network, whether its patches need padding or not, so the state dict does not depend on the
-    patch size. It has no deep supervision; nnU-Net's ``network.decoder.deep_supervision`` can be set, without effect.
+    Networks are wrapped whether their patches need padding or not, so that the state dict does not depend on the patch
+    size. There is no deep supervision; setting nnU-Net's ``network.decoder.deep_supervision`` has no effect.
 
     Args:
         network: from (N, C, S) to (N, classes, S) for S divisible by ``multiple``.
-        multiple: what every size must be divisible by.
-        patch_size: what it will be used for; for a network of one size the one that it was built for.
-        one_size: whether the network takes no other size than ``padded_size(patch_size, multiple)``. Smaller inputs
-            are padded to it, larger ones are refused.
-        name: of the network, for messages.
-        normalization: of its deepest map, see :func:`check_padded`.
+        multiple: number that every size must be divisible by.
+        patch_size: the size of the patches; with ``one_size`` the one that the network was built for.
+        one_size: whether the network accepts only ``padded_size(patch_size, multiple)``. Smaller inputs are padded to
+            it, larger ones are refused.
+        name: name of the network, for messages.
+        normalization: normalisation of its deepest map, see :func:`check_padded`.
 
     Raises:
-        PatchSizeError: in ``forward``, an input that is larger than a network of one size takes, or that leaves one
-            value per channel to be normalised.
+        PatchSizeError: in ``forward``, if the input is larger than a network of one size accepts, or leaves one value
+            per channel to a normalisation.
     """
 
     def __init__(
@@ -114,7 +122,7 @@ class PaddedNetwork(nn.Module):
         self.one_size = one_size
         self.name = name
         self.normalization: Normalization = normalization
-        self.decoder = SimpleNamespace(deep_supervision=False)  # nnU-Net writes to it; nobody reads it
+        self.decoder = SimpleNamespace(deep_supervision=False)  # nnU-Net sets it
 
     def forward(self, x: Tensor) -> Tensor:
         batch_size = x.shape[0] if self.training and self.normalization == "batch" else None

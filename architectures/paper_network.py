@@ -1,4 +1,4 @@
-"""What is common to the paper's other networks: how one is described."""
+"""The description that each of the paper's other networks ends in."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from nnunet_dtc.architectures.patch_size import Normalization
 
 @dataclass(frozen=True)
 class PaperNetwork:
-    """How a network is built. It becomes known by an entry in ``nnunet_dtc.registry``.
+    """How a network is built. An entry in ``nnunet_dtc.registry`` makes it known.
 
     Attributes:
-        build: ``(input_channels, classes, padded patch size, **settings)`` to the network.
-        upsamplings: ``(network, **settings)`` to the names of its upsamplings, beside which DTC goes.
-        multiple: what sizes must be divisible by.
-        settings: what the plans may set, with the published values.
-        one_size: whether a network takes no other size than the one that it is built for.
-        normalization: of the deepest map, which needs more than one value per channel.
+        build: function of ``(input_channels, classes, padded patch size, **settings)`` that returns the network.
+        upsamplings: function of ``(network, **settings)`` that returns the names of the upsamplings for DTC blocks.
+        multiple: number that sizes must be divisible by.
+        settings: the settings that plans can change, with their published values.
+        one_size: whether the network accepts only the size that it is built for.
+        normalization: normalisation of the deepest map, which needs more than one value per channel.
     """
 
     build: Callable[..., nn.Module]

@@ -1,8 +1,9 @@
-"""Which patches a network can be trained with: its strides must divide them, and its deepest map must be normalised.
+"""Check that a network can be trained with a patch size.
 
-nnU-Net plans only such patches. In plans that were edited by hand others stand, and torch would then say "Sizes of
-tensors must match" or "Expected more than 1 value per channel when training" in the first step of a training. Here that
-is said before it begins, with the patch, the axis and what would do.
+The strides must divide the patch, and a normalisation must have more than one value per channel. nnU-Net plans only
+such patches, but plans can be edited. torch would then raise "Sizes of tensors must match" or "Expected more than 1
+value per channel when training" in the first training step. These functions raise an error before the training, with
+the patch size, the axis and a remedy.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,19 +18,22 @@ Normalization = Literal["instance", "batch", "other"]
 
 
 class PatchSizeError(NnunetDtcError):
-    """A patch, or a batch of patches, that a network cannot be trained with, and what would do."""
+    """A patch size or batch size that a network cannot be trained with; the message gives a remedy."""
 
 
 def check_divisible(patch_size: Sequence[int], steps: Sequence[int], network: str = "the planned network") -> None:
-    """Refuse a patch that the strides of a network do not divide.
+    """Refuse a patch size that the strides of a network do not divide.
 
     Args:
         patch_size: voxels per axis, in tensor order.
-        steps: the product of all strides, per axis.
-        network: for the message.
+        steps: the product of all strides per axis.
+        network: name of the network, for the message.
 
     Raises:
-        PatchSizeError: with the patch, the products and the axes where it fails.
+        PatchSizeError: the strides do not divide the patch size, or it has another number of axes.
+
+    Example:
+        >>> check_divisible((28, 112, 96), (4, 16, 16))
     """
     patch_size, steps = tuple(map(int, patch_size)), tuple(map(int, steps))
     if len(patch_size) != len(steps):
@@ -47,11 +51,15 @@ def check_divisible(patch_size: Sequence[int], steps: Sequence[int], network: st
 
 
 def stride_products(strides: Sequence[int | Sequence[int]], axes: int) -> list[int]:
-    """How many voxels of the patch one voxel of the deepest map stands for, per axis.
+    """The product of all strides per axis.
 
     Args:
-        strides: of the stages, each one number or one per axis.
-        axes: 2 or 3.
+        strides: stride of each stage, one number or one per axis.
+        axes: number of axes.
+
+    Example:
+        >>> stride_products([1, (1, 2, 2), 2], 3)
+        [2, 4, 4]
     """
     stages = [[stride] * axes if isinstance(stride, Integral) else stride for stride in strides]
     return [prod(stage[axis] for stage in stages) for axis in range(axes)]
@@ -65,17 +73,18 @@ def check_deepest_map(
     batch_size: int | None = None,
     remedy: str = "a patch of twice as many voxels along one axis",
 ) -> None:
-    """Refuse a patch that leaves a normalisation with one value per channel, which has no deviation.
+    """Refuse a patch size that leaves a normalisation with one value per channel, which has no variance.
 
-    Instance normalisation takes the voxels of one case, in training and in prediction. Batch normalisation takes those
-    of all cases of the batch, in training alone.
+    Instance normalisation uses the voxels of one case, in training and in prediction. Batch normalisation uses those of
+    all cases of the batch, in training only.
 
     Args:
-        network: its name, for the message.
-        patch_size, deepest: voxels per axis of the patch, and of the deepest map that it leads to.
-        normalization: of that map.
-        batch_size: cases of a batch in training; None where nothing is trained.
-        remedy: which patch would do, for the message.
+        network: name of the network, for the message.
+        patch_size: voxels per axis of the patch.
+        deepest: voxels per axis of the deepest map.
+        normalization: normalisation of the deepest map.
+        batch_size: cases of a batch in training; None without training.
+        remedy: a patch that can be used, for the message.
 
     Raises:
         PatchSizeError: there is one value per channel.
@@ -93,22 +102,22 @@ def check_deepest_map(
 
 
 def check_planned(patch_size: Sequence[int], arguments: Mapping[str, Any], batch_size: int | None = None) -> None:
-    """Refuse patches that the U-Net of nnU-Net's plans cannot be built for, or trained with.
+    """Refuse a patch size that the U-Net of nnU-Net's plans cannot be built for or trained with.
 
     Networks whose plans have no strides are not checked.
 
     Args:
         patch_size: voxels per axis, as in the plans.
         arguments: ``architecture.arch_kwargs`` of a configuration (``ConfigurationManager.network_arch_init_kwargs``).
-        batch_size: cases of a batch in training; None where nothing is trained.
+        batch_size: cases of a batch in training; None without training.
 
     Raises:
-        PatchSizeError: the strides do not divide the patch, or the deepest map cannot be normalised.
+        PatchSizeError: the strides do not divide the patch size, or the deepest map cannot be normalised.
     """
     strides = arguments.get("strides")
     if not strides:
         return
-    if isinstance(strides, Integral):  # that of every stage
+    if isinstance(strides, Integral):  # the same for every stage
         strides = [strides] * arguments.get("n_stages", 1)
     steps = stride_products(strides, len(patch_size))
     check_divisible(patch_size, steps)

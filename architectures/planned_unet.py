@@ -1,8 +1,8 @@
-"""The U-Net that nnU-Net has planned, with a decoder whose upsampling is ours.
+"""nnU-Net's planned U-Net with other upsamplings in its decoder.
 
-nnU-Net builds and initialises the planned network first, and the blocks go in after it: its initialisation
-(``InitWeights_He``) runs over every convolution and would overwrite what the blocks start from, and so the vanilla
-weights of a seed are those that the vanilla network has with that seed.
+nnU-Net builds and initialises the planned network, and the upsamplings are replaced afterwards. Its initialisation
+(``InitWeights_He``) applies to every convolution and would overwrite that of the new blocks. In this order the weights
+outside the blocks are also those that the vanilla network has with the same seed.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,19 +20,23 @@ from nnunet_dtc.upsamplers import upsampler_class
 
 
 class UnsupportedNetworkError(NnunetDtcError, TypeError):
-    """A network whose decoder is not nnU-Net's ``UNetDecoder``."""
+    """The decoder of a network is not nnU-Net's ``UNetDecoder``."""
 
 
 class PlannedDecoder(UNetDecoder):
-    """nnU-Net's decoder, taken over module by module, with other upsamplings between its stages.
+    """nnU-Net's decoder with other upsamplings between its stages.
 
-    The forward pass is nnU-Net's, but for an upsampler with ``needs_skip``, which is given the encoder's features of
-    its result's size as well. The names in the state dict are nnU-Net's (``encoder``, ``stages``, ``transpconvs``,
-    ``seg_layers``), so they do not depend on deep supervision: all segmentation layers are always there.
+    The forward pass is nnU-Net's, except that an upsampler with ``needs_skip`` also gets the encoder's features of the
+    size of its output. The names in the state dict are nnU-Net's (``encoder``, ``stages``, ``transpconvs``,
+    ``seg_layers``). They do not depend on deep supervision, because all segmentation layers always exist.
+
+    Args:
+        planned: nnU-Net's decoder, whose modules are used.
+        upsamplings: the upsamplings in the place of ``planned.transpconvs``, deepest first.
     """
 
     def __init__(self, planned: UNetDecoder, upsamplings: Sequence[nn.Module]) -> None:
-        nn.Module.__init__(self)  # not UNetDecoder's: it would build and draw everything once more
+        nn.Module.__init__(self)  # UNetDecoder.__init__ would build all modules again
         self.deep_supervision = planned.deep_supervision
         self.encoder = planned.encoder
         self.num_classes = planned.num_classes
@@ -42,7 +46,14 @@ class PlannedDecoder(UNetDecoder):
         self.seg_layers = planned.seg_layers
 
     def forward(self, skips: Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """From the encoder's features to the logits, with deep supervision to those of all stages; finest first."""
+        """Compute the logits from the encoder's features.
+
+        Args:
+            skips (list of Tensor[N, C, ..]): features of the encoder's stages, full resolution first.
+
+        Returns:
+            The logits (Tensor[N, classes, ..]); with deep supervision those of all stages, full resolution first.
+        """
         x = skips[-1]
         results = []
         last = len(self.stages) - 1
@@ -51,16 +62,17 @@ class PlannedDecoder(UNetDecoder):
         ):
             skip = skips[-(index + 2)]
             x = upsampling(x, skip=skip) if getattr(upsampling, "needs_skip", False) else upsampling(x)
-            x = torch.cat((x, skip), 1)  # a line of its own: the upsampled map is gone before the stage begins
+            x = torch.cat((x, skip), 1)  # on its own line, so that the upsampled map is freed before the stage runs
             x = stage(x)
             if self.deep_supervision or index == last:
                 results.append(seg_layer(x))
         return results[::-1] if self.deep_supervision else results[0]
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
-        """nnU-Net's measure of memory, in elements of feature maps of one case, with what the blocks add to it.
+        """Number of elements of all feature maps of one case, nnU-Net's measure of memory.
 
-        ``input_size`` is the size of the network's input, in tensor order.
+        Args:
+            input_size: voxels per axis of the network's input, in tensor order.
         """
         sizes = [tuple(int(size) for size in input_size)]
         for stride in self.encoder.strides:
@@ -73,15 +85,18 @@ class PlannedDecoder(UNetDecoder):
 
 
 def with_upsampling(network: nn.Module, upsampling: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """Replace every transposed convolution of a planned network's decoder by ``upsampling`` of it, in place.
+    """Replace every transposed convolution in the decoder of a planned network, in place.
 
-    The network then refuses an input that its strides do not divide, with a PatchSizeError.
+    Afterwards the network raises a PatchSizeError for inputs that its strides do not divide.
 
     Args:
-        network: PlainConvUNet, ResidualEncoderUNet or another network of dynamic-network-architectures whose
-            ``decoder`` is a ``UNetDecoder``, already initialised.
-        upsampling: from the planned transposed convolution (in_channels, out_channels, stride) to the module in its
-            place, with a ``compute_conv_feature_map_size`` of what it adds.
+        network: initialised network with a ``UNetDecoder`` as ``decoder``, such as PlainConvUNet or ResidualEncoderUNet
+            of dynamic-network-architectures.
+        upsampling: function of the planned transposed convolution (with ``in_channels``, ``out_channels``, ``stride``)
+            that returns the module in its place, whose ``compute_conv_feature_map_size`` counts what it adds.
+
+    Returns:
+        The network.
 
     Raises:
         UnsupportedNetworkError: the network has another decoder.
@@ -99,16 +114,25 @@ def with_upsampling(network: nn.Module, upsampling: Callable[[nn.Module], nn.Mod
 
 
 def _check_input(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """As a hook in front of the network: its encoder, where the first sizes would not match, is nnU-Net's own."""
+    """Check the input's size before the forward pass; the encoder is nnU-Net's own and does not check it."""
     check_divisible(inputs[0].shape[2:], network.decoder.steps)
 
 
 def with_upsampler(network: nn.Module, upsampler: str) -> nn.Module:
-    """Put an upsampler in the place of every transposed convolution of a planned network's decoder, in place.
+    """Replace every transposed convolution in the decoder of a planned network by an upsampler, in place.
 
-    The 1x1 convolution to its channels starts as the network initialises its own convolutions (``network.initialize``),
-    everything else as the upsampler starts it. ``upsampler`` is a name of ``nnunet_dtc.upsamplers.UPSAMPLERS``; errors
-    as in :func:`with_upsampling`, and ValueError where there is no upsampler of that name.
+    The upsampler's 1x1 convolution is initialised like the network's own convolutions (``network.initialize``); the
+    rest has the upsampler's initialisation.
+
+    Args:
+        network: as for :func:`with_upsampling`.
+        upsampler: a name in ``nnunet_dtc.upsamplers.UPSAMPLERS``.
+
+    Returns:
+        The network.
+
+    Raises:
+        NnunetDtcError: there is no such upsampler, or the network has another decoder.
     """
     return with_upsampling(network, lambda planned: _upsampler(network, planned, upsampler))
 
@@ -121,11 +145,29 @@ def with_dtc(
     offset: Offset = "tanh",
     weight: Weight = "sigmoid",
 ) -> nn.Module:
-    """Put a DTC block around every transposed convolution of a planned network's decoder, in place.
+    """Put a DTC block around every transposed convolution in the decoder of a planned network, in place.
 
-    The value convolutions start as the network initialises its own convolutions (``network.initialize``), the
-    coordinate heads as DTC starts them. With ``upsampler``, the blocks are around that upsampler instead, as in
-    :func:`with_upsampler`. Arguments and errors as in :class:`nnunet_dtc.DTC3d` and :func:`with_upsampling`.
+    The value convolutions are initialised like the network's own convolutions (``network.initialize``), the coordinate
+    heads as in :class:`nnunet_dtc.DTC3d`.
+
+    Args:
+        network: as for :func:`with_upsampling`.
+        receptive_field, offset, weight: as for :class:`nnunet_dtc.DTC3d`.
+        upsampler: a name in ``nnunet_dtc.upsamplers.UPSAMPLERS``, to replace the transposed convolutions as
+            :func:`with_upsampler` does; None to keep them.
+
+    Returns:
+        The network.
+
+    Raises:
+        NnunetDtcError: an argument is out of range, there is no such upsampler, or the network has another decoder.
+
+    Example:
+        >>> import torch
+        >>> from dynamic_network_architectures.architectures.unet import PlainConvUNet
+        >>> network = PlainConvUNet(1, 2, (4, 6), nn.Conv2d, 3, (1, 2), 1, 3, 1, nonlin=nn.ReLU)
+        >>> with_dtc(network, receptive_field=10)(torch.zeros(1, 1, 8, 6)).shape
+        torch.Size([1, 3, 8, 6])
     """
 
     def block(planned: nn.Module) -> nn.Module:
@@ -159,14 +201,14 @@ def _upsampler(network: nn.Module, planned: nn.Module, name: str) -> nn.Module:
 
 
 def _initialize(network: nn.Module, convolution: nn.Module) -> None:
-    """As the network initialises its own convolutions, where it has an initialisation of its own."""
+    """Initialise a convolution like the network's own, if the network has an initialisation."""
     initialize = getattr(network, "initialize", None)
     if initialize is not None:
         convolution.apply(initialize)
 
 
 def _added_feature_maps(upsampling: nn.Module, size: Sequence[int]) -> int:
-    """What an upsampling adds to the planned one: a DTC block what it adds to its base, and its base, if it is ours."""
+    """Elements that an upsampling adds to the transposed convolution: those of a DTC block and of its base."""
     added = upsampling.compute_conv_feature_map_size(size)
     of_base = getattr(getattr(upsampling, "base", None), "compute_conv_feature_map_size", None)
     return added if of_base is None else added + of_base(size)

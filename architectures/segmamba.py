@@ -11,16 +11,17 @@ convolutions and residual blocks. With z the map and LN a layer normalisation ov
 
     z = GSC(z);  z = z + ToM(LN(z));  z = z + MLP(LN(z))   a block
 
-Written from the paper. Where it leaves something open, or differs from its published number of parameters (67.4 M):
+This implementation follows the paper. Where the paper is silent or contradicts its number of parameters (67.4 M), these
+choices are ours:
 
-- A stage has one GSC, `depth` times ToM, and one MLP (twice the channels, GELU): only so the number comes out; a GSC
-  and an MLP in each of the two blocks of a stage would make it 79 M.
-- The stem's convolution is dense. The paper calls it depthwise, but that would need widths that the channels of the
-  image divide.
-- C3, C1: convolution, instance normalisation without parameters, ReLU. In front of every strided convolution between
-  stages stands an instance normalisation.
+- A stage has one GSC, ``depth`` times ToM, and one MLP (twice the channels, GELU), which reproduces the number of
+  parameters; a GSC and an MLP in each of the two blocks of a stage would result in 79 M.
+- The stem's convolution is dense. The paper calls it depthwise, which would need widths that are multiples of the
+  image's channels.
+- C3 and C1 are convolution, instance normalisation without parameters, and ReLU. An instance normalisation precedes
+  every strided convolution between stages.
 - The first skip connection is a residual block of the image itself, as in UNETR; the number of parameters fits this.
-- In 2D a "slice" is a row: the third order goes down the columns.
+- In 2D a "slice" is a row: the third order follows the columns.
 """
 
 import itertools
@@ -46,7 +47,7 @@ _NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
 def uncertainty_weighting(z: Tensor) -> Tensor:
-    """FUE: (N, C, ..) times 2 - u, where u >= 0 is large at places whose mean over channels says little."""
+    """FUE, (N, C, ..) to (N, C, ..): z times 2 - u, with the uncertainty u >= 0 from the mean over the channels."""
     mean = z.to(torch.promote_types(z.dtype, torch.float32)).mean(1, keepdim=True)  # (N, 1, ..)
     uncertainty = -torch.sigmoid(mean) * F.logsigmoid(mean)
     return z + z * (1 - uncertainty).to(z.dtype)
@@ -86,7 +87,7 @@ class TriOrientatedMamba(nn.Module):
 
 
 class ChannelMLP(nn.Module):
-    """z + MLP(LN(z)), (N, C, ..) to (N, C, ..): at every place by itself."""
+    """z + MLP(LN(z)), (N, C, ..) to (N, C, ..), at each position separately."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -94,12 +95,15 @@ class ChannelMLP(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(channels, 2 * channels), nn.GELU(), nn.Linear(2 * channels, channels))
 
     def forward(self, z: Tensor) -> Tensor:
-        last = z.ndim - 1  # counted from the front: torch's TorchScript exporter writes a negative axis into ONNX
+        last = z.ndim - 1  # not -1, which torch's TorchScript exporter would write into ONNX
         return z + self.mlp(self.norm(z.movedim(1, last))).movedim(last, 1)  # (N, .., C) inside
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions 3 beside the identity (a convolution 1 where the channels change), instance normalisation."""
+    """Two convolutions of size 3 and a shortcut, with instance normalisation.
+
+    The shortcut is the identity, or a convolution of size 1 if the channels change.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, axes: int) -> None:
         super().__init__()
@@ -120,7 +124,7 @@ class ResidualBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Upsample by 2, put the skip connection beside it, residual block."""
+    """Upsampling by 2, concatenation with the skip connection, residual block."""
 
     def __init__(self, in_channels: int, out_channels: int, axes: int) -> None:
         super().__init__()

@@ -1,15 +1,15 @@
-"""What the plans set for a network: the key ``architecture.nnunet_dtc`` of a configuration.
+"""Settings of the paper's networks in nnU-Net's plans: the key ``architecture.nnunet_dtc`` of a configuration.
 
-The sizes are the published ones, unless the plans say otherwise. Others stand beside nnU-Net's own architecture, per
-network::
+Without settings the networks have their published sizes. Other sizes are given beside nnU-Net's own architecture, for
+each network::
 
     "architecture": {
         "network_class_name": ..., "arch_kwargs": ..., "_kw_requires_import": ...,
         "nnunet_dtc": {"SegMamba": {"widths": [8, 16, 24, 32], "bottleneck": 48}, "UNet": {"width": 16}}
     }
 
-nnU-Net saves the plans with the model, so a prediction builds the same network; its own trainers do not read that key,
-so the same plans serve them, too.
+nnU-Net saves the plans with the model, so that the same network is built for prediction. Its own trainers ignore the
+key.
 """
 
 from collections.abc import Mapping
@@ -22,39 +22,51 @@ PLANS_KEY = "nnunet_dtc"
 
 
 def read_settings(configuration: Mapping[str, Any], name: str, published: Mapping[str, Any]) -> dict[str, Any]:
-    """What the plans set for a network, lists as tuples; empty where they say nothing.
+    """Read the settings of a network from the plans.
 
     Args:
         configuration: one configuration of nnU-Net's plans (``ConfigurationManager.configuration``).
         name: one of ``nnunet_dtc.registry.NETWORKS``.
-        published: what may be set, with the published values.
+        published: the settings of the network with their published values.
+
+    Returns:
+        The settings in the plans, lists as tuples; empty if there are none.
 
     Raises:
-        NnunetDtcError: a network or a setting that is not there, or a setting of another kind than the published one.
+        NnunetDtcError: a network or a setting is unknown, or a setting is of another type than the published value.
     """
     own = configuration.get("architecture", {}).get(PLANS_KEY, {})
     if not isinstance(own, Mapping) or not all(isinstance(settings, Mapping) for settings in own.values()):
         raise NnunetDtcError(
-            f"architecture.{PLANS_KEY} of the plans has settings for each network by name, got {own!r}"
+            f"architecture.{PLANS_KEY} of the plans must map names of networks to their settings, got {own!r}"
         )
     unknown = sorted(set(own) - set(NETWORKS))
     if unknown:
         raise NnunetDtcError(
-            f"architecture.{PLANS_KEY} of the plans takes {', '.join(NETWORKS)}, got {', '.join(unknown)}"
+            f"the networks in architecture.{PLANS_KEY} of the plans must be among {', '.join(NETWORKS)}, got "
+            f"{', '.join(unknown)}"
         )
     return check_settings(name, own.get(name, {}), published)
 
 
 def check_settings(name: str, settings: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, lists as tuples.
+    """Check the settings of a network.
+
+    Args:
+        name: the network, for messages.
+        settings: the settings.
+        published: all settings of the network with their published values.
+
+    Returns:
+        The settings, lists as tuples.
 
     Raises:
-        NnunetDtcError: one is not there, or is of another kind than the published one.
+        NnunetDtcError: a setting is unknown, or of another type than the published value.
     """
     unknown = sorted(set(settings) - set(published))
     if unknown:
         raise NnunetDtcError(
-            f"{name} has the settings {', '.join(published)}, got {', '.join(unknown)} (in plans they stand in "
+            f"{name} has the settings {', '.join(published)}, got {', '.join(unknown)} (in plans they are in "
             f"architecture.{PLANS_KEY}.{name} of a configuration)"
         )
     checked = {}
@@ -71,7 +83,7 @@ def check_settings(name: str, settings: Mapping[str, Any], published: Mapping[st
 
 
 def _is_like(value: Any, published: Any) -> bool:
-    """Whether a setting is a truth value, a positive whole number, or as many of these as the published one."""
+    """Whether a setting is a bool or a positive integer like the published one, or a tuple of as many of them."""
     if isinstance(published, tuple):
         return isinstance(value, tuple) and len(value) == len(published) and all(map(_is_like, value, published))
     if isinstance(published, bool) or isinstance(value, bool):

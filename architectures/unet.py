@@ -1,12 +1,12 @@
-"""The 2D U-Net of the paper's tables 1 and 4 to 7, with the upsampling of choice.
+"""The 2D U-Net of the paper's tables 1 and 4 to 7, with a choice of upsamplings.
 
-Ronneberger et al., *U-Net*, MICCAI 2015, in today's usual form: 3x3 convolutions that keep the size, without bias, each
-followed by batch normalisation and ReLU; 64, 128, 256, 512 and 1024 channels; maximum pooling. Transposed convolutions
-halve the channels. Any other upsampling keeps them, so with one the deepest stage and the decoder's stages give half as
-many: with bilinear interpolation, 3 input channels and 1 class these are 17,262,977 parameters, which is table 7's
-U-Net (65.85 MiB of float32).
+Ronneberger et al., *U-Net*, MICCAI 2015, in today's usual form: 3x3 convolutions with padding and without bias, each
+followed by batch normalisation and ReLU; 64, 128, 256, 512 and 1024 channels; max pooling. Transposed convolutions
+halve the channels. Other upsamplings keep them, so that with one the deepest stage and the decoder's stages return half
+as many channels: with bilinear interpolation, 3 input channels and 1 class the network has 17,262,977 parameters, as
+the U-Net of table 7 (65.85 MiB of float32).
 
-Sizes that are not divisible by 16 are padded with zeros, and the logits are cut again.
+Inputs whose sizes are not divisible by 16 are padded with zeros, and the logits are cropped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,15 +34,22 @@ class UNet(nn.Module):
     The state dict has ``encoder.*``, ``upsamplings.*``, ``decoder.*`` and ``head.*``. There is no deep supervision.
 
     Args:
-        input_channels, classes: channels of the images and of the logits.
-        upsampler: None for transposed convolutions, or a name of ``nnunet_dtc.upsamplers.UPSAMPLERS``, which is then
-            without a 1x1 convolution, since the channels stay.
-        receptive_field: None for no DTC, else RF of the DTC blocks around the upsamplings.
-        offset, weight: of the DTC blocks, see :class:`nnunet_dtc.DTC2d`.
-        width: channels of the first stage; each of the others has twice as many.
+        input_channels: channels of the images.
+        classes: channels of the logits.
+        upsampler: None for transposed convolutions, or a name in ``nnunet_dtc.upsamplers.UPSAMPLERS``. The upsampler
+            has no 1x1 convolution, because the number of channels does not change.
+        receptive_field: None without DTC, otherwise RF of the DTC blocks around the upsamplings.
+        offset, weight: variant of the DTC blocks, see :class:`nnunet_dtc.DTC2d`.
+        width: channels of the first stage; each following stage has twice as many.
 
     Raises:
-        ValueError: there is no such upsampler, a width that is not even, or an argument of DTC is out of range.
+        NnunetDtcError: there is no such upsampler, the width is not even, or an argument of DTC is out of range.
+        PatchSizeError: in ``forward`` in training, if batch normalisation has one value per channel.
+
+    Example:
+        >>> network = UNet(1, 3, "DySample", receptive_field=10, width=4).eval()
+        >>> network(torch.zeros(1, 1, 20, 33)).shape
+        torch.Size([1, 3, 20, 33])
     """
 
     def __init__(
@@ -60,16 +67,16 @@ class UNet(nn.Module):
         if isinstance(width, bool) or not isinstance(width, int) or width < 2 or width % 2:
             raise NnunetDtcError(f"width must be a positive even number, got {width=}")
         widths = [width * 2**stage for stage in range(STAGES)]
-        share = 1 if upsampler is None else 2
+        divisor = 1 if upsampler is None else 2
         encoder = [_double_convolution(input_channels, width, width)]
         for stage in range(1, STAGES):
-            out = widths[stage] // (share if stage == STAGES - 1 else 1)
+            out = widths[stage] // (divisor if stage == STAGES - 1 else 1)
             encoder.append(_double_convolution(widths[stage - 1], out, out))
         self.encoder = nn.ModuleList(encoder)
 
         self.upsamplings, self.decoder = nn.ModuleList(), nn.ModuleList()
         for stage in range(STAGES - 2, -1, -1):
-            deeper, skip = widths[stage + 1] // share, widths[stage]
+            deeper, skip = widths[stage + 1] // divisor, widths[stage]
             if upsampler is None:
                 upsampling: nn.Module = nn.ConvTranspose2d(deeper, skip, 2, 2)
             else:
@@ -77,7 +84,7 @@ class UNet(nn.Module):
             if receptive_field is not None:
                 upsampling = DTC2d(deeper, skip, 2, receptive_field, upsampling, offset=offset, weight=weight)
             self.upsamplings.append(upsampling)
-            self.decoder.append(_double_convolution(2 * skip, skip, skip // (share if stage else 1)))
+            self.decoder.append(_double_convolution(2 * skip, skip, skip // (divisor if stage else 1)))
         self.head = nn.Conv2d(width, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,11 +113,11 @@ def _double_convolution(inputs: int, middle: int, outputs: int) -> nn.Sequential
 
 
 def check_patch(patch_size: Sequence[int], batch_size: int) -> None:
-    """Refuse a batch that leaves batch normalisation with one value per channel in the deepest map.
+    """Refuse a training batch that leaves batch normalisation with one value per channel in the deepest map.
 
     Args:
         patch_size: voxels per axis.
-        batch_size: cases of a batch in training.
+        batch_size: cases of a batch.
 
     Raises:
         PatchSizeError: there is one value per channel.
@@ -119,8 +126,12 @@ def check_patch(patch_size: Sequence[int], batch_size: int) -> None:
 
 
 def planned_width(configuration: Mapping[str, Any]) -> int:
-    """The width that the plans set in ``architecture.nnunet_dtc.UNet.width`` of a configuration; 64 where they do not.
+    """The width in ``architecture.nnunet_dtc.UNet.width`` of a configuration of the plans; 64 if there is none.
 
-    ValueError where there are other settings (``nnunet_dtc.architectures.settings``).
+    Args:
+        configuration: one configuration of nnU-Net's plans (``ConfigurationManager.configuration``).
+
+    Raises:
+        NnunetDtcError: there are other settings, or the width is not a positive integer.
     """
     return read_settings(configuration, "UNet", {"width": WIDTH}).get("width", WIDTH)

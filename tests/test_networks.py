@@ -304,15 +304,15 @@ def test_settings_come_from_the_plans(name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"VNet": {}, "UNet": {}}, r"architecture.nnunet_dtc of the plans takes UNet, UNETR, .* got VNet$"),
+        ({"VNet": {}, "UNet": {}}, r"architecture.nnunet_dtc of the plans must be among UNet, UNETR, .* got VNet$"),
         ({"SegMamba": {"width": 4}}, r"SegMamba has the settings widths, bottleneck, depths, got width"),
         ({"SegMamba": {"widths": [4, 8]}}, r"SegMamba's widths must be like its published \(48, .*got \(4, 8\)"),
         ({"SegMamba": {"bottleneck": 0}}, r"SegMamba's bottleneck must be like its published 768, got 0"),
         ({"SegMamba": {"bottleneck": 8.5}}, r"bottleneck must be like its published 768, got 8.5"),
         ({"SegMamba": {"bottleneck": True}}, r"bottleneck must be like its published 768, got True"),
         ({"SegMamba": {"depths": [1, 1, 1, "2"]}}, r"depths must be like its published \(2, 2, 2, 2\)"),
-        ({"SegMamba": [8, 16]}, r"has settings for each network by name, got \{'SegMamba': \[8, 16\]\}"),
-        (["SegMamba"], r"has settings for each network by name, got \['SegMamba'\]"),
+        ({"SegMamba": [8, 16]}, r"must map names of networks to their settings, got \{'SegMamba': \[8, 16\]\}"),
+        (["SegMamba"], r"must map names of networks to their settings, got \['SegMamba'\]"),
     ],
     ids=str,
 )
@@ -326,7 +326,7 @@ def test_other_errors():
         with pytest.raises(ValueError, match="networks are UNETR, SwinUNETRV2, NnMamba, SegMamba, got 'VNet'"):
             asked()
     for size in ((32,), (32, 32, 32, 32), (32, 0)):
-        with pytest.raises(ValueError, match="patch_size must be 2 or 3 positive numbers, got patch_size="):
+        with pytest.raises(ValueError, match="patch_size must be 2 or 3 positive integers, got patch_size="):
             build_network("NnMamba", 1, 2, size)
     with pytest.raises(ValueError, match="UNETR's dtc_in_skips must be like its published False, got 1"):
         small("UNETR", (32, 32), dtc_in_skips=1)

@@ -91,7 +91,7 @@ def test_a_network_of_one_size_pads_smaller_inputs_and_refuses_larger_ones():
 def test_note_says_both_sizes():
     assert padding_note([28, 112, 96], 16) == (
         "This network takes sizes divisible by 16: patches of (28, 112, 96) voxels are padded with zeros to "
-        "(32, 112, 96), and the logits are cut to the patch"
+        "(32, 112, 96), and the logits are cropped to the patch"
     )
 
 
