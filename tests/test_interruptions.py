@@ -252,12 +252,11 @@ time.sleep(1000)
 """
 
 WITH_STAND_IN = """
-import sys
+import shutil, sys
 from nnunet_dtc.cli import main
-from nnunet_dtc.study.comparison import predictions
 
 program = sys.argv.pop(1)
-predictions._program = lambda command: program
+shutil.which = lambda command, **options: program
 main()
 """
 

@@ -1,4 +1,4 @@
-"""The command line ``nnunet-dtc``. Each command imports what it needs: torch and nnU-Net take seconds to load."""
+"""The command line ``nnunet-dtc``. Commands import what they need, since torch and nnU-Net take seconds to load."""
 
 from typing import Annotated
 
@@ -30,7 +30,7 @@ app.command(cls=ManyValues)(complexity.complexity)
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command line; the entry point of the console script."""
     with ending_in_order():
         app()
 

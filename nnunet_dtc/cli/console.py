@@ -1,4 +1,4 @@
-"""How the commands speak: results on stdout, progress and errors on stderr."""
+"""Output of the commands: results on stdout, progress and errors on stderr."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,31 +16,37 @@ err = Console(stderr=True, emoji=False)
 
 
 def plain(text: str) -> str:
-    """A text that may hold names from files, as a terminal may have it: control characters, which could move the cursor
-    or hide what is written, and bytes that are not UTF-8 are shown as escapes. Line breaks and tabs stay."""
+    """Replace control characters, which could move the cursor or hide output, and bytes that are not UTF-8 by escapes.
+
+    Line breaks and tabs are kept. Names from files must pass this function before they are printed.
+    """
     return "".join(character if character in "\n\t" else visible(character) for character in printable(text))
 
 
 def say(*lines: str) -> None:
-    """Print lines as they are but for control characters: no wrapping, so that commands in them can be copied."""
+    """Print lines without wrapping, so that commands in them can be copied."""
     for line in lines:
         out.print(plain(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def note(line: str) -> None:
-    """Print something that is worth knowing, but not wrong."""
+    """Print a note, something worth knowing that is not an error."""
     err.print(Text.assemble(("note:", "yellow"), f" {plain(line)}"), soft_wrap=True)
 
 
 def fail(error: object) -> typer.Exit:
-    """Print what is wrong; to be raised."""
+    """Print an error. The caller raises the returned exception, which ends the command with exit code 1."""
     err.print(Text.assemble(("Error:", "bold red"), f" {plain(str(error))}"), soft_wrap=True)
     return typer.Exit(1)
 
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Progress bars, one a step: call with (step, done, total)."""
+    """Show progress bars, one for each step, while the block runs.
+
+    Yields:
+        A function of (step, done, total) that updates the bar of a step.
+    """
     tasks = {}
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err) as bars:

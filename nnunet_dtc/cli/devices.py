@@ -9,19 +9,22 @@ if TYPE_CHECKING:
 
 
 def check_device(name: str | None) -> "torch.device":
-    """The device of a name ("cpu", "cuda", "mps"), CUDA where there is one and the CPU elsewhere for None.
+    """The device for ``--device``.
+
+    Args:
+        name: "cpu", "cuda" or "mps"; None for CUDA if available, otherwise the CPU.
 
     Raises:
-        NnunetDtcError: it is not there, or is none of these.
+        NnunetDtcError: it is another name, or the device is not available.
     """
     import torch
 
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda", "mps"):
-        raise NnunetDtcError(f"--device is cpu, cuda or mps (CUDA_VISIBLE_DEVICES chooses a GPU), got {name}")
+        raise NnunetDtcError(f"--device is cpu, cuda or mps (CUDA_VISIBLE_DEVICES selects a GPU), got {name}")
     if name == "cuda" and not torch.cuda.is_available():
-        raise NnunetDtcError("--device cuda: torch finds no CUDA GPU here (nnunet-dtc doctor says what it finds)")
+        raise NnunetDtcError("--device cuda: torch finds no CUDA GPU here (see nnunet-dtc doctor)")
     if name == "mps" and not torch.backends.mps.is_available():
         raise NnunetDtcError("--device mps: torch finds no Apple GPU here")
     return torch.device(name)

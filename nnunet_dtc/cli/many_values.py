@@ -1,4 +1,4 @@
-"""Options that take several values behind one flag, as nnU-Net's ``-f 0 1 2``."""
+"""Options that take several values after one flag, as nnU-Net's ``-f 0 1 2``."""
 
 import typer
 from typer.core import TyperCommand
@@ -7,7 +7,7 @@ MANY = ("-tr", "-f")
 
 
 class ManyValues(TyperCommand):
-    """``-tr A B C`` for ``-tr A -tr B -tr C``."""
+    """A command that accepts ``-tr A B C`` instead of ``-tr A -tr B -tr C``."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         spread: list[str] = []

@@ -1,4 +1,4 @@
-"""The plug-in's commands: make nnU-Net know the trainers, and say what is what."""
+"""``nnunet-dtc register``, ``unregister``, ``env``, ``doctor`` and ``trainers``."""
 
 from rich.markup import escape
 
@@ -6,7 +6,7 @@ from nnunet_dtc.cli.console import err, fail, out, say
 
 
 def register() -> None:
-    """Make nnU-Net know the trainers, for good: one small file in its trainer folder."""
+    """Register the trainers with nnU-Net, by a small file in its trainer folder."""
     from nnunet_dtc.plugin import registration
 
     try:
@@ -18,25 +18,25 @@ def register() -> None:
 
 
 def unregister() -> None:
-    """Take that file out of nnU-Net's trainer folder again."""
+    """Remove that file from nnU-Net's trainer folder."""
     from nnunet_dtc.plugin import registration
 
     try:
         file = registration.unregister()
     except registration.RegistrationError as error:
         raise fail(error) from error
-    say(f"removed {file}" if file else "there was nothing to remove")
+    say(f"removed {file}" if file else "there is nothing to remove")
 
 
 def env() -> None:
-    """Print the export line for nnUNet_extTrainer instead, for read-only installs: eval "$(nnunet-dtc env)"."""
+    """Print the export of nnUNet_extTrainer, for installations that cannot be written: eval "$(nnunet-dtc env)"."""
     from nnunet_dtc.plugin import registration
 
     print(registration.export_line())
 
 
 def doctor() -> None:
-    """Say what is installed, whether nnU-Net finds the trainers, and what to do where something is wrong."""
+    """Check the installation and whether nnU-Net finds the trainers, and advise on what is wrong."""
     from nnunet_dtc.plugin.doctor import examine
 
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "wrong": "[bold red]wrong[/]"}

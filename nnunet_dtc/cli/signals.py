@@ -1,4 +1,4 @@
-"""Signals that end a command: what it has begun is cleared away first, and one line says why it ended."""
+"""Signals that end a command: it removes its unfinished output first, and prints why it ended."""
 
 import contextlib
 import os
@@ -17,12 +17,13 @@ PATIENCE_S = 5.0
 
 
 class Interrupted(SystemExit):
-    """A signal arrived. It is a ``SystemExit``, so ``finally`` blocks and context managers run, and no handler for
-    errors takes it for one.
+    """A signal arrived.
+
+    It is a ``SystemExit``, so ``finally`` blocks and context managers run, and handlers of errors do not catch it.
 
     Attributes:
-        name: of the signal, such as "SIGTERM".
-        code: the exit code, 128 and the number of the signal, as shells have it.
+        name: name of the signal, such as "SIGTERM".
+        code: the exit code, 128 plus the number of the signal, as in shells.
     """
 
     def __init__(self, number: int) -> None:
@@ -32,13 +33,13 @@ class Interrupted(SystemExit):
 
 @contextlib.contextmanager
 def ending_in_order() -> Iterator[None]:
-    """Within the block SIGINT, SIGTERM and SIGHUP raise :class:`Interrupted` in the main thread.
+    """Within the block, SIGINT, SIGTERM and SIGHUP raise :class:`Interrupted` in the main thread.
 
-    A signal that is ignored already (by ``nohup``, for example) stays ignored. Empty folders that importing torch
-    leaves in the folder for temporary files are removed in the end.
+    Signals that are ignored already (by ``nohup``, for example) remain ignored. At the end, empty folders that
+    importing torch has created in the folder for temporary files are removed.
 
     Raises:
-        SystemExit: with the exit code of the signal, after one line on stderr.
+        SystemExit: after a signal and one line on stderr, with the exit code of the signal.
     """
     caches = set(_inductor_caches())
     before = {number: signal.getsignal(number) for number in _numbers()}
@@ -58,7 +59,7 @@ def ending_in_order() -> Iterator[None]:
         if interrupted is None:
             for number, old in before.items():
                 signal.signal(number, old)
-    if interrupted is not None:  # outside of the handler: what the traceback still held is closed by now
+    if interrupted is not None:  # outside of the except block, so that what its traceback referred to is closed
         name, code = interrupted
         with contextlib.suppress(OSError):
             print(f"Interrupted by {name}.", file=sys.stderr, flush=True)
@@ -74,7 +75,7 @@ def _handler() -> Callable[[int, object], None]:
 
     def handle(number: int, frame: object) -> None:
         nonlocal first
-        if os.getpid() != owner:  # a fork of this process must not clear away what is this one's
+        if os.getpid() != owner:  # a fork must not remove the files of this process
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
@@ -88,7 +89,7 @@ def _handler() -> Callable[[int, object], None]:
 
 
 def _leave_dead_terminal() -> None:
-    """After a hang-up, writing to the terminal is an error, and clearing away would end in it."""
+    """Redirect output that goes to a closed terminal: errors on writing would prevent the cleaning up."""
     for descriptor in (1, 2):
         try:
             os.write(descriptor, b"")
@@ -100,7 +101,7 @@ def _leave_dead_terminal() -> None:
 
 
 def _inductor_caches() -> list[Path]:
-    """torch makes the folder of its compiler's cache when it is imported, used or not."""
+    """The folders of torch's compiler caches. torch creates one when it is imported, even if it is not used."""
     with contextlib.suppress(OSError):
         return list(Path(tempfile.gettempdir()).glob("torchinductor_*"))
     return []

@@ -12,7 +12,7 @@ from nnunet_dtc.errors import NnunetDtcError
 
 def warm_start(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of a vanilla training, e.g. checkpoint_final.pth.")],
-    trainer: Annotated[str, typer.Option("-tr", help="The DTC trainer to go on with.")],
+    trainer: Annotated[str, typer.Option("-tr", help="The DTC trainer to continue with.")],
     output: Annotated[
         Path | None, typer.Option("-o", help="Write a file for nnUNetv2_train -pretrained_weights.")
     ] = None,
@@ -21,7 +21,7 @@ def warm_start(
         typer.Option("--into", help="Write checkpoint_latest.pth into this fold's folder, for nnUNetv2_train --c."),
     ] = None,
 ) -> None:
-    """Turn a trained vanilla checkpoint into a DTC one that computes the same function."""
+    """Turn a trained vanilla checkpoint into a checkpoint of a DTC trainer that computes the same function."""
     if (output is None) == (into is None):
         raise fail("give either -o OUT.pth (for -pretrained_weights) or --into MODEL/fold_0 (for --c)")
     from nnunet_dtc.plugin import warm_start as warm
@@ -48,18 +48,19 @@ def warm_start(
     training = ("nnUNetv2_train", "ID", configuration, "FOLD", "-tr", trainer, "-p", "NEWPLANS")
     say(
         f"wrote {output}",
-        "nnU-Net takes weights only for the network that they were trained in. So to fine-tune on another data set, "
-        "whose number is ID, take the plans over to it under a name of your choice, NEWPLANS:",
+        "nnU-Net loads weights only into the network that they were trained in. To fine-tune on another data set, "
+        "whose number is ID, copy the plans to it under a name of your choice, NEWPLANS:",
         _command("nnUNetv2_plan_and_preprocess", "-d", "ID", "--no_pp"),
         _command(*move),
         _command("nnUNetv2_preprocess", "-d", "ID", "-plans_name", "NEWPLANS", "-c", configuration),
         _command(*training, "-pretrained_weights", output),
-        f"The second one reads {plans}.json of {dataset} in nnUNet_preprocessed; a model folder has it as plans.json.",
-        "nnU-Net leaves the segmentation layers random with -pretrained_weights (its rule). To go on exactly where the "
-        "vanilla training stopped, on its own data set, use --into MODEL/fold_k instead of -o.",
+        f"The second command reads {plans}.json of {dataset} in nnUNet_preprocessed, which is plans.json in a model's "
+        "folder.",
+        "With -pretrained_weights nnU-Net leaves the segmentation layers random. To continue exactly where the vanilla "
+        "training stopped, on its own data set, use --into MODEL/fold_k instead of -o.",
     )
 
 
 def _command(*parts: object) -> str:
-    """A command line to be copied, indented."""
+    """An indented command line to copy."""
     return "    " + shlex.join(str(part) for part in parts)
