@@ -106,7 +106,7 @@ def test_names_do_not_depend_on_the_patch_and_deep_supervision_can_be_set():
 
 
 def test_one_graph_under_compile():
-    torch._dynamo.reset()
+    torch.compiler.reset()
     padded = PaddedNetwork(Downsampled(3), 4, (3, 5, 7))
     compiled = torch.compile(padded, fullgraph=True, backend="aot_eager")
     x = torch.randn(1, 2, 3, 5, 7)

@@ -122,7 +122,7 @@ def test_feature_map_size_of_a_plain_network_is_the_sum_of_all_its_convolutions(
 
 
 def test_trains_under_torch_compile_as_one_graph():
-    torch._dynamo.reset()
+    torch.compiler.reset()
     network = with_dtc(vanilla("3d_fullres"))
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
     x = patch("3d_fullres", batch=2)

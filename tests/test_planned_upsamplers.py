@@ -148,7 +148,7 @@ def test_feature_map_size_is_that_of_every_convolution_and_upsampling(name, dtc,
 
 
 def test_one_graph_for_torch_compile():
-    torch._dynamo.reset()
+    torch.compiler.reset()
     network = with_dtc(vanilla("2d"), upsampler="FADE")
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     x = patch("2d", batch=2)

@@ -136,7 +136,7 @@ def test_skips_get_weighted_features(monkeypatch):
 
 
 def test_a_stage_is_one_graph_under_compile():
-    torch._dynamo.reset()
+    torch.compiler.reset()
     torch.manual_seed(0)
     stage, x = SegMamba(1, 2, 3, **SMALL).stages[1], torch.randn(2, 4, 4, 6, 8)
     compiled = torch.compile(stage, fullgraph=True, backend="aot_eager")

@@ -46,18 +46,21 @@ class ModelFolder:
 
     @classmethod
     def read(cls, path: Path | str) -> ModelFolder:
-        """Read the files of a folder. It may have any name, as for ``nnUNetv2_predict_from_modelfolder``.
+        """Read plans.json and dataset.json of a model.
+
+        Args:
+            path: the folder, which may have any name, as for ``nnUNetv2_predict_from_modelfolder``.
 
         Raises:
             ModelFolderError: there is no such folder, or it has no plans.json or no dataset.json.
-            MalformedFileError: one of the two is not what nnU-Net writes.
+            MalformedFileError: one of the files is not as nnU-Net writes it.
         """
         path = Path(os.path.abspath(path))  # not resolved: the name of a link counts
         if not path.is_dir():
             raise ModelFolderError(f"there is no folder {path}")
         files = [path / name for name in ("plans.json", "dataset.json")]
         if missing := [file.name for file in files if not file.is_file()]:
-            hint = "; give the folder that holds the folds" if path.name.startswith("fold_") else ""
+            hint = "; give the folder that contains the folds" if path.name.startswith("fold_") else ""
             raise ModelFolderError(
                 f"a trained model is a folder such as nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION; there is "
                 f"no {' and no '.join(missing)} in {path}{hint}"
@@ -68,14 +71,14 @@ class ModelFolder:
         return cls(path, plans, dataset_json)
 
     def check_configuration(self, configuration: str | None = None, needed: Sequence[str] = ()) -> None:
-        """Check that the plans have all that is needed of a configuration.
+        """Check that a configuration of the plans is complete.
 
         Args:
-            configuration: its name; None for the one in the folder's name.
-            needed: as :func:`nnunet_dtc.plugin.nnunet_files.check_plans` takes it.
+            configuration: name of the configuration; None for that in the folder's name.
+            needed: additional keys that it must have, as for :func:`nnunet_dtc.plugin.nnunet_files.check_plans`.
 
         Raises:
-            ModelFolderError: the folder is not named TRAINER__PLANS__CONFIGURATION, where its name is needed.
+            ModelFolderError: ``configuration`` is None and the folder is not named TRAINER__PLANS__CONFIGURATION.
             MalformedFileError: the configuration is missing or incomplete.
         """
         name = self.configuration if configuration is None else configuration
@@ -112,20 +115,24 @@ class ModelFolder:
 
     @property
     def folds(self) -> tuple[str, ...]:
-        """The folds whose folders are there: numbers in their order, then "all" and any others."""
+        """The folds that have a folder: numbers in ascending order, then "all" and any others."""
         names = [folder.name.removeprefix("fold_") for folder in self.path.glob("fold_*") if folder.is_dir()]
         return tuple(sorted(names, key=lambda name: (not _is_number(name), int(name) if _is_number(name) else 0, name)))
 
     def fold_path(self, fold: int | str) -> Path:
-        """The folder of a fold, whether it is there or not."""
+        """The folder of a fold, which need not exist."""
         return self.path / f"fold_{fold}"
 
     def folds_with(self, name: str) -> tuple[int, ...]:
-        """The numbers of the folds that hold a file or folder of this name. ``fold_all`` has no number."""
+        """The numbers of the folds with a file or folder of this name. ``fold_all`` has no number."""
         return tuple(int(fold) for fold in self.folds if _is_number(fold) and (self.fold_path(fold) / name).exists())
 
     def checkpoint(self, fold: int | str, name: str = "checkpoint_final.pth") -> Path:
-        """A checkpoint of a fold.
+        """The file of a checkpoint.
+
+        Args:
+            fold: the number of the fold, or "all".
+            name: file name of the checkpoint.
 
         Raises:
             ModelFolderError: there is no such fold, or no such checkpoint in it.
