@@ -55,8 +55,18 @@ def shrink_plans(
     config = small["configurations"][configuration]
     kwargs = config.get("architecture", {}).get("arch_kwargs", {})
     if "features_per_stage" not in kwargs or "strides" not in kwargs:
-        raise ValueError(f"the plans must hold features_per_stage and strides, got {sorted(kwargs)}")
+        raise ValueError(f"the plans must have features_per_stage and strides, got {sorted(kwargs)}")
+    _shrink_network(kwargs, features)
+    _shrink_sizes(config, kwargs["strides"], image_voxels, patch_voxels)
+    config["batch_dice"] = True
+    config["batch_size"] = BATCH_SIZE
+    config["data_identifier"] = f"{name}_{configuration}"
+    small["plans_name"] = name
+    small["configurations"] = {configuration: config}
+    return small
 
+
+def _shrink_network(kwargs: dict[str, Any], features: tuple[int, ...]) -> None:
     stages = min(len(features), len(kwargs["features_per_stage"]))
     kwargs["n_stages"] = stages
     kwargs["features_per_stage"] = list(features[:stages])
@@ -66,10 +76,12 @@ def shrink_plans(
         if key in kwargs:
             kwargs[key] = [1] * stages
     kwargs["n_conv_per_stage_decoder"] = [1] * (stages - 1)
-
     for stage in range(min(FLAT_STAGES, stages)):
         kwargs["kernel_sizes"][stage] = [1, *kwargs["kernel_sizes"][stage][1:]]
 
+
+def _shrink_sizes(config: dict[str, Any], strides: list[list[int]], image_voxels: int, patch_voxels: int) -> None:
+    """Set spacing, patch size and median image size."""
     median = [float(n) for n in config["median_image_size_in_voxels"]]
     axes = len(median)
     lengths = [n * s for n, s in zip(median, config["spacing"], strict=True)]  # mm
@@ -78,12 +90,6 @@ def shrink_plans(
     config["spacing"] = [max(s, math.sqrt(s * common)) for s in config["spacing"]]
     image = [length / s for length, s in zip(lengths, config["spacing"], strict=True)]
     fraction = min(1.0, (patch_voxels / math.prod(image)) ** (1 / axes))
-    divisors = [math.prod(stride[axis] for stride in kwargs["strides"]) for axis in range(axes)]
+    divisors = [math.prod(stride[axis] for stride in strides) for axis in range(axes)]
     config["patch_size"] = [max(1, round(n * fraction / d)) * d for n, d in zip(image, divisors, strict=True)]
     config["median_image_size_in_voxels"] = image
-    config["batch_dice"] = True
-    config["batch_size"] = BATCH_SIZE
-    config["data_identifier"] = f"{name}_{configuration}"
-    small["plans_name"] = name
-    small["configurations"] = {configuration: config}
-    return small

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.files import write_whole
 from nnunet_dtc.study.datasets.near_duplicates import NearDuplicates, find_near_duplicates, thumbnail
 from nnunet_dtc.study.datasets.nnunet_raw import (
     check_target,
@@ -188,13 +189,9 @@ def write_2d(
         splits_file = check_splits(folder_preprocessed, folder.name, splits)
 
     with new_raw_dataset(folder_raw, dataset_id, name, overwrite) as unfinished:
-        make_image_folders(unfinished)
-        drawn = [case for case in cases if case.name in part_of]
-        for _ in _for_all(lambda case: _write(case, part_of[case.name], size, unfinished), drawn, "writing", progress):
-            pass
+        _write_images(unfinished, [case for case in cases if case.name in part_of], part_of, size, progress)
         if parts[2]:
-            text = "".join(f"{case}\n" for case in parts[2])
-            (unfinished / "left_out.txt").write_text(text, encoding="utf-8")
+            write_whole(unfinished / "left_out.txt", "".join(f"{case}\n" for case in parts[2]))
         if found:
             _write_near_duplicates(unfinished / "near_duplicates.csv", cases, found, part_of)
         write_dataset_json(
@@ -399,15 +396,23 @@ def _check(case: Case, size: int | None) -> _Checked:
     return _Checked(problems, notes, None if image is None else thumbnail(image))
 
 
-def _write(case: Case, part: str, size: int | None, folder: Path) -> None:
-    """Write the image and the label of a case into a data set."""
-    image = read_image(case.image)
-    if size is not None:
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    label = join_masks([read_mask(file) for file in case.masks], size)
-    ending = "Tr" if part == "training" else "Ts"
-    image.save(folder / f"images{ending}" / f"{case.name}_0000.png", "PNG")
-    label.save(folder / f"labels{ending}" / f"{case.name}.png", "PNG")
+def _write_images(
+    folder: Path, cases: Sequence[Case], part_of: Mapping[str, str], size: int | None, progress: Progress | None
+) -> None:
+    """Write the images and labels of cases into a data set."""
+    make_image_folders(folder)
+
+    def write(case: Case) -> None:
+        image = read_image(case.image)
+        if size is not None:
+            image = image.resize((size, size), Image.Resampling.BILINEAR)
+        label = join_masks([read_mask(file) for file in case.masks], size)
+        part = "Tr" if part_of[case.name] == "training" else "Ts"
+        image.save(folder / f"images{part}" / f"{case.name}_0000.png", "PNG")
+        label.save(folder / f"labels{part}" / f"{case.name}.png", "PNG")
+
+    for _ in _for_all(write, cases, "writing", progress):
+        pass
 
 
 def _for_all(

@@ -101,8 +101,8 @@ def draw(names: Sequence[str], counts: Sequence[int], seed: int = SEED) -> list[
         NnunetDtcError: there are duplicate names, or fewer names than the sum of the counts.
 
     Example:
-        >>> draw(["a", "b", "c", "d"], (2, 1))
-        [['a', 'b'], ['d'], ['c']]
+        >>> draw(["a", "b", "c", "d", "e"], (2, 2), seed=12345)
+        [['b', 'e'], ['c', 'd'], ['a']]
     """
     order = _order(names, counts, seed)
     parts, start = [], 0
