@@ -360,8 +360,10 @@ def test_who_predicted_is_said_as_it_was(ct, kind, folds, given, expected):
     )
     assert what_was_predicted(kind, models, 2) == expected
     small = dataclasses.replace(ct, kind=kind, models=models, metrics=("dice",), pictures=(), sentences=())
-    facts = re.search(r'<p class="facts">(.*?)</p>', render_page(small)).group(1)
+    page = render_page(small)
+    facts = re.search(r'<p class="facts">(.*?)</p>', page).group(1)
     assert html.unescape(facts) == f"{expected} · 3d_fullres · nnUNetPlans"
+    assert ("Means over organs, cases, then folds" in page) == (kind == "test per fold")
 
 
 def test_a_difference_of_percentages_is_in_points(ct, ct_page):

@@ -159,7 +159,7 @@ def test_the_ensemble_is_predicted_once(folders, tmp_path):
     folders.write_checkpoint(folders.models[1], 1, small_plans(), epochs=4)
     _, told = folders.compare(out)
     assert len(folders.calls()) == 3
-    assert "nnUNetTrainer/ensemble is there already" in told[0]
+    assert "nnUNetTrainer/ensemble is used again" in told[0]
     assert str(folders.models[1]) in folders.calls()[-1]
     (out / "predictions" / TRAINERS[0] / "ensemble" / "test_3.nii.gz").unlink()
     folders.compare(out)
@@ -280,7 +280,7 @@ def test_by_the_command_line(folders, tmp_path):
             file.unlink()
     resumed = CliRunner().invoke(app, arguments, env={"COLUMNS": "300"})  # predictions alone: an interrupted run
     assert resumed.exit_code == 0, resumed.output
-    assert "ensemble is there already" in resumed.output
+    assert "ensemble is used again" in resumed.output
 
 
 @pytest.mark.nnunet

@@ -18,24 +18,38 @@ def compare(
     dataset: Annotated[str | None, typer.Option("-d", help="Number or name of the data set.")] = None,
     configuration: Annotated[str | None, typer.Option("-c", help="Configuration, such as 3d_fullres.")] = None,
     trainers: Annotated[
-        list[str] | None, typer.Option("-tr", help="Trainers, the first is what the others are compared with.")
+        list[str] | None, typer.Option("-tr", help="Trainers; the others are compared with the first.")
     ] = None,
     plans: Annotated[str, typer.Option("-p", help="Name of the plans.")] = "nnUNetPlans",
-    folds: Annotated[list[int] | None, typer.Option("-f", help="Folds; by default all that are there.")] = None,
+    folds: Annotated[list[int] | None, typer.Option("-f", help="Folds; default: all that are there.")] = None,
     test: Annotated[
-        bool, typer.Option("--test", help="On the held-out cases (imagesTs, labelsTs), by all folds together.")
+        bool,
+        typer.Option(
+            "--test", help="Compare on the held-out cases (imagesTs, labelsTs), predicted by the ensemble of all folds."
+        ),
     ] = False,
     per_fold: Annotated[
-        bool, typer.Option("--per-fold", help="With --test: by each fold alone; mean and deviation over folds.")
+        bool,
+        typer.Option(
+            "--per-fold", help="With --test: predict by each fold alone; mean and standard deviation over folds."
+        ),
     ] = False,
     average: Annotated[
-        str, typer.Option("--average", help="Of the folds, with --test: logits (nnU-Net) or softmax (the paper).")
+        str,
+        typer.Option(
+            "--average",
+            help="With --test: average the logits (nnU-Net) or the softmax outputs (the paper) of the folds.",
+        ),
     ] = "logits",
     checkpoint: Annotated[
-        str, typer.Option("--checkpoint", help="What predicts with --test, the same file of all models.")
+        str,
+        typer.Option(
+            "--checkpoint", help="With --test: the file name of the checkpoints that predict, the same for all models."
+        ),
     ] = "checkpoint_final.pth",
     device: Annotated[
-        str | None, typer.Option("--device", help="Of predicting: cuda, cpu or mps; default: cuda where it is.")
+        str | None,
+        typer.Option("--device", help="Device for predicting: cuda, cpu or mps; default: cuda if available."),
     ] = None,
     labels: Annotated[
         Path | None, typer.Option("-labels", help="True segmentations; default: gt_segmentations or labelsTs.")
@@ -43,40 +57,45 @@ def compare(
     images: Annotated[Path | None, typer.Option("-images", help="Held-out images; default: imagesTs.")] = None,
     predictions: Annotated[
         list[str] | None,
-        typer.Option("--predictions", help="TRAINER=FOLDER: take these for --test, may be repeated."),
+        typer.Option("--predictions", help="TRAINER=FOLDER: use these predictions with --test; may be repeated."),
     ] = None,
     complexity: Annotated[
-        Path | None, typer.Option("--complexity", help="JSON of nnunet-dtc complexity, for the peak memory.")
+        Path | None, typer.Option("--complexity", help="JSON file of nnunet-dtc complexity, for the peak memory.")
     ] = None,
     tolerance: Annotated[
-        list[str] | None, typer.Option("--tolerance", help="Of NSD, may be repeated, as of evaluate; default: 1 and 2.")
+        list[str] | None,
+        typer.Option("--tolerance", help="Tolerance of NSD, as for evaluate; may be repeated; default: 1 and 2."),
     ] = None,
     absent: Annotated[
-        str, typer.Option("--absent", help="Organs that neither has: skip does not count them, flare counts 1.")
+        str,
+        typer.Option(
+            "--absent", help="Organs absent in prediction and label: skip does not count them, flare counts them as 1."
+        ),
     ] = "skip",
     processes: Annotated[
-        int | None, typer.Option("-np", help="Cases at a time; default: one a CPU, at most 8.")
+        int | None, typer.Option("-np", help="Number of processes; default: one for each CPU, at most 8.")
     ] = None,
     strict_geometry: Annotated[
         bool,
         typer.Option(
             "--strict-geometry",
-            help="Refuse cases whose prediction and label have another origin or direction; by default a note says so.",
+            help="Refuse cases whose prediction and label differ in origin or direction; by default they are reported.",
         ),
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the bootstrap.")] = 0,
     output: Annotated[
-        Path | None, typer.Option("-o", help="Folder to write into; default: ./comparison_DATASET_KIND.")
+        Path | None, typer.Option("-o", help="Folder to write; default: ./comparison_DATASET_KIND.")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the comparison there; finished predictions are kept.")
+        bool, typer.Option("--overwrite", help="Replace an existing comparison; finished predictions are kept.")
     ] = False,
 ) -> None:
-    """Compare trained models: organ by organ, fold by fold, case by case, with the noise beside the difference."""
+    """Compare trained models by organ, fold and case, with intervals, tests and the noise between trainings."""
     try:
         from nnunet_dtc.cli.devices import check_device
+        from nnunet_dtc.plugin.model_folder import environment_folder
         from nnunet_dtc.study.comparison.execution import compare as run
-        from nnunet_dtc.study.comparison.models import environment_folder, find_trainings
+        from nnunet_dtc.study.comparison.models import find_trainings
         from nnunet_dtc.study.comparison.output_folder import check_output, default_output, write_comparison
         from nnunet_dtc.study.comparison.plan import Options, plan_comparison
         from nnunet_dtc.study.comparison.terminal import terminal_sentences, terminal_tables

@@ -1,9 +1,10 @@
-"""Is one trained model better than another? Trained models in nnU-Net's folders, compared case by case.
+"""Comparison of trained models in nnU-Net's folders, case by case.
 
-`models` reads the folders, `checks` refuses what cannot be compared, `plan` puts both together before anything is
-computed; `predictions` has nnU-Net predict held-out cases, `logs` reads what trainings cost; `compare` scores, with the
-mathematics in `statistics`. `result` is the object that comes out; `sentences`, `pictures`, `tables`, `page` and
-`report` show and write it.
+`models` reads the folders, `checks` refuses models that cannot be compared, and `plan` does both before anything is
+computed. `predictions` has nnU-Net predict held-out cases, whose files `held_out_checks` checks; `logs` reads training
+logs. `execution` scores the predictions, with the mathematics in `statistics`, and returns a `Comparison` (`result`).
+`sentences` describe it in words and `tables` in numbers, written by `formatting`. `picture_choice` chooses cases, and
+`picture_drawing` draws them. `page`, `markdown` and `terminal` render all of this, and `output_folder` writes it.
 """
 
 from nnunet_dtc.study.comparison.models import ComparisonError

@@ -16,8 +16,8 @@ def image_cases(folder: Path, ending: str) -> dict[str, tuple[Path, ...]]:
     """The files of the channels of each case in a folder, found by names such as ``CASE_0000.nii.gz``.
 
     Raises:
-        ComparisonError: There is no such folder.
-        NnunetDtcError: A path is not UTF-8.
+        ComparisonError: there is no such folder.
+        NnunetDtcError: a path is not UTF-8.
     """
     if not folder.is_dir():
         raise ComparisonError(f"there is no folder of images {folder}")
@@ -32,9 +32,9 @@ def training_images(raw: Path, ending: str) -> dict[str, tuple[Path, ...]]:
     """The files of the channels of each training case of a raw data set.
 
     Args:
-        raw: The folder of the data set in ``nnUNet_raw``. The cases are those that its dataset.json lists, or else
+        raw: the folder of the data set in ``nnUNet_raw``. The cases are those that its dataset.json lists, or else
             those of ``imagesTr``. Without either of them, or with a malformed list, there are none.
-        ending: The file ending of images.
+        ending: the file ending of images.
     """
     try:
         listed = json.loads((raw / "dataset.json").read_text(encoding="utf-8")).get("dataset")

@@ -1,8 +1,8 @@
-"""What must be the same on all sides of a comparison, or it compares something else than the models.
+"""Checks that all models were trained and validated on the same data, folds and plans.
 
-Plans are compared by what is in them, not by name: two names may stand for the same plans, and plans of one name may
-have been made again between two trainings. nnU-Net does not keep the split with a model; which cases a fold was
-validated on stands in its validation folder, how large every label of theirs was in the `summary.json` there.
+Plans are compared by their content: plans with different names may be the same, and plans of one name may have been
+made again between two trainings. nnU-Net does not store the split with a model. The files in a validation folder show
+which cases a fold was validated on, and the `summary.json` there how large each label was.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ __all__ = [
 ]
 
 Sizes = Mapping[str, Mapping[frozenset[int], tuple[int, int]]]
-"""By case and label values: how many voxels the reference and the prediction had, from nnU-Net's summary.json."""
+"""The numbers of voxels in the reference and the prediction by case and label values, from nnU-Net's summary.json."""
 
 VALIDATION = "validation"
-_NO_MATTER = ("data_identifier", "inherits_from", "next_stage", "median_image_size_in_voxels")  # names, and statistics
+_IRRELEVANT = ("data_identifier", "inherits_from", "next_stage", "median_image_size_in_voxels")  # names and statistics
 _OF_ALL_CONFIGURATIONS = (
     "transpose_forward",
     "image_reader_writer",
@@ -48,23 +48,23 @@ _NAMED = 6
 
 
 def check_same_task(trainings: Sequence[Training]) -> None:
-    """Refuse trainings of different data sets or plans.
+    """Refuse trainings with different data sets or plans.
 
     Raises:
-        ComparisonError: naming what differs, and both values.
+        ComparisonError: they differ; the message gives both values.
     """
     first = trainings[0]
     for other in trainings[1:]:
-        where = f"{first.folder} and {other.folder}"
-        if first.dataset != other.dataset:
-            raise ComparisonError(f"different data sets: {first.dataset} and {other.dataset} ({where})")
+        where = f"{first.path} and {other.path}"
+        if first.dataset_name != other.dataset_name:
+            raise ComparisonError(f"different data sets: {first.dataset_name} and {other.dataset_name} ({where})")
         _refuse_differences(f"different data in dataset.json ({where})", _dataset_of(first), _dataset_of(other))
         _refuse_differences(
             f"different plans ({where})",
             plans_of(first.plans, first.configuration),
             plans_of(other.plans, other.configuration),
         )
-        fingerprints = [training.folder / "dataset_fingerprint.json" for training in (first, other)]
+        fingerprints = [training.path / "dataset_fingerprint.json" for training in (first, other)]
         if all(file.is_file() for file in fingerprints):
             _refuse_differences(
                 f"the images changed between the trainings: different dataset_fingerprint.json ({where})",
@@ -73,62 +73,64 @@ def check_same_task(trainings: Sequence[Training]) -> None:
 
 
 def plans_of(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
-    """What in plans decides how a configuration is trained: spacing, patch, batch, normalisation, network, ...
+    """The part of plans that determines how a configuration is trained: spacing, patch, batch, network and so on.
 
     Args:
-        plans: after ``nnunet_files.check_plans``; nothing is built from them.
-        configuration: its name.
+        plans: checked plans, see ``nnunet_files.check_plans``.
+        configuration: the name of the configuration.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     resolved = PlansManager(deepcopy(dict(plans))).get_configuration(configuration).configuration
     common = {key: plans.get(key) for key in _OF_ALL_CONFIGURATIONS}
-    return common | {key: value for key, value in resolved.items() if key not in _NO_MATTER}
+    return common | {key: value for key, value in resolved.items() if key not in _IRRELEVANT}
 
 
 def choose_folds(trainings: Sequence[Training], wanted: Sequence[int] | None, part: str) -> tuple[int, ...]:
-    """The folds to compare: those that were asked for, else all that are there, which must be the same on all sides.
+    """The folds to compare.
 
     Args:
-        part: what makes a fold one, `validation` or a checkpoint's file name.
+        trainings: all trainings.
+        wanted: the folds that the user wants; None uses all folds, which must then be the same for all trainings.
+        part: what a fold must have: `validation`, or the file name of a checkpoint.
 
     Raises:
-        ComparisonError: for folds that are missing, or not the same on all sides.
+        ComparisonError: folds are missing, or are not the same for all trainings.
     """
     by_training = {training: training.folds_with(part) for training in trainings}
     for training, folds in by_training.items():
         if wanted is not None and (missing := sorted(set(wanted) - set(folds))):
             raise ComparisonError(
-                f"fold {_list(missing)} of {training.folder} has no {part}; folds with one: {_list(folds) or 'none'}"
+                f"fold {_list(missing)} of {training.path} has no {part}; folds with one: {_list(folds) or 'none'}"
             )
         if not folds:
             whole = ""
-            if (training.folder / "fold_all").is_dir():
+            if (training.path / "fold_all").is_dir():
                 whole = (
-                    " (fold_all has seen all cases in training)"
+                    " (fold_all was trained on all cases)"
                     if part == VALIDATION
-                    else " (of fold_all, predict with nnUNetv2_predict and give --predictions TRAINER=FOLDER)"
+                    else " (predict with fold_all by nnUNetv2_predict and give the folder as predictions)"
                 )
-            raise ComparisonError(f"no fold of {training.folder} has a {part}{whole}")
+            raise ComparisonError(f"no fold of {training.path} has a {part}{whole}")
     if wanted is not None:
         if not wanted:
             raise ComparisonError("at least one fold is needed")
         return tuple(sorted(set(wanted)))
     if len(set(by_training.values())) > 1:
-        lines = [f"\n  {training.folder}: {_list(folds)}" for training, folds in by_training.items()]
+        lines = [f"\n  {training.path}: {_list(folds)}" for training, folds in by_training.items()]
         common = set.intersection(*(set(folds) for folds in by_training.values()))
-        hint = f"; -f {' '.join(map(str, sorted(common)))} compares what all have" if common else ""
+        hint = f"; folds that all have: {_list(sorted(common))}" if common else ""
         raise ComparisonError(f"different folds have a {part}{hint}:{''.join(lines)}")
     return next(iter(by_training.values()))
 
 
 def validation_cases(training: Training, fold: int) -> dict[str, Path]:
-    """The predictions of a fold's own validation cases, by case.
+    """The predictions of the validation cases of a fold, by case.
 
     Raises:
         ComparisonError: the name of a file cannot be printed.
     """
-    folder, ending = training.fold_folder(fold) / VALIDATION, training.file_ending
+    folder, ending = training.fold_path(fold) / VALIDATION, training.file_ending
     if not folder.is_dir():
         return {}
     files = (file for file in folder.iterdir() if file.name.endswith(ending) and not file.name.startswith("."))
@@ -138,7 +140,11 @@ def validation_cases(training: Training, fold: int) -> dict[str, Path]:
 
 
 def check_case_names(cases: Iterable[str], folder: Path) -> None:
-    """Refuse names of cases that reports cannot show.
+    """Refuse names of cases that cannot be shown in reports.
+
+    Args:
+        cases: the names.
+        folder: where they are from, for the message.
 
     Raises:
         ComparisonError: a name is empty or has characters that cannot be printed.
@@ -149,50 +155,53 @@ def check_case_names(cases: Iterable[str], folder: Path) -> None:
 
 
 def is_validated(training: Training, fold: int) -> bool:
-    """Whether a fold's validation is finished: nnU-Net writes its summary last."""
-    return (training.fold_folder(fold) / VALIDATION / "summary.json").is_file()
+    """Whether the validation of a fold is complete, which is when nnU-Net writes its summary."""
+    return (training.fold_path(fold) / VALIDATION / "summary.json").is_file()
 
 
 def check_finished(trainings: Sequence[Training], folds: Sequence[int]) -> None:
-    """Refuse validations that were interrupted, before their cases are compared with others.
+    """Refuse validations that were interrupted.
 
     Raises:
-        ComparisonError: with the command that repeats the validation.
+        ComparisonError: a validation is incomplete; the message has the command that repeats it.
     """
     for training in trainings:
         for fold in folds:
             if not is_validated(training, fold):
-                command = ["nnUNetv2_train", training.dataset, training.configuration, str(fold)]
+                command = ["nnUNetv2_train", training.dataset_name, training.configuration, str(fold)]
                 command += ["-tr", training.trainer, "-p", training.plans_name, "--val"]
                 finished = [other for other in folds if all(is_validated(one, other) for one in trainings)]
-                hint = f", or compare the finished folds by -f {' '.join(map(str, finished))}" if finished else ""
+                hint = f", or compare the finished folds alone: {_list(finished)}" if finished else ""
                 raise ComparisonError(
-                    f"the validation of fold {fold} of {training.folder} is not finished, there is no summary.json: "
+                    f"the validation of fold {fold} of {training.path} is not finished, there is no summary.json: "
                     f"repeat it by {shlex.join(command)}{hint}"
                 )
 
 
 def check_case_sets(trainings: Sequence[Training], folds: Iterable[int], splits: Sequence[Mapping] | None) -> None:
-    """Refuse folds whose validation cases are not the same on all sides, or not those of splits_final.json.
+    """Refuse folds whose validation cases are not the same for all trainings, or not those of splits_final.json.
 
     Args:
-        splits: its content, or None where it is not there. For a fold beyond it nnU-Net draws a random split.
+        trainings: all trainings.
+        folds: the folds that are compared.
+        splits: the content of splits_final.json; None if there is none. For a fold beyond it nnU-Net draws a random
+            split.
 
     Raises:
-        ComparisonError: naming the fold and the cases.
+        ComparisonError: they differ; the message names the fold and the cases.
     """
     for training in trainings:
         seen: dict[str, int] = {}
         for fold in folds:
             cases = validation_cases(training, fold)
             if not cases:
-                raise ComparisonError(f"there is no prediction in {training.fold_folder(fold) / VALIDATION}")
+                raise ComparisonError(f"there is no prediction in {training.fold_path(fold) / VALIDATION}")
             if twice := sorted(cases.keys() & seen.keys()):
                 if beyond := [one for one in folds if splits is not None and one >= len(splits)]:
                     raise ComparisonError(_random_split(training, beyond, folds, len(splits), twice))
                 raise ComparisonError(
-                    f"{training.folder}: {_list(twice)} in the validation of both fold {seen[twice[0]]} and {fold}: "
-                    "one of them was trained with another split"
+                    f"{training.path}: {_list(twice)} in the validation of both fold {seen[twice[0]]} and {fold}: "
+                    "they were trained with different splits"
                 )
             seen |= dict.fromkeys(cases, fold)
     first = trainings[0]
@@ -200,12 +209,12 @@ def check_case_sets(trainings: Sequence[Training], folds: Iterable[int], splits:
         expected = validation_cases(first, fold).keys()
         for other in trainings[1:]:
             _refuse_case_difference(
-                f"different splits: fold {fold}", first.folder, expected, other.folder, validation_cases(other, fold)
+                f"different splits: fold {fold}", first.path, expected, other.path, validation_cases(other, fold)
             )
         if splits is not None and fold < len(splits):
             _refuse_case_difference(
                 f"fold {fold} was not validated on the cases of splits_final.json (another split, or not finished)",
-                first.folder,
+                first.path,
                 expected,
                 "splits_final.json",
                 splits[fold]["val"],
@@ -213,10 +222,10 @@ def check_case_sets(trainings: Sequence[Training], folds: Iterable[int], splits:
 
 
 def read_splits(preprocessed: Path, dataset: str) -> list[Mapping] | None:
-    """The content of `splits_final.json`, None where it is not there.
+    """The content of splits_final.json; None if there is none.
 
     Raises:
-        MalformedFileError: if it is something else.
+        MalformedFileError: the file is not what nnU-Net writes.
     """
     file = preprocessed / dataset / "splits_final.json"
     if not file.is_file():
@@ -227,13 +236,12 @@ def read_splits(preprocessed: Path, dataset: str) -> list[Mapping] | None:
 
 
 def reference_sizes(training: Training, fold: int) -> Sizes:
-    """What nnU-Net counted when it validated.
+    """The numbers of voxels that nnU-Net counted when it validated a fold.
 
     Raises:
-        MalformedFileError: if summary.json is not there, or is none of nnU-Net's; it writes it when a validation is
-            complete, see ``check_finished``.
+        MalformedFileError: there is no summary.json (see ``check_finished``), or it is not what nnU-Net writes.
     """
-    file = training.fold_folder(fold) / VALIDATION / "summary.json"
+    file = training.fold_path(fold) / VALIDATION / "summary.json"
     summary = read_json(file)
     check_summary(summary, file)
     return {
@@ -246,21 +254,21 @@ def reference_sizes(training: Training, fold: int) -> Sizes:
 
 
 def check_reference_sizes(trainings: Sequence[Training], folds: Iterable[int]) -> dict[tuple[Training, int], Sizes]:
-    """Refuse trainings that were validated against different labels, before anything is computed.
+    """Refuse trainings that were validated against different labels.
 
     Returns:
-        The sizes by training and fold, to be compared with those of today's files.
+        The sizes by training and fold, to be compared with those of the current files.
 
     Raises:
-        ComparisonError: naming the case and label.
+        ComparisonError: the labels differ; the message names the case and the label.
     """
     sizes = {(training, fold): reference_sizes(training, fold) for training in trainings for fold in folds}
     for training in trainings:
         for fold in folds:
             own, first = sizes[training, fold], sizes[trainings[0], fold]
             _refuse_case_difference(
-                f"fold {fold}: summary.json is of another validation than the predictions beside it",
-                training.fold_folder(fold) / VALIDATION,
+                f"fold {fold}: summary.json is from another validation than the predictions in its folder",
+                training.fold_path(fold) / VALIDATION,
                 validation_cases(training, fold),
                 "summary.json",
                 own,
@@ -271,7 +279,7 @@ def check_reference_sizes(trainings: Sequence[Training], folds: Iterable[int]) -
                     if voxels != before:
                         raise ComparisonError(
                             f"the labels changed between the trainings: label {_values(values)} of {case} had {before} "
-                            f"voxels when {trainings[0].folder} was validated, {voxels} for {training.folder}"
+                            f"voxels when {trainings[0].path} was validated, {voxels} for {training.path}"
                         )
     return sizes
 
@@ -280,10 +288,10 @@ def _random_split(
     training: Training, beyond: Sequence[int], folds: Iterable[int], there: int, cases: Sequence[str]
 ) -> str:
     rest = [fold for fold in folds if fold not in beyond]
-    advice = f"leave it out by -f {' '.join(map(str, rest))}" if rest else "compare one such fold at a time by -f"
+    advice = f"compare the other folds alone: {_list(rest)}" if rest else "compare one such fold at a time"
     return (
-        f"fold {_list(beyond)} of {training.folder} is beyond the {there} folds of splits_final.json: nnU-Net draws a "
-        f"random split for it, and its validation cases are those of other folds, too (here {_list(cases)}); {advice}"
+        f"fold {_list(beyond)} of {training.path} is beyond the {there} folds of splits_final.json: nnU-Net draws a "
+        f"random split for it, and its validation cases are in other folds as well (here {_list(cases)}); {advice}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Score what was planned, and put the comparison together."""
+"""The execution of a plan: predictions are made where they are missing, all are scored, and the models compared."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NOT_RECORDED = "not recorded by nnU-Net"
 
 @dataclass(frozen=True)
 class _Source:
-    """Predictions of one training (and fold), by case."""
+    """The files of the predictions of one training (and fold) by case."""
 
     training: Training
     fold: int | None
@@ -41,19 +41,20 @@ class _Source:
 def compare(
     plan: Plan, output: Path, progress: Progress | None = None, tell: Callable[[str], None] = lambda line: None
 ) -> Comparison:
-    """Predict what is missing, score, and compare.
+    """Predict held-out cases where necessary, score all predictions, and compare the models.
 
     Args:
-        output: whose `predictions` folder takes the predictions.
-        progress: as of `evaluate_pairs`.
-        tell: is given the commands that are run.
+        plan: what is compared.
+        output: the folder in which predictions are written into `predictions`.
+        progress: as for `evaluate_pairs`.
+        tell: called with every command before it is run.
 
     Raises:
-        ComparisonError: for checkpoints that do not belong to the models, labels that changed, commands that fail.
-        EvaluationError: for files that cannot be evaluated.
+        ComparisonError: a checkpoint does not belong to its model, labels or predictions changed, or a command fails.
+        EvaluationError: a file cannot be evaluated.
         NnunetDtcError: the path of a model, a label or the output is not UTF-8.
     """
-    for path in (output, *(training.folder for training in plan.trainings), *plan.references.values()):
+    for path in (output, *(training.path for training in plan.trainings), *plan.references.values()):
         check_utf8(path)
     options, names = plan.options, [model.name for model in plan.models]
     memory = read_peak_memory(options.complexity, plan.trainings[0]) if options.complexity else {}
@@ -95,7 +96,7 @@ def compare(
 
 
 def _read_logs(plan: Plan, progress: Progress | None) -> dict[Training, TrainingLog]:
-    """Of every training; where its predictions were given, of all folds that are there."""
+    """The log of every training; if its predictions were given by the user, of all folds that are there."""
     wanted = {}
     for training in plan.trainings:
         given = plan.names[training] in plan.options.predictions
@@ -120,7 +121,7 @@ def _read_logs(plan: Plan, progress: Progress | None) -> dict[Training, Training
 
 
 def _sources(plan: Plan, output: Path, tell: Callable[[str], None], progress: Progress | None) -> list[_Source]:
-    """Where the predictions are; those of held-out cases are made first, once their images and labels are checked."""
+    """The predictions of all trainings. Those of held-out cases are made after their images and labels were checked."""
     options, sources = plan.options, []
     if options.kind == "validation":
         return [
@@ -131,7 +132,9 @@ def _sources(plan: Plan, output: Path, tell: Callable[[str], None], progress: Pr
     cases = tuple(plan.references)
     if any(plan.names[training] not in options.predictions for training in plan.trainings):
         images = image_cases(held_out_set(options, plan.first, cases).images, plan.first.file_ending)
-        check_held_out(plan.references, images, plan.labels, plan.reader, options, progress)
+        check_held_out(
+            plan.references, images, plan.labels, plan.reader, options.strict_geometry, options.processes, progress
+        )
     for training in plan.trainings:
         name, ending = plan.names[training], training.file_ending
         if name in options.predictions:
@@ -191,7 +194,7 @@ def _score(
 
 def _check_unchanged(source: _Source, case: str, organ: str, before: tuple[int, int], now: tuple[int, int]) -> None:
     where = (
-        f"{organ} of {case} had {{}} voxels when nnU-Net validated {source.training.fold_folder(source.fold)}, {{}} now"
+        f"{organ} of {case} had {{}} voxels when nnU-Net validated {source.training.fold_path(source.fold)}, {{}} now"
     )
     if before[0] != now[0]:
         raise ComparisonError("the labels changed after the training: " + where.format(before[0], now[0]))
@@ -212,7 +215,7 @@ def _compared(
         trainer=first.trainer,
         plans=first.plans_name,
         configuration=first.configuration,
-        folder=first.folder,
+        folder=first.path,
         folds=() if given and plan.options.folds is None else plan.folds,
         repeats=tuple(training.trainer for training in model.trainings),
         checkpoint=checkpoint,
@@ -236,7 +239,7 @@ def _curves(plan: Plan, logs: Mapping[Training, TrainingLog]) -> pd.DataFrame:
 
 
 def _pictures(plan: Plan, sources: Sequence[_Source], scores: pd.DataFrame) -> tuple[tuple[CasePicture, ...], bool]:
-    """The pictures, of each model's first training (and, per fold, first fold); and whether images are missing."""
+    """The pictures of each model's first training (and first fold), and whether images of them are missing."""
     first_fold = plan.folds[0] if plan.options.kind == "test per fold" else None
     used = scores[scores["repeat"] == 1]
     if first_fold is not None:

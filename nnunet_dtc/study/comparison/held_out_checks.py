@@ -1,20 +1,16 @@
-"""Images and labels of held-out cases are checked before the first of them is predicted, which takes long."""
+"""Checks of the images and labels of held-out cases, before the first case is predicted, which takes long."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nnunet_dtc.study.evaluation.folders import Progress, check_label, default_processes, refuse
 from nnunet_dtc.study.evaluation.images import EvaluationError, displacement, voxel_difference
 from nnunet_dtc.study.evaluation.labels import LabelSet
 from nnunet_dtc.study.evaluation.readers import Reader, check_image_file
 from nnunet_dtc.study.evaluation.workers import Workers
-
-if TYPE_CHECKING:
-    from nnunet_dtc.study.comparison.plan import Options
 
 __all__ = ["check_held_out"]
 
@@ -33,25 +29,30 @@ def check_held_out(
     images: Mapping[str, tuple[Path, ...]],
     labels: LabelSet,
     reader: Reader,
-    options: Options,
+    strict_geometry: bool = False,
+    processes: int | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Check that all images and labels are complete, that the labels hold known values, and that each has the size and
-    spacing of its image: predictions have those of the image.
+    """Check that all images and labels are complete, that the labels hold known values only, and that each label has
+    the size and spacing of its image, because predictions will have those of the image.
 
     Args:
         references: label file by case.
         images: files of the channels by case.
-        options: how many processes to use, and whether origin and direction must agree, too.
+        labels: the organs and the ignore label.
+        reader: the reader of all files.
+        strict_geometry: whether origin and direction must agree as well.
+        processes: how many cases are checked at a time; by default one for each CPU, at most 8.
+        progress: called with the step, the number of cases checked and their total.
 
     Raises:
-        EvaluationError: naming every file that does not fit.
+        EvaluationError: files are damaged or do not fit; the message names them.
     """
     cases = [
-        _Case(images[case], label, labels.known_in_reference, reader, options.strict_geometry)
+        _Case(images[case], label, labels.known_in_reference, reader, strict_geometry)
         for case, label in references.items()
     ]
-    with Workers(min(options.processes or default_processes(), len(cases))) as workers:
+    with Workers(min(processes or default_processes(), len(cases))) as workers:
         problems = workers.map("checking held-out cases", _problems, cases, progress)
     refuse([problem for found in problems for problem in found])
 

@@ -1,7 +1,7 @@
-"""What a training cost and how it went, from nnU-Net's checkpoints: epochs, seconds, parameters, curves.
+"""Epochs, seconds, parameters and curves of a training, from nnU-Net's checkpoints.
 
-nnU-Net keeps its log in the checkpoint: a value per epoch of each loss, of the pseudo Dice (of random patches, in
-training) and of the time. Checkpoints are opened by the loader that runs no code in them.
+nnU-Net stores its log in the checkpoint: for each epoch the losses, the pseudo Dice (computed on random patches during
+training) and the time. Checkpoints are read without running code in them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CURVES = {
     "ema_fg_dice": "ema_pseudo_dice",
     "lrs": "learning_rate",
 }
-"""nnU-Net's name in the checkpoint, and ours in `Comparison.curves`."""
+"""nnU-Net's names in the checkpoint to the columns of `Comparison.curves`."""
 
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -38,13 +38,14 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """Of one training's folds.
+    """The log of the folds of one training.
 
     Attributes:
-        rows: fold, epoch (from 0, as nnU-Net counts), the values of CURVES, seconds; NaN where nothing was logged.
-        epochs: trained, by fold.
-        parameters: of the network, by fold.
-        missing: folds without any checkpoint.
+        rows: one row for each epoch: fold, epoch (from 0, as nnU-Net counts), the values of `CURVES` and seconds; NaN
+            where nothing was logged.
+        epochs: the number of epochs trained, by fold.
+        parameters: the number of parameters of the network, by fold.
+        missing: the folds without a checkpoint.
     """
 
     rows: pd.DataFrame
@@ -59,25 +60,27 @@ def read_log(
     checkpoint: str | None = None,
     progress: Callable[[], None] = lambda: None,
 ) -> TrainingLog:
-    """The log of these folds.
+    """Read the log of a training.
 
     Args:
-        checkpoint: the file's name where it must be this one; else the latest that is there.
+        training: the training.
+        folds: its folds to read.
+        checkpoint: the file name of the checkpoints, which must exist; None takes the latest of each fold, if any.
         progress: called after each fold.
 
     Raises:
-        ComparisonError: for a checkpoint of another trainer, configuration or other plans than its folder's, or a
-            missing one that was asked for.
-        CheckpointError: for one that was asked for and cannot be read safely; others count as missing.
+        ComparisonError: a checkpoint is missing although its name was given, or is one of another trainer or
+            configuration or of other plans than its folder.
+        CheckpointError: a checkpoint whose name was given cannot be read safely. Others count as missing.
     """
     expected = plans_of(training.plans, training.configuration)
     rows, epochs, parameters, missing = [], {}, {}, []
     for fold in folds:
         names = _CHECKPOINTS if checkpoint is None else (checkpoint,)
-        file = next((path for name in names if (path := training.fold_folder(fold) / name).is_file()), None)
+        file = next((path for name in names if (path := training.fold_path(fold) / name).is_file()), None)
         if file is None:
             if checkpoint is not None:
-                raise ComparisonError(f"there is no {training.fold_folder(fold) / checkpoint}")
+                raise ComparisonError(f"there is no {training.fold_path(fold) / checkpoint}")
             missing.append(fold)
             progress()
             continue
@@ -86,7 +89,7 @@ def read_log(
         except CheckpointError:
             if checkpoint is not None:
                 raise
-            missing.append(fold)  # scores do not need it
+            missing.append(fold)  # scores can be compared without it
         else:
             _check_origin(file, content, training, expected)
             log = _numbers(content.get("logging"))
@@ -99,7 +102,7 @@ def read_log(
 
 
 def _numbers(logging: Any) -> dict[str, list[float]]:
-    """What a trainer has logged as lists of numbers; trainers of others may log other things under these names."""
+    """The entries of a trainer's log that are lists of numbers; a user's trainer may log other things."""
 
     def is_number(value: Any) -> bool:
         return isinstance(value, Real) and not (isinstance(value, Integral) and abs(value) > 1e300)
@@ -109,7 +112,7 @@ def _numbers(logging: Any) -> dict[str, list[float]]:
 
 
 def epoch_rows(log: Mapping[str, Sequence[Any]]) -> list[dict[str, float]]:
-    """One row per epoch of nnU-Net's log, whose lists differ in length where a training was interrupted."""
+    """One row for each epoch of nnU-Net's log, whose lists differ in length if a training was interrupted."""
     starts, ends = (log.get(f"epoch_{which}_timestamps") or () for which in ("start", "end"))
     length = max((len(log.get(key) or ()) for key in CURVES), default=0)
     rows = []
@@ -125,8 +128,8 @@ def epoch_rows(log: Mapping[str, Sequence[Any]]) -> list[dict[str, float]]:
 
 
 def count_parameters(weights: Mapping[str, torch.Tensor]) -> int:
-    """How many numbers a network has learned: each tensor once (nnU-Net's networks hold some modules under two names),
-    without the running statistics of batch normalisation and without integers."""
+    """The number of learned parameters of a network. Each tensor counts once, because nnU-Net's networks hold some
+    modules under two names. The running statistics of batch normalisation and integers do not count."""
     seen, count = set(), 0
     for key, tensor in weights.items():
         place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
@@ -138,11 +141,14 @@ def count_parameters(weights: Mapping[str, torch.Tensor]) -> int:
 
 
 def read_peak_memory(file: Path, training: Training) -> dict[str, float | None]:
-    """MiB of a training step by trainer, from what `nnunet-dtc complexity` wrote.
+    """Read the peak memory of a training step from the file that `nnunet-dtc complexity` wrote.
+
+    Returns:
+        The memory in MiB by trainer; None where it was not measured.
 
     Raises:
-        MalformedFileError: if the file cannot be read.
-        ComparisonError: if it is something else, or of another data set, plans or configuration than `training`.
+        MalformedFileError: the file cannot be read.
+        ComparisonError: it is another file, or of another data set, plans or configuration than `training`.
     """
     content = read_json(file)
     try:
@@ -158,7 +164,7 @@ def read_peak_memory(file: Path, training: Training) -> dict[str, float | None]:
         name for name, peak in memory.items() if peak is not None and not (math.isfinite(peak) and peak >= 0)
     ]:
         raise ComparisonError(f"{file}: the peak memory of {shown(strange[0])} must be a finite number of MiB")
-    if of != (wanted := (training.dataset, training.plans_name, training.configuration)):
+    if of != (wanted := (training.dataset_name, training.plans_name, training.configuration)):
         raise ComparisonError(f"{file} is of {', '.join(map(str, of))}; the models are of {', '.join(wanted)}")
     return memory
 
@@ -174,5 +180,5 @@ def _check_origin(file: Path, content: Mapping[str, Any], training: Training, ex
     found = plans_of(init_args["plans"], training.configuration)
     if changed := sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key)):
         raise ComparisonError(
-            f"{file} was trained with other plans than {training.folder / 'plans.json'}: {', '.join(changed)} differ"
+            f"{file} was trained with other plans than {training.path / 'plans.json'}: {', '.join(changed)} differ"
         )

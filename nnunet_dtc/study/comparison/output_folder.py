@@ -39,15 +39,15 @@ def check_output(output: Path, overwrite: bool) -> None:
     """Refuse a folder that is in use. It may hold predictions alone, those of a comparison that was interrupted.
 
     Raises:
-        ComparisonError: It is a file, or a folder that is not empty (unless `overwrite`).
-        OSError: Nothing can be written there, or a folder has the name of one of the files.
+        ComparisonError: it is a file, or a folder that is not empty (unless `overwrite`).
+        OSError: nothing can be written there, or a folder has the name of one of the files.
     """
     if output.exists() and not output.is_dir():
         raise ComparisonError(f"the output must be a folder, got the file {output}")
     there = sorted(entry.name for entry in output.iterdir() if entry.name != PREDICTIONS) if output.is_dir() else []
     if there and not overwrite:
         raise ComparisonError(
-            f"{output} is not empty ({', '.join(there[:5])}): give another folder by -o, or --overwrite"
+            f"{output} is not empty ({', '.join(there[:5])}): give another output folder, or overwrite it (--overwrite)"
         )
     check_outputs([output / name for name in FILES], overwrite)
     check_writable(next(folder for folder in (output, *output.absolute().parents) if folder.is_dir()))
@@ -60,7 +60,7 @@ def write_comparison(comparison: Comparison, output: Path) -> list[Path]:
         The files that were written.
 
     Raises:
-        OSError: A file cannot be written.
+        OSError: a file cannot be written.
     """
     comparison = printable_names(comparison)
     tables = (_with_full_names(comparison, table) for table in (comparison.scores, comparison.differences))

@@ -1,7 +1,7 @@
-"""Which cases are worth looking at, and where their images are.
+"""The choice of the cases that are shown as pictures.
 
-The worst and best case of the first model, and the largest gain and loss of the last one against it: cases that were
-chosen by a rule, not by hand.
+They are chosen by a rule, not by hand: the worst and the best case of the first model, and the cases with the largest
+gain and loss of the last model against the first.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ __all__ = ["choose_cases", "make_pictures"]
 
 
 def choose_cases(dice: pd.DataFrame) -> dict[str, str]:
-    """At most four cases, and why; a case that is chosen twice has both reasons.
+    """Choose at most four cases.
 
     Args:
-        dice: mean Dice over organs, a row for each case and a column for each model; NaN does not count.
+        dice: the mean Dice over organs, a row for each case and a column for each model; NaN does not count.
+
+    Returns:
+        Case to reason; a case that is chosen twice has both reasons.
     """
     first, gain = dice.iloc[:, 0].dropna(), (dice.iloc[:, -1] - dice.iloc[:, 0]).dropna()
     chosen: dict[str, list[str]] = {}
@@ -47,11 +50,12 @@ def make_pictures(
     """`Comparison.pictures`.
 
     Args:
-        shown: model, case, organ, dice of the predictions that are shown, one for each model and case.
-        files: those predictions, by model and case.
-        references: by case.
-        images_of: the channels of a case, empty where they cannot be found.
-        chosen_by: model, case, organ, dice that cases are chosen by: the mean over repeated trainings.
+        shown: model, case, organ and dice of the predictions that are shown, one for each model and case.
+        models: the names of the models.
+        files: the files of these predictions by model and case.
+        references: the files of the labels by case.
+        images_of: from a case to the files of its channels, empty if they were not found.
+        chosen_by: model, case, organ and dice that the choice is based on: the means over repeated trainings.
     """
     dice, choosing = (
         means(scores, ["dice"], ["model", "case"]).pivot(index="case", columns="model", values="dice")

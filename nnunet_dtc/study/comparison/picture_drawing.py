@@ -1,4 +1,4 @@
-"""The pictures of the page: a case's files are read, turned, cut where it matters, and drawn by `figures.cases`."""
+"""The pictures of cases: files are read, turned to LPS order, and the slice with the most errors is drawn."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ __all__ = ["PictureError", "draw_picture", "is_ct"]
 CT_WINDOW_HU = (-160.0, 240.0)
 
 THICK = 1.5
-"""Slices that are so many times thicker than pixels are wide are cut along, whichever way they lie."""
+"""Volumes whose slices are at least this many times thicker than their pixels are shown slice by slice as scanned."""
 
 
 class PictureError(NnunetDtcError):
-    """A case that cannot be shown; the message says why and names the file."""
+    """A case cannot be shown; the message gives the reason and names the file."""
 
 
 @dataclass(frozen=True)
 class _View:
-    """How arrays in the stored order of an image's voxels are turned to be looked at.
+    """Turns arrays from the stored order of an image's voxels to the order in which they are shown.
 
-    Labels are turned as their image is, whatever their own headers say: they are compared voxel by voxel.
+    Labels are turned like their image, whatever their own headers say, because they are compared voxel by voxel.
 
     Attributes:
-        grid: of the image.
+        grid: the grid of the image.
     """
 
     grid: Grid
 
     @property
     def flat(self) -> bool:
-        """Whether it is a 2D image, whose directions in the body are not known."""
+        """Whether it is a 2D image, whose directions in the body are unknown."""
         return 1 in self.grid.size
 
     @property
@@ -56,14 +56,14 @@ class _View:
         return io_orientation(affine)
 
     def turn(self, array: np.ndarray) -> np.ndarray:
-        """(z, y, x) or (z, y, x, components) in LPS order; of a 2D image the axis of the single slice comes first."""
+        """Turn an array (z, y, x) or (z, y, x, components) to LPS order. The single slice of a 2D image comes first."""
         if self.flat:
             return np.moveaxis(array, array.shape[:3].index(1), 0)
         return np.swapaxes(apply_orientation(np.swapaxes(array, 0, 2), self.orientation), 0, 2)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Of the turned array, along z, y, x."""
+        """The spacing of the turned array along z, y, x."""
         z, y, x = self.grid.spacing[::-1]
         if self.flat:
             axis = self.grid.size[::-1].index(1)
@@ -74,7 +74,7 @@ class _View:
 
 
 def is_ct(model_folder: Path) -> bool:
-    """Whether the first channel is a CT, as nnU-Net decides it: by its name in the model's dataset.json. False where
+    """Whether the first channel is a CT, which nnU-Net recognises by its name in the model's dataset.json. False if
     that file cannot be read."""
     try:
         description = json.loads((Path(model_folder) / "dataset.json").read_text(encoding="utf-8"))
@@ -85,19 +85,19 @@ def is_ct(model_folder: Path) -> bool:
 
 
 def draw_picture(picture: CasePicture, labels: LabelSet, ct: bool, reader: Reader | None = None) -> tuple[Figure, str]:
-    """Image, truth and predictions of a case, with up to two boxes around what the models got wrong.
+    """Draw image, truth and predictions of a case, with up to two boxes around the largest errors of the models.
 
     Args:
-        picture: its files; only the first channel is shown, or all of a colour image's.
-        labels: the organs.
-        ct: show the soft tissue window, and only where the body is.
-        reader: of the files; by default what nnU-Net takes for their ending.
+        picture: the files of the case. The first channel is shown, or all components of a colour image.
+        labels: the organs and the ignore label.
+        ct: whether to use the soft tissue window and to crop to the body.
+        reader: the reader of the files; by default the one that nnU-Net uses for their ending.
 
     Returns:
-        The figure, and which slice it is ("" for a 2D image).
+        The figure, and the name of the slice ("" for a 2D image).
 
     Raises:
-        PictureError: if a file is not there, cannot be read or is cut off, or they are not of one size.
+        PictureError: a file is missing, damaged or incomplete, or the files differ in size.
     """
     if not picture.images:
         raise PictureError("its image was not found")
@@ -148,25 +148,25 @@ def _labels(file: Path, reader: Reader, image: Image) -> np.ndarray:
 
 
 def _axis(spacing_mm: tuple[float, float, float]) -> int:
-    """Along thick slices, as they were scanned; else axial."""
+    """The axis of the slices: that of thick slices, as they were scanned, otherwise axial."""
     return int(np.argmax(spacing_mm)) if max(spacing_mm) >= THICK * float(np.median(spacing_mm)) else 0
 
 
 def _shown(picture: np.ndarray, ct: bool) -> np.ndarray:
-    """(rows, columns) or (rows, columns, components) as floats in [0, 1], the latter with 3 components."""
+    """An image (rows, columns) or (rows, columns, components) as floats in [0, 1], with 1 or 3 components."""
     if picture.ndim == 3:
         if picture.shape[2] < 3:
             picture = picture[..., 0]
         else:
             picture = picture[..., :3]
-            if picture.min() >= 0 and picture.max() <= 255 and not (picture % 1).any():  # 8 bits, as colours mostly are
+            if picture.min() >= 0 and picture.max() <= 255 and not (picture % 1).any():  # colours of 8 bits
                 return picture / np.float32(255)
     low, high = CT_WINDOW_HU if ct else np.percentile(picture, (0.5, 99.5))
     return np.clip((picture.astype(np.float32) - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1)
 
 
 def _zoom(box: tuple[slice, slice], flat: dict[str, np.ndarray], picture: CasePicture, labels: LabelSet) -> Zoom:
-    """A box, named after the organ that most of its errors belong to, with that organ's Dice in the whole case."""
+    """A box with the name of the organ with the most errors in it, and the Dice of that organ in the whole case."""
     truth = flat["truth"][box]
     counted = truth != labels.ignore if labels.ignore is not None else np.ones(truth.shape, bool)
 

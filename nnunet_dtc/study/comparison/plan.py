@@ -1,4 +1,4 @@
-"""What is compared with what: everything is found and checked here, and nothing is predicted or scored yet."""
+"""The plan of a comparison: all files are found and checked before anything is predicted or scored."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from nnunet_dtc.plugin.model_folder import environment_folder
 from nnunet_dtc.study.comparison import checks
 from nnunet_dtc.study.comparison.models import (
     ComparisonError,
     Model,
     Training,
-    environment_folder,
     group_repeats,
     read_training,
 )
@@ -34,17 +34,18 @@ class Options:
     """How to compare.
 
     Attributes:
-        kind: on the folds' own validation cases; or on the held-out ones, by the ensemble of all folds or each by each.
-        folds: to use; None takes all that are there.
-        labels: folder of the true segmentations; by default nnU-Net's `gt_segmentations`, or `labelsTs`.
-        images: folder of the held-out images; by default `imagesTs`.
-        predictions: given folders of ensembled predictions, by training (see `Plan.names`); for `test` alone.
-        checkpoint: file name of what predicts; on all sides the same.
-        average: of the folds' logits, as nnU-Net does it, or of their softmax, as in the paper.
-        device: for predicting: `cuda`, `cpu`, `mps`.
-        complexity: file that `nnunet-dtc complexity` wrote.
-        tolerances, absent, processes, strict_geometry: as of `evaluate_pairs`.
-        seed: of the bootstrap.
+        kind: `validation` compares on the validation cases of the folds, `test` on the held-out cases by the ensemble
+            of all folds, `test per fold` on the held-out cases by the model of each fold alone.
+        folds: the folds to use; None uses all that are there.
+        labels: the folder of the true segmentations; by default nnU-Net's `gt_segmentations`, or `labelsTs`.
+        images: the folder of the held-out images; by default `imagesTs`.
+        predictions: folders of ensembled predictions given by the user, by training (see `Plan.names`); for `test`.
+        checkpoint: the file name of the checkpoints that predict; the same for all models.
+        average: whether the folds' logits are averaged, as in nnU-Net, or their softmax outputs, as in the paper.
+        device: where nnU-Net predicts: `cuda`, `cpu` or `mps`.
+        complexity: the file that `nnunet-dtc complexity` wrote.
+        tolerances, absent, processes, strict_geometry: as for `evaluate_pairs`.
+        seed: the seed of the bootstrap.
     """
 
     kind: Kind = "validation"
@@ -65,16 +66,17 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be compared: found and checked, nothing is computed yet.
+    """What will be compared.
 
     Attributes:
+        options: as given.
         models: the first is the one that the others are compared with.
-        names: of each training; the trainer's, where that is unique.
-        folds: that are used; () where all predictions were given.
+        names: the name of each training: that of the trainer where it is unique.
+        folds: the folds that are used; () if all predictions were given by the user.
         references: label file by case.
-        sizes: voxels of each label when nnU-Net validated, by training and fold.
-        splits_checked: against what the folds' cases were checked: `splits_final.json`, `each other`, or nothing ("").
-        seen_in_training: held-out cases that the cross-validation has, too.
+        sizes: the number of voxels of each label when nnU-Net validated, by training and fold.
+        splits_checked: what the folds' cases were compared with: `splits_final.json`, `each other`, or nothing ("").
+        seen_in_training: held-out cases that are cases of the cross-validation as well.
     """
 
     options: Options
@@ -96,11 +98,11 @@ class Plan:
 
     @property
     def dataset(self) -> str:
-        return self.first.dataset
+        return self.first.dataset_name
 
     @property
     def reader(self) -> Reader:
-        """Of all files: the one that the plans name, which nnU-Net takes."""
+        """The reader of all files: the one that the plans name, which nnU-Net uses."""
         return find_reader(self.first.file_ending, None, self.first.dataset_json, self.first.plans)
 
     @property
@@ -109,25 +111,34 @@ class Plan:
 
 
 def plan_comparison(folders: Sequence[Path], options: Options) -> Plan:
-    """Find everything and check that it can be compared.
+    """Find all files and check that the models can be compared.
+
+    Args:
+        folders: the folders of the trained models; the first model is the one that the others are compared with.
+        options: how to compare.
 
     Raises:
-        ComparisonError: for what cannot, and for options that cannot be, with the reason.
-        MalformedFileError: for a file that is not what nnU-Net writes.
+        ComparisonError: the models cannot be compared, or an option is invalid.
+        ModelFolderError: a folder is not that of a trained model, or an environment variable is not set.
+        MalformedFileError: a file is not what nnU-Net writes.
     """
     for what, allowed in (("kind", KINDS), ("average", AVERAGES), ("absent", ABSENT_RULES)):
         if getattr(options, what) not in allowed:
             raise ComparisonError(f"{what} must be one of {', '.join(allowed)}, got {getattr(options, what)!r}")
     if options.predictions and options.kind != "test":
-        raise ComparisonError("given predictions are of ensembled models on the held-out cases (--test)")
+        raise ComparisonError(
+            f"predictions must be those of ensembles on the held-out cases (kind test), got kind {options.kind!r}"
+        )
     if options.average == "softmax" and options.kind != "test":
-        raise ComparisonError("--average softmax is for the ensemble of all folds (--test)")
+        raise ComparisonError(
+            f"average softmax is for the ensemble of all folds (kind test), got kind {options.kind!r}"
+        )
     trainings = [read_training(folder) for folder in folders]
     models = group_repeats(trainings)
     names = _training_names(models)
     check_tolerances(options.tolerances, trainings[0].labels.names)
     checks.check_same_task(trainings)
-    find_reader(trainings[0].file_ending, None, trainings[0].dataset_json, trainings[0].plans)  # or an error, at once
+    find_reader(trainings[0].file_ending, None, trainings[0].dataset_json, trainings[0].plans)
     if unknown := sorted(set(options.predictions) - set(names.values())):
         raise ComparisonError(
             f"predictions were given for {', '.join(unknown)}; the models are {', '.join(names.values())}"
@@ -145,11 +156,11 @@ def _plan_validation(
     folds = checks.choose_folds(trainings, options.folds, checks.VALIDATION)
     preprocessed = os.environ.get("nnUNet_preprocessed")
     labels = options.labels or (
-        environment_folder("nnUNet_preprocessed", "the labels in gt_segmentations (or give -labels FOLDER)")
-        / first.dataset
+        environment_folder("nnUNet_preprocessed", "the labels in gt_segmentations (or give labels)")
+        / first.dataset_name
         / "gt_segmentations"
     )
-    splits = checks.read_splits(Path(preprocessed), first.dataset) if preprocessed else None
+    splits = checks.read_splits(Path(preprocessed), first.dataset_name) if preprocessed else None
     checks.check_finished(trainings, folds)
     checks.check_case_sets(trainings, folds, splits)
     sizes = checks.check_reference_sizes(trainings, folds)
@@ -173,10 +184,11 @@ def _plan_test(
     first = trainings[0]
     raw = None
     if options.labels is None or (options.images is None and predicting):
-        raw = environment_folder("nnUNet_raw", "labelsTs and imagesTs (or give -labels and -images)") / first.dataset
+        needed_for = "labelsTs and imagesTs (or give labels and images)"
+        raw = environment_folder("nnUNet_raw", needed_for) / first.dataset_name
     labels = options.labels or raw / "labelsTs"
     if not labels.is_dir():
-        raise ComparisonError(f"there is no folder of labels {labels}: give it by -labels")
+        raise ComparisonError(f"there is no folder of labels {labels}")
     ending = first.file_ending
     files = sorted(file for file in labels.glob(f"*{ending}") if not file.name.startswith("."))
     references = {file.name.removesuffix(ending): file for file in files}
@@ -184,14 +196,14 @@ def _plan_test(
     if not references:
         raise ComparisonError(f"there is no label (*{ending}) in {labels}")
     folds: tuple[int, ...] = ()
-    if predicting or options.folds is not None:  # given predictions: the folds that made them, as the user says
+    if predicting or options.folds is not None:  # for given predictions: those that the user reports
         folds = checks.choose_folds(predicting or trainings, options.folds, options.checkpoint)
     if predicting:
         check_predictable(predicting, folds, held_out_set(options, first, tuple(references)))
     for folder in options.predictions.values():
         find_pairs(folder, labels, ending)
     preprocessed = os.environ.get("nnUNet_preprocessed")
-    splits = checks.read_splits(Path(preprocessed), first.dataset) if preprocessed else None
+    splits = checks.read_splits(Path(preprocessed), first.dataset_name) if preprocessed else None
     validated = folds or first.folds_with(checks.VALIDATION)
     checked = ""
     if validated and all(checks.is_validated(training, fold) for training in trainings for fold in validated):
@@ -202,11 +214,11 @@ def _plan_test(
 
 
 def _training_names(models: Sequence[Model]) -> dict[Training, str]:
-    """The trainer's name, where it is unique; else with a number, since it also names a folder."""
+    """The trainer's name where it is unique, else the model folder's name with a number: it also names a folder."""
     trainings = [training for model in models for training in model.trainings]
     trainers = [training.trainer for training in trainings]
     return {
-        training: training.trainer if trainers.count(training.trainer) == 1 else f"{training.folder.name}__{number}"
+        training: training.trainer if trainers.count(training.trainer) == 1 else f"{training.path.name}__{number}"
         for number, training in enumerate(trainings, 1)
     }
 
@@ -218,5 +230,13 @@ def held_out_set(
     tell: Callable[[str], None] = lambda line: None,
     progress: Progress | None = None,
 ) -> HeldOutSet:
-    images = options.images or environment_folder("nnUNet_raw", "imagesTs") / training.dataset / "imagesTs"
+    """The held-out cases that a training predicts.
+
+    Args:
+        options: their folder of images, the checkpoint and the device.
+        training: whose data set it is.
+        cases: the cases that have a label.
+        tell, progress: as in `HeldOutSet`.
+    """
+    images = options.images or environment_folder("nnUNet_raw", "imagesTs") / training.dataset_name / "imagesTs"
     return HeldOutSet(images, cases, options.checkpoint, options.device, tell, progress)

@@ -1,9 +1,9 @@
 """Predictions of the held-out cases, made by nnU-Net's own commands.
 
-They lie in `predictions/TRAINER`: in `ensemble` (all folds; nnU-Net averages their logits), `ensemble_softmax` (the
-mean of the folds' softmax, as in the paper) and `fold_<k>`. A folder is made under the name `NAME.unfinished` and gets
-its own when every case is there; a small file in it says what it was made from, so that finished predictions of the
-same checkpoints and images are taken again, and no others.
+They are written into `predictions/TRAINER`: `ensemble` (all folds; nnU-Net averages their logits), `ensemble_softmax`
+(the mean of the folds' softmax outputs, as in the paper) and `fold_<k>`. A folder has the name `NAME.unfinished` until
+every case has been predicted. A file in it records what it was made from, so that only finished predictions of the same
+checkpoints and images are used again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from nnunet_dtc.files import write_whole
 from nnunet_dtc.plugin.registration import EXT_VARIABLE, environment_value
 from nnunet_dtc.study.comparison.case_images import image_cases
 from nnunet_dtc.study.comparison.models import ComparisonError, Training
@@ -48,15 +49,15 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class HeldOutSet:
-    """What is predicted, and with what.
+    """The held-out cases, and what they are predicted with.
 
     Attributes:
-        images: the folder of the held-out images, with nnU-Net's channel numbers.
-        cases: whose labels are there, so that they are needed.
-        checkpoint: file name, the same for all models.
+        images: the folder of the images, with nnU-Net's channel numbers.
+        cases: the cases that have a label and must be predicted.
+        checkpoint: the file name of the checkpoints, the same for all models.
         device: `cuda`, `cpu` or `mps`.
-        tell: is given every command before it is run.
-        progress: is called with (step, done, total), images, while a command predicts.
+        tell: called with every command before it is run.
+        progress: called with the step, the number of images predicted and their total, while a command predicts.
     """
 
     images: Path
@@ -68,20 +69,20 @@ class HeldOutSet:
 
 
 def check_predictable(trainings: Sequence[Training], folds: Sequence[int], held_out: HeldOutSet) -> None:
-    """All that can be known before the first prediction.
+    """Check everything that can be checked before the first prediction.
 
     Raises:
-        ComparisonError: for a missing checkpoint, labels without images, missing commands, or the second stage of a
-            cascade, which needs the first one's predictions.
+        ComparisonError: a checkpoint, an image or a command of nnU-Net is missing, or the models are the second stage
+            of a cascade, which needs the predictions of the first one.
     """
     for training in trainings:
         for fold in folds:
-            if not (file := training.fold_folder(fold) / held_out.checkpoint).is_file():
-                raise ComparisonError(f"there is no {file}; --checkpoint takes the file name of another one")
+            if not (file := training.fold_path(fold) / held_out.checkpoint).is_file():
+                raise ComparisonError(f"there is no {file}; checkpoint may be another file name")
         if training.plans["configurations"][training.configuration].get("previous_stage"):
             raise ComparisonError(
                 f"{training.configuration} is the second stage of a cascade: predict both stages by nnU-Net's commands "
-                "and give the folders by --predictions TRAINER=FOLDER"
+                "and give the folders as predictions"
             )
     images = image_cases(held_out.images, trainings[0].file_ending)
     if missing := sorted(set(held_out.cases) - set(images)):
@@ -91,10 +92,13 @@ def check_predictable(trainings: Sequence[Training], folds: Sequence[int], held_
 
 
 def predict_fold(training: Training, fold: int, held_out: HeldOutSet, target: Path) -> Path:
-    """The folder `target/fold_<k>` of one fold's predictions, made where it is not there yet.
+    """Predict by the model of one fold, unless the predictions are already there.
+
+    Returns:
+        The folder of the predictions, `target/fold_<k>`.
 
     Raises:
-        ComparisonError: if nnU-Net fails, or something else is there.
+        ComparisonError: nnU-Net fails, or the folder was not made by nnunet-dtc.
     """
     return _make(
         target / f"fold_{fold}",
@@ -108,11 +112,13 @@ def predict_fold(training: Training, fold: int, held_out: HeldOutSet, target: Pa
 def predict_ensemble(
     training: Training, folds: Sequence[int], average: Average, held_out: HeldOutSet, target: Path
 ) -> Path:
-    """The folder `target/ensemble` (or `ensemble_softmax`) of the predictions of all folds together, made where it is
-    not there yet.
+    """Predict by the ensemble of all folds, unless the predictions are already there.
+
+    Returns:
+        The folder of the predictions, `target/ensemble` or `target/ensemble_softmax`.
 
     Raises:
-        ComparisonError: if nnU-Net fails, or something else is there.
+        ComparisonError: nnU-Net fails, or the folder was not made by nnunet-dtc.
     """
     softmax = average == "softmax"
     return _make(
@@ -125,10 +131,10 @@ def predict_ensemble(
 
 
 def prediction_files(folder: Path, cases: Sequence[str], ending: str) -> dict[str, Path]:
-    """The files of these cases.
+    """The predictions of these cases in a folder.
 
     Raises:
-        ComparisonError: naming the cases without one.
+        ComparisonError: there is no prediction of a case.
     """
     files = {case: folder / f"{case}{ending}" for case in cases}
     if missing := [case for case, file in files.items() if not file.is_file()]:
@@ -137,15 +143,13 @@ def prediction_files(folder: Path, cases: Sequence[str], ending: str) -> dict[st
 
 
 def _record(training: Training, folds: Sequence[int], average: str, held_out: HeldOutSet) -> dict[str, Any]:
-    """What decides the predictions."""
+    """Everything that determines the predictions."""
     images = image_cases(held_out.images, training.file_ending)
     return {
         "format": _FORMAT,
-        "model": str(training.folder),
+        "model": str(training.path),
         "checkpoints": {
-            str(training.fold_folder(fold) / held_out.checkpoint): _stamp(
-                training.fold_folder(fold) / held_out.checkpoint
-            )
+            str(training.fold_path(fold) / held_out.checkpoint): _stamp(training.fold_path(fold) / held_out.checkpoint)
             for fold in folds
         },
         "average": average,
@@ -162,17 +166,17 @@ def _make(
     folder: Path, record: Mapping[str, Any], held_out: HeldOutSet, ending: str, make: Callable[[Path, HeldOutSet], None]
 ) -> Path:
     if _is_made_from(folder, record, held_out.cases, ending):
-        held_out.tell(f"{folder} is there already, of the same checkpoints and images")
+        held_out.tell(f"{folder} is used again: it was made from the same checkpoints and images")
         return folder
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     for old in (folder, unfinished):
         if old.exists() and not (old / RECORD).is_file() and (not old.is_dir() or any(old.iterdir())):
-            raise ComparisonError(f"{old} was not made by nnunet-dtc: move it away, or give another place by -o")
+            raise ComparisonError(f"{old} was not made by nnunet-dtc: move it away, or give another output folder")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     _write_record(unfinished, {"unfinished": True})
     make(unfinished, held_out)
-    prediction_files(unfinished, held_out.cases, ending)  # nnU-Net may end well without some
+    prediction_files(unfinished, held_out.cases, ending)  # nnU-Net may exit with 0 although some are missing
     _write_record(unfinished, record)
     if folder.exists():
         shutil.rmtree(folder)
@@ -182,7 +186,7 @@ def _make(
 
 def _predicting(training: Training, folds: Sequence[int], *more: str) -> Callable[[Path, HeldOutSet], None]:
     def make(folder: Path, held_out: HeldOutSet) -> None:
-        command = ["nnUNetv2_predict_from_modelfolder", "-m", str(training.folder), "-i", str(held_out.images)]
+        command = ["nnUNetv2_predict_from_modelfolder", "-m", str(training.path), "-i", str(held_out.images)]
         command += ["-o", str(folder), "-f", *map(str, folds), "-chk", held_out.checkpoint, "-device", held_out.device]
         files = [
             folder / f"{case}{training.file_ending}" for case in image_cases(held_out.images, training.file_ending)
@@ -199,8 +203,8 @@ def _predicting(training: Training, folds: Sequence[int], *more: str) -> Callabl
 
 
 def _averaging_softmax(training: Training, folds: Sequence[int]) -> Callable[[Path, HeldOutSet], None]:
-    """nnU-Net keeps each fold's probabilities, its ensembling command averages them; then they are removed, being a
-    hundred times as large as the segmentations."""
+    """nnU-Net writes the probabilities of each fold, and its ensembling command averages them. They are removed
+    afterwards, because they are a hundred times as large as the segmentations."""
 
     def make(folder: Path, held_out: HeldOutSet) -> None:
         parts = [folder / f"fold_{fold}" for fold in folds]
@@ -216,16 +220,16 @@ def _averaging_softmax(training: Training, folds: Sequence[int]) -> Callable[[Pa
 
 
 def _log_of(folder: Path) -> Path:
-    """Beside it."""
+    """The log file beside a folder of predictions."""
     return folder.parent / f"{folder.name.removesuffix('.unfinished')}.log"
 
 
 def _run(command: Sequence[str], log: Path, tell: Tell, watch: Callable[[], None] = lambda: None) -> None:
-    """Run a command of nnU-Net to its end, all that it prints in a file; ``watch`` is called now and then. When this
-    process ends before, however, so do the command and its worker processes.
+    """Run a command of nnU-Net, with its output in a file; ``watch`` is called once a second. If this process ends
+    before, the command and its worker processes are ended as well.
 
     Raises:
-        ComparisonError: with the last lines, if it fails.
+        ComparisonError: the command fails; the message has the last lines of its output.
     """
     tell(f"{shlex.join(command)} > {log}")
     with log.open("a", encoding="utf-8") as output:
@@ -235,7 +239,7 @@ def _run(command: Sequence[str], log: Path, tell: Tell, watch: Callable[[], None
             [_program(command[0]), *command[1:]],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, EXT_VARIABLE: environment_value()},  # our trainers, registered or not
+            env={**os.environ, EXT_VARIABLE: environment_value()},  # finds our trainers, registered or not
         ) as process:
             status = _wait(process, watch)
     if status != 0:
@@ -273,4 +277,4 @@ def _is_made_from(folder: Path, record: Mapping[str, Any], cases: Sequence[str],
 
 
 def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / RECORD, json.dumps(record, indent=2) + "\n")

@@ -1,6 +1,6 @@
-"""What a comparison found: the one object between `compare`, which makes it, and the tables, figures and page of it.
+"""The result of a comparison, which `execution` makes and tables, figures and the page show.
 
-The means are the paper's: over the organs of a case first, then over cases. Dice and NSD lie in [0, 1], HD95 is in mm.
+Means are those of the paper: over the organs of a case first, then over cases. Dice and NSD are in [0, 1], HD95 in mm.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ class ComparedModel:
     """One of the models, with its repeated trainings.
 
     Attributes:
-        name: as shown; unique in the comparison; the trainer's name where that is unique, without what all end in.
+        name: the unique name that is shown: where it is unique, the trainer's, without the end that all names have.
         trainer, plans, configuration: nnU-Net's names.
-        folder: of the first training.
-        folds: that were used; () for predictions of one ensemble that were given without folds.
-        repeats: the trainers' names of all trainings of this model, the first is `trainer` itself.
-        checkpoint: its file's name, or `not recorded by nnU-Net` for validation folders.
-        epochs: trained; None where no training log or checkpoint says so, as for the next ones.
-        parameters: of the network.
-        epoch_seconds: median over epochs and folds.
-        peak_memory_mib: of a training step, where `complexity` measured it.
-        left_out: the end of the trainer's name that `name` is without.
+        folder: the folder of the first training.
+        folds: the folds that were used; () if the predictions of an ensemble were given without its folds.
+        repeats: the trainers of all trainings of this model; the first is `trainer`.
+        checkpoint: the file name of the checkpoints, or `not recorded by nnU-Net` for validation folders.
+        epochs: the number of epochs trained; None, as for the next attributes, if it is not known.
+        parameters: the number of parameters of the network.
+        epoch_seconds: the time of an epoch in s, the median over epochs and folds.
+        peak_memory_mib: the peak memory of a training step in MiB, as measured by `complexity`.
+        left_out: the end of the trainer's name that is left out of `name`.
     """
 
     name: str
@@ -51,17 +51,17 @@ class ComparedModel:
 
 @dataclass(frozen=True)
 class CasePicture:
-    """A case that is worth looking at.
+    """A case that is shown as a picture.
 
     Attributes:
         case: its name.
-        why: `worst`, `best` (of the first model), `largest gain` or `largest loss` (of the last against the first), or
-            two of them with a comma between.
-        images: the channels of the raw image; empty where they cannot be found.
-        reference: the true segmentation.
-        predictions: file by model.
-        dice: mean Dice over organs, by model.
-        organ_dice: Dice by model and organ.
+        why: why it was chosen: `worst`, `best` (of the first model), `largest gain` or `largest loss` (of the last
+            model against the first), or several of them, separated by commas.
+        images: the files of the channels of the raw image; empty if they were not found.
+        reference: the file of the true segmentation.
+        predictions: the file of the prediction by model.
+        dice: the mean Dice over organs by model.
+        organ_dice: the Dice by model and organ.
     """
 
     case: str
@@ -75,28 +75,30 @@ class CasePicture:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that was compared.
+    """The result of a comparison.
 
     Attributes:
         dataset: such as `Dataset017_BTCV`.
         kind: `validation`, `test` or `test per fold`.
-        labels: the organs.
-        metrics: `dice`, `nsd_<tolerance>`, `hd95_mm`, see `nnunet_dtc.study.evaluation.scoring.metric_names`.
+        labels: the organs and the ignore label.
+        metrics: keys of the metrics, see `nnunet_dtc.study.evaluation.metrics`.
         models: the first is the one that the others are compared with.
-        scores: model, repeat (1..), fold (Int64, NA for an ensemble), case, organ, and a column per metric (NaN is not
-            counted; hd95_mm may be infinite).
-        summary: model, metric, mean, std_folds (NaN unless several folds give one number each), difference (to the
-            first model; NaN for that one).
-        differences: model, metric, organ ("" is the mean over organs), n, mean, low, high, p, p_holm, better, worse,
-            equal (counts of cases; "better" is in favour of `model`, for HD95 too), left_out (pairs of cases and
-            organs with an infinite HD95), counted_as_1 (pairs with a rightly empty prediction on one side, which counts
-            as Dice and NSD 1); paired by case, the model minus the first one.
-        noise: model, metric, difference, run_to_run, p_noise (how often the noise alone gives as much), exceeds
-            (p_noise < 0.05: True, False or NA), sentence; empty without repeats.
-        curves: model, repeat, fold, epoch (from 0), train_loss, val_loss, pseudo_dice, ema_pseudo_dice, learning_rate,
-            seconds.
+        scores: a row for each prediction of an organ: model, repeat (from 1), fold (Int64, NA for an ensemble), case,
+            organ and a column for each metric (NaN is not counted; distances may be infinite).
+        summary: a row for each model and metric: model, metric, mean, std_folds (NaN unless there are several folds),
+            difference (to the first model, for which it is NaN).
+        differences: a row for each further model, metric and organ ("" is the mean over organs): model, metric, organ,
+            n (cases), mean (of the paired differences, the model minus the first one), low, high, p, p_holm, better,
+            worse, equal (cases; "better" is in favour of `model`, for all metrics), left_out (pairs of a case and an
+            organ with an infinite score), counted_as_1 (pairs with one correctly empty prediction, which counts as
+            Dice and NSD 1).
+        noise: a row for each further model and metric: model, metric, difference, run_to_run, p_noise (the probability
+            that the noise alone gives at least this difference), exceeds (p_noise < 0.05: True, False or NA); no rows
+            without repeats.
+        curves: a row for each epoch: model, repeat, fold, epoch (from 0), train_loss, val_loss, pseudo_dice,
+            ema_pseudo_dice, learning_rate, seconds.
         pictures: at most four different cases.
-        sentences: for the reader: what was compared, which checkpoints, what is not known, warnings.
+        sentences: what a reader should know: what was compared, which checkpoints, what is not known, warnings.
     """
 
     dataset: str

@@ -35,12 +35,12 @@ class Facts:
     """What the sentences of a comparison are made from.
 
     Attributes:
-        plan: What was compared.
-        models, metrics, scores, differences: As in `Comparison`.
-        logs: Of each training.
-        memory_given: Whether the user gave a file of `nnunet-dtc complexity`.
-        no_images: Whether the images of a pictured case are missing.
-        displaced: The cases whose prediction and label are not in the same place.
+        plan: what was compared.
+        models, metrics, scores, differences: as in `Comparison`.
+        logs: of each training.
+        memory_given: whether the user gave a file of `nnunet-dtc complexity`.
+        no_images: whether the images of a pictured case are missing.
+        displaced: the cases whose prediction and label are not in the same place.
     """
 
     plan: Plan
@@ -65,8 +65,8 @@ def what_was_predicted(kind: str, models: Sequence[ComparedModel], cases: int) -
 
     Args:
         kind: `Comparison.kind`.
-        models: The models, with their folds.
-        cases: The number of cases.
+        models: the models, with their folds.
+        cases: the number of cases.
 
     Returns:
         Such as ``3 held-out cases, predicted by the model of fold 0``.
@@ -92,7 +92,7 @@ def verdict(row: pd.Series, exceeds_noise: bool | None) -> str:
     """What the interval, the test and the noise of one difference show together.
 
     Args:
-        row: A row of `Comparison.differences`.
+        row: a row of `Comparison.differences`.
         exceeds_noise: `exceeds` of the same difference in `Comparison.noise`; None if it is not known.
     """
     of, n = metric(row["metric"]), row["n"]
@@ -131,8 +131,8 @@ def infinite_scores(scores: pd.DataFrame, metrics: Sequence[str], models: Sequen
 
     Args:
         scores: `Comparison.scores`.
-        metrics: Keys of the metrics.
-        models: Names of the models.
+        metrics: keys of the metrics.
+        models: names of the models.
     """
     counts = {key: scores["model"][np.isinf(scores[key])].value_counts() for key in metrics}
     return {

@@ -74,8 +74,8 @@ def average_repeats(scores: pd.DataFrame, metrics: Sequence[str], over_folds: bo
 
     Args:
         scores: `Comparison.scores`, with `dice` whatever the metrics are.
-        metrics: Keys of the metrics.
-        over_folds: Average over the folds as well: one score for each model, case and organ.
+        metrics: keys of the metrics.
+        over_folds: average over the folds as well: one score for each model, case and organ.
     """
     keys = ["model", "case", "organ"] if over_folds else ["model", "fold", "case", "organ"]
     columns = list(metrics)
@@ -92,9 +92,9 @@ def summarise(scores: pd.DataFrame, metrics: Sequence[str], models: Sequence[str
 
     Args:
         scores: `Comparison.scores`.
-        metrics: Keys of the metrics.
-        models: Names of the models; the first is the one that the others are compared with.
-        per_fold: Take the mean over the cases of each fold, then over folds.
+        metrics: keys of the metrics.
+        models: names of the models; the first is the one that the others are compared with.
+        per_fold: take the mean over the cases of each fold, then over folds.
     """
     averaged = average_repeats(scores, metrics)
     of_fold = means(averaged, metrics, ["model", "fold", "case"], ["model", "fold"])
@@ -123,10 +123,10 @@ def paired_differences(
 
     Args:
         scores: `Comparison.scores`.
-        metrics: Keys of the metrics.
-        models: Names of the models; the first is the one that the others are compared with.
-        organs: Names of the organs.
-        seed: The seed of the bootstrap.
+        metrics: keys of the metrics.
+        models: names of the models; the first is the one that the others are compared with.
+        organs: names of the organs.
+        seed: the seed of the bootstrap.
     """
     averaged = average_repeats(scores, dict.fromkeys(("dice", *metrics)), over_folds=True)
     rows = []
@@ -152,8 +152,8 @@ def case_differences(scores: pd.DataFrame, key: str, first: str, model: str) -> 
 
     Args:
         scores: `Comparison.scores`.
-        key: The key of the metric.
-        first, model: The names of the two models.
+        key: the key of the metric.
+        first, model: the names of the two models.
     """
     averaged = average_repeats(scores, dict.fromkeys(("dice", key)), over_folds=True)
     of_first, of_other, _, _ = _pair(averaged, key, first, model)
@@ -213,10 +213,10 @@ def run_to_run(
 
     Args:
         scores: `Comparison.scores`.
-        metrics: Keys of the metrics.
-        trainings: The number of trainings of each model, in the order of the comparison.
+        metrics: keys of the metrics.
+        trainings: the number of trainings of each model, in the order of the comparison.
         summary: `Comparison.summary`.
-        per_fold: As for `summarise`.
+        per_fold: as for `summarise`.
 
     Returns:
         Without rows if no training was repeated.
@@ -245,7 +245,7 @@ def deviation_factors(freedom: int) -> tuple[float, float]:
     """The 95 % interval of a standard deviation as multiples of its estimate, by the chi-square distribution.
 
     Args:
-        freedom: The degrees of freedom of the estimate.
+        freedom: the degrees of freedom of the estimate.
     """
     quantiles = stats.chi2.ppf([(1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2], freedom)
     low, high = np.sqrt(freedom / quantiles).tolist()

@@ -46,8 +46,8 @@ class Cell:
     """A number, as it is shown.
 
     Attributes:
-        value: In the unit of its column; an en dash where there is no number.
-        difference: To the same number of the first model; empty for that model itself.
+        value: in the unit of its column; an en dash where there is no number.
+        difference: to the same number of the first model; empty for that model itself.
     """
 
     value: str
@@ -59,11 +59,11 @@ class Column:
     """A column of a table.
 
     Attributes:
-        title: Its heading, without the unit.
-        unit: The unit of its values; empty where the values are texts, counts or have their units themselves.
-        difference_unit: The unit of the differences, which have a column of their own; empty where a difference, if
+        title: its heading, without the unit.
+        unit: the unit of its values; empty where the values are texts, counts or have their units themselves.
+        difference_unit: the unit of the differences, which have a column of their own; empty where a difference, if
             there is one, is shown behind the value.
-        is_model: Whether the title is the name of a model.
+        is_model: whether the title is the name of a model.
     """
 
     title: str
@@ -89,10 +89,10 @@ class Row:
     """A row of a table.
 
     Attributes:
-        name: A model, organ, case or fold.
-        cells: One for each column.
-        is_mean: Whether it is the mean over the other rows.
-        significant: Whether the p-value of its difference is below 0.05.
+        name: a model, organ, case or fold.
+        cells: one for each column.
+        is_mean: whether it is the mean over the other rows.
+        significant: whether the p-value of its difference is below 0.05.
     """
 
     name: str
@@ -106,9 +106,9 @@ class Table:
     """A table.
 
     Attributes:
-        title: What it shows.
-        names: What the names of its rows are: `model`, `organ`, `case`, `fold`.
-        columns, rows: Its content.
+        title: what it shows.
+        names: what the names of its rows are: `model`, `organ`, `case`, `fold`.
+        columns, rows: its content.
     """
 
     title: str
@@ -165,13 +165,10 @@ def cost_table(comparison: Comparison) -> Table | None:
 
 def organ_table(comparison: Comparison, of: Metric) -> Table:
     """A row for each organ: the means over cases of each model, and the mean paired differences."""
+    names = [model.name for model in comparison.models]
     scores, differences = _organ_means(comparison, of), _differences(comparison, of)["mean"]
     rows = tuple(
-        Row(
-            _organ_name(organ),
-            _cells(of, scores.xs(organ, level="organ"), differences.xs(organ, level="organ")),
-            not organ,
-        )
+        Row(_organ_name(organ), _cells(of, scores[:, organ][names], differences[:, organ]), is_mean=not organ)
         for organ in _organs(comparison)
     )
     return Table(f"{of.title} ({_unit(of)}) by organ", "organ", _columns(comparison, of), rows)
@@ -247,7 +244,7 @@ def case_means(comparison: Comparison, of: Metric) -> pd.DataFrame:
     """The means over organs: a row for each case, sorted, and a column for each model."""
     averaged = average_repeats(comparison.scores, dict.fromkeys(["dice", of.key]), over_folds=True)
     frame = means(averaged, [of.key], ["model", "case"]).pivot(index="case", columns="model", values=of.key)
-    return frame.reindex(columns=[model.name for model in comparison.models]).sort_index()
+    return frame[[model.name for model in comparison.models]]  # the index is sorted
 
 
 def _organ_means(comparison: Comparison, of: Metric) -> pd.Series:
