@@ -33,6 +33,13 @@ class PlannedDecoder(UNetDecoder):
     Args:
         planned: nnU-Net's decoder, whose modules are used.
         upsamplings: the upsamplings in the place of ``planned.transpconvs``, deepest first.
+
+    Example:
+        >>> from dynamic_network_architectures.architectures.unet import PlainConvUNet
+        >>> network = PlainConvUNet(1, 2, (4, 6), nn.Conv2d, 3, (1, 2), 1, 3, 1, nonlin=nn.ReLU)
+        >>> decoder = PlannedDecoder(network.decoder, network.decoder.transpconvs)
+        >>> decoder([torch.zeros(1, 4, 8, 6), torch.zeros(1, 6, 4, 3)]).shape
+        torch.Size([1, 3, 8, 6])
     """
 
     def __init__(self, planned: UNetDecoder, upsamplings: Sequence[nn.Module]) -> None:
@@ -100,6 +107,14 @@ def with_upsampling(network: nn.Module, upsampling: Callable[[nn.Module], nn.Mod
 
     Raises:
         UnsupportedNetworkError: the network has another decoder.
+
+    Example:
+        >>> from dynamic_network_architectures.architectures.unet import PlainConvUNet
+        >>> network = PlainConvUNet(1, 2, (4, 6), nn.Conv2d, 3, (1, 2), 1, 3, 1, nonlin=nn.ReLU)
+        >>> with_upsampling(network, lambda planned: planned.requires_grad_(False)).decoder.transpconvs
+        ModuleList(
+          (0): ConvTranspose2d(6, 4, kernel_size=(2, 2), stride=(2, 2), bias=False)
+        )
     """
     decoder = getattr(network, "decoder", None)
     if type(decoder) is not UNetDecoder:
@@ -133,6 +148,12 @@ def with_upsampler(network: nn.Module, upsampler: str) -> nn.Module:
 
     Raises:
         NnunetDtcError: there is no such upsampler, or the network has another decoder.
+
+    Example:
+        >>> from dynamic_network_architectures.architectures.unet import PlainConvUNet
+        >>> network = PlainConvUNet(1, 2, (4, 6), nn.Conv2d, 3, (1, 2), 1, 3, 1, nonlin=nn.ReLU)
+        >>> with_upsampler(network, "CARAFE")(torch.zeros(1, 1, 8, 6)).shape
+        torch.Size([1, 3, 8, 6])
     """
     return with_upsampling(network, lambda planned: _upsampler(network, planned, upsampler))
 
@@ -163,7 +184,6 @@ def with_dtc(
         NnunetDtcError: an argument is out of range, there is no such upsampler, or the network has another decoder.
 
     Example:
-        >>> import torch
         >>> from dynamic_network_architectures.architectures.unet import PlainConvUNet
         >>> network = PlainConvUNet(1, 2, (4, 6), nn.Conv2d, 3, (1, 2), 1, 3, 1, nonlin=nn.ReLU)
         >>> with_dtc(network, receptive_field=10)(torch.zeros(1, 1, 8, 6)).shape
