@@ -1,4 +1,4 @@
-"""What the package imports is what pyproject.toml declares, and imports are as late as they are promised to be."""
+"""pyproject.toml declares what the package imports, and heavy modules are imported only when they are needed."""
 
 import ast
 import importlib.metadata
@@ -27,19 +27,19 @@ WITH_TORCH = {"triton"}  # torch's builds for CUDA bring the one version that fi
 
 
 def requirements(extra=None):
-    """The requirements of the base, or of an extra."""
+    """The requirements of the base installation or of an extra."""
     texts = PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]
     return [Requirement(text) for text in texts]
 
 
 def modules_of(extra=None):
-    """The modules that the base, or an extra, declares."""
+    """The modules that the base installation or an extra declares."""
     names = [requirement.name for requirement in requirements(extra)]
     return {IMPORTED_AS.get(name, name.replace("-", "_")) for name in names}
 
 
 def imported():
-    """Module to the files that import it, anywhere in them, by a statement or by a name in a string."""
+    """Map each module to the files that import it, by a statement or by a name in a string."""
     found = {}
     for folder in FOLDERS:
         for file in sorted((ROOT / folder).rglob("*.py")):
@@ -68,7 +68,7 @@ def test_every_import_is_declared_and_every_declaration_imported():
         "numba": {"nnunet_dtc/ops/backends/cpu_kernels.py"},
         "llvmlite": {"nnunet_dtc/ops/backends/cpu_kernels.py"},
         "monai": {"architectures/monai_networks.py"},
-        "mamba_ssm": {"architectures/selective_scan.py"},
+        "mamba_ssm": {"architectures/scan/mamba_ssm.py"},
     }
 
 
@@ -80,7 +80,7 @@ def test_every_declaration_has_a_lowest_version():
 
 
 def test_no_base_dependency_asks_for_a_newer_torch_or_numpy():
-    """The newest release of each, which pip takes, must be content with the lowest torch and numpy; MONAI's is not."""
+    """The newest release of each, which pip installs, must accept the lowest torch and numpy; MONAI's does not."""
     lowest = {"torch": "2.6.0", "numpy": "1.26.0"}
     for name, version in lowest.items():
         (ours,) = [requirement for requirement in requirements() if requirement.name == name]
@@ -95,7 +95,7 @@ def test_no_base_dependency_asks_for_a_newer_torch_or_numpy():
 
 
 def run(code, *, without=(), **environment):
-    """Run Python code in a fresh process, in which some modules cannot be imported."""
+    """Run Python code in a new process in which some modules cannot be imported."""
     block = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in without)
     return subprocess.run(
         [sys.executable, "-c", block + code],
@@ -121,7 +121,7 @@ COMMANDS = ("register", "unregister", "env", "doctor", "warm-start", "evaluate",
     ids=" ".join,
 )
 def test_the_command_line_answers_without_torch(arguments):
-    """What answers a question imports nothing that takes seconds."""
+    """Commands that only print text import no module that takes seconds."""
     done = run(f"""
 sys.argv = ["nnunet-dtc", *{arguments}]
 from nnunet_dtc.cli import main
@@ -152,7 +152,7 @@ for name in nnunet_dtc.__all__:
 
 
 def test_type_checkers_see_the_names_where_they_are():
-    """The imports for type checkers, and the modules that names are taken from, are the same and complete."""
+    """The imports for type checkers are complete and name the modules that define the names."""
     tree = ast.parse(Path(nnunet_dtc.__file__).read_text(encoding="utf-8"))
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
     seen = {alias.name: node.module for node in block.body for alias in node.names}
@@ -170,7 +170,7 @@ BACKWARD = (
 
 @pytest.mark.parametrize("backend", ["reference", "numba", "triton"])
 def test_schemas_of_the_operators(backend):
-    """Saved programs name the operators with these arguments: they must stay, and be the same with every torch."""
+    """Saved programs name the operators with these arguments, so they must not change between releases of torch."""
     import nnunet_dtc.ops.backends  # noqa: F401 (defines them)
 
     operators = torch.ops.nnunet_dtc
@@ -194,10 +194,10 @@ torch.testing.assert_close(program.module()(x), expected)
     done = run(f"import nnunet_dtc.ops.backends\n{load}")
     assert done.returncode == 0, done.stderr
     assert "import nnunet_dtc.ops.backends" in nnunet_dtc.__doc__.replace("``", "")
-    assert run(load).returncode != 0  # so that the sentence is needed
+    assert run(load).returncode != 0  # without the import it fails
 
 
-def test_the_base_works_without_what_extras_bring():
+def test_the_base_works_without_the_extras():
     """Operator, metrics, networks, and the search for trainers, also for those whose network needs MONAI."""
     done = run(
         """

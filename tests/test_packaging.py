@@ -1,4 +1,4 @@
-"""The wheel and the sdist, built from the files that git knows, hold the whole package and work."""
+"""The wheel and the sdist, built from the files in git, contain the whole package and work."""
 
 import email
 import os
@@ -40,7 +40,7 @@ def built(tmp_path_factory):
 
 
 def modules():
-    """Where every file of the three source folders belongs in the package."""
+    """Yield every file of the three source folders with its place in the package."""
     for package, folder in FOLDERS.items():
         for file in sources():
             if file.startswith(f"{folder}/") and file.endswith((".py", "py.typed", ".jinja", "Snakefile", ".yaml")):
@@ -70,7 +70,7 @@ def metadata(built):
 
 
 def test_the_description_leads_nowhere_in_the_repository(built):
-    """A package index shows it without the files that the README shows and links to."""
+    """A package index shows the description without the files to which the README refers."""
     found = metadata(built)
     text = found.get_payload()
     targets = re.findall(r"\]\(([^)]+)\)", text)
