@@ -132,7 +132,7 @@ def find_trainers(names: Sequence[str]) -> dict[str, type]:
     if not names:
         raise ComplexityError("give at least one trainer, such as nnUNetTrainerDTC")
     if twice := sorted({name for name in names if list(names).count(name) > 1}):
-        raise ComplexityError(f"each trainer can be given once, got several times {', '.join(twice)}")
+        raise ComplexityError(f"each trainer can be given once, got {', '.join(twice)} several times")
     return {name: find_trainer(name) for name in names}
 
 

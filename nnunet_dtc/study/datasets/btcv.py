@@ -157,7 +157,7 @@ def _check_test_cases(test_cases: Sequence[int], cases: Sequence[int]) -> None:
 
 
 def _check(
-    source: Path, files: list[SourceFile], cases: Sequence[int], beside: Path, report: Callable[[int], None]
+    source: Path, files: list[SourceFile], cases: Sequence[int], scratch: Path, report: Callable[[int], None]
 ) -> tuple[dict[tuple[str, int], SourceFile], list[str]]:
     """The file of every ("img" or "label", number) and remarks; raises SourceError with all problems."""
     all_found: dict[tuple[str, int], list[SourceFile]] = defaultdict(list)
@@ -183,7 +183,7 @@ def _check(
             file = single(expected, all_found[what, number], problems)
             if file is not None:
                 found[what, number] = file
-                volumes.append(_read(file, what == "label", beside, problems))
+                volumes.append(_read(file, what == "label", scratch, problems))
             report(2 * k + j + 1)
         if len(volumes) == 2 and None not in volumes:
             _compare(found["img", number], found["label", number], *volumes, problems, notes)
@@ -192,12 +192,12 @@ def _check(
     return found, notes
 
 
-def _read(file: SourceFile, is_label: bool, beside: Path, problems: list[str]) -> _Volume | None:
+def _read(file: SourceFile, is_label: bool, scratch: Path, problems: list[str]) -> _Volume | None:
     """Read a complete volume; its problems are added to `problems`."""
     name = file.name.rpartition("/")[2]
     lower = name[: name.index(".")] + name[name.index(".") :].lower()  # SimpleITK does not read .nii.GZ files
     try:
-        with file.on_disk(beside, lower) as path:
+        with file.on_disk(scratch, lower) as path:
             str(path).encode()  # SimpleITK ends the process for paths that are not UTF-8
             check_complete(path)
             volume = sitk.ReadImage(str(path))

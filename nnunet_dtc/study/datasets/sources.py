@@ -81,36 +81,36 @@ class SourceFile:
                         _write(to, part)
 
     @contextmanager
-    def on_disk(self, beside: Path, name: str | None = None) -> Iterator[Path]:
+    def on_disk(self, folder: Path, name: str | None = None) -> Iterator[Path]:
         """A path from which the file can be read.
 
         A member of an archive, or a file with another name, is copied for this time.
 
         Args:
-            beside: folder for the temporary copy; it is created for this time if it does not exist.
+            folder: folder for the temporary copy; it is created for this time if it does not exist.
             name: required name of the file; None for its own name.
 
         Raises:
-            WriteError: `beside` cannot be written. All other errors are raised by reading.
+            WriteError: `folder` cannot be written. All other errors are raised by reading.
         """
         if self.path is not None and name in (None, self.path.name):
             yield self.path
             return
-        missing = [folder for folder in (beside, *beside.parents) if not folder.exists()]
+        missing = [each for each in (folder, *folder.parents) if not each.exists()]
         try:
-            with writing(beside):
-                beside.mkdir(parents=True, exist_ok=True)
-            with work_folder(beside, "nnunet_dtc") as scratch:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            with work_folder(folder, "nnunet_dtc") as scratch:
                 file = scratch / (name or self.name.rpartition("/")[2])
                 try:
                     self.copy_to(file)
                 except WriteError as error:
-                    raise WriteError(beside, error) from error
+                    raise WriteError(folder, error) from error
                 yield file
         finally:
-            for folder in missing:  # the innermost one first; only empty folders that were created here
+            for each in missing:  # the innermost one first; only empty folders that were created here
                 with suppress(OSError):
-                    folder.rmdir()
+                    each.rmdir()
 
 
 @contextmanager
