@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode  # torch has no public name for it
 
 from nnunet_dtc import DTC2d, DTC3d
+from nnunet_dtc.torch_internals import FakeTensorMode
 from nnunet_dtc.upsamplers import UPSAMPLERS
 
 STRIDES = [(2, 2), (1, 2), (2, 2, 2), (1, 2, 2), (2, 1, 2), (4, 4, 1)]
