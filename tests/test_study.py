@@ -568,8 +568,18 @@ def started(monkeypatch):
     """The command lines that would have become Snakemake."""
     lines = []
     monkeypatch.setattr(engine, "find_snakemake", lambda: "/bin/snakemake")
+    monkeypatch.setattr(engine, "lock_study", lambda study: None)
     monkeypatch.setattr(engine, "run_snakemake", lambda study, command: lines.append(command))
     return lines
+
+
+def test_a_study_runs_once_at_a_time(folders):
+    study = study_of(folders.root)
+    lock = engine.lock_study(study)
+    with pytest.raises(NnunetDtcError, match=f"runs already, as process {os.getpid()}"):
+        engine.lock_study(study)
+    lock.release()
+    engine.lock_study(study).release()
 
 
 def test_options_write_a_study_and_the_rest_goes_to_snakemake(folders, started, monkeypatch):

@@ -191,8 +191,10 @@ def _run(study: Study, profile: str, more: Sequence[str]) -> None:
             check_device(study.device)
         with progress_bars() as progress:
             files = check_study(study, progress)
+        if not {"--dry-run", "--dryrun", "-n"} & set(more):
+            engine.lock_study(study)
+            drop_outdated_stamps(files)
         say(*forecast(files))
-        drop_outdated_stamps(files)
         command = engine.snakemake_command(study, profile, more)
         out.file.flush()
         engine.run_snakemake(study, command)
@@ -221,7 +223,8 @@ def _table(trainings: Sequence[TrainingStatus]) -> Table:
 
     table = Table()
     for heading in ("trainer", "fold", "state", "epochs", "pseudo Dice", "left", "where"):
-        table.add_column(heading, justify="right" if heading in ("fold", "epochs", "pseudo Dice", "left") else "left")
+        right = heading in ("fold", "epochs", "pseudo Dice", "left")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for training in trainings:
         table.add_row(
             plain(training.trainer),

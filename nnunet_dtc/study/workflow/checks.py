@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,14 +14,9 @@ from nnunet_dtc.plugin.nnunet_files import check_dataset_json
 from nnunet_dtc.study.evaluation.folders import Progress
 from nnunet_dtc.study.workflow.definition import Study, StudyError
 from nnunet_dtc.study.workflow.model_files import StudyFiles
+from nnunet_dtc.study.workflow.nnunet_commands import PLANNERS, label_files, program
 
-__all__ = ["COMMANDS", "PLANNERS", "check_study", "label_files", "program"]
-
-PLANNERS = {
-    "nnUNetPlans": "ExperimentPlanner",
-    **{f"nnUNetResEncUNet{size}Plans": f"nnUNetPlannerResEnc{size}" for size in ("M", "L", "XL")},
-}
-"""Names of plans that nnU-Net's planners write without further options."""
+__all__ = ["COMMANDS", "check_study"]
 
 COMMANDS = (
     "nnUNetv2_plan_and_preprocess",
@@ -68,18 +61,6 @@ def check_study(study: Study, progress: Progress | None = None) -> StudyFiles:
         raise StudyError(f"there is no file {study.complexity} (complexity)")
     _check_labels(files, progress)
     return files
-
-
-def program(command: str) -> str:
-    """A command of this Python's environment, else the one on PATH.
-
-    Raises:
-        StudyError: there is none.
-    """
-    found = shutil.which(command, path=str(Path(sys.executable).parent)) or shutil.which(command)
-    if found is None:
-        raise StudyError(f"there is no command {command} beside {sys.executable} or on PATH: install nnunetv2")
-    return found
 
 
 def _files(study: Study) -> StudyFiles:
@@ -145,18 +126,6 @@ def _check_labels(files: StudyFiles, progress: Progress | None) -> None:
             _check_cases(files, references, images, progress)
             files.study.folder.mkdir(parents=True, exist_ok=True)
             write_whole(record, now)
-
-
-def label_files(folder: Path, ending: str) -> dict[str, Path]:
-    """The labels in a folder, by case.
-
-    Raises:
-        StudyError: there is none.
-    """
-    found = sorted(file for file in folder.glob(f"*{ending}") if not file.name.startswith("."))
-    if not found:
-        raise StudyError(f"there is no label (*{ending}) in {folder}")
-    return {file.name.removesuffix(ending): file for file in found}
 
 
 def _check_cases(

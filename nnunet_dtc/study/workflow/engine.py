@@ -11,7 +11,15 @@ from pathlib import Path
 from nnunet_dtc.study.workflow.definition import Study, StudyError
 from nnunet_dtc.study.workflow.machine import Lock, visible_gpus
 
-__all__ = ["PROFILES", "SNAKEFILE", "find_snakemake", "is_on_this_machine", "run_snakemake", "snakemake_command"]
+__all__ = [
+    "PROFILES",
+    "SNAKEFILE",
+    "find_snakemake",
+    "is_on_this_machine",
+    "lock_study",
+    "run_snakemake",
+    "snakemake_command",
+]
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 PROFILES = ("default", "gpus", "slurm")
@@ -61,11 +69,9 @@ def snakemake_command(study: Study, profile: str, more: Sequence[str]) -> list[s
     return [*command, *more]
 
 
-def run_snakemake(study: Study, command: Sequence[str]) -> None:
-    """Replace this process by Snakemake, so that its signals and its exit status are those of the study.
-
-    A lock, which Snakemake inherits, keeps a second run of the same study away; Snakemake's own lock (--nolock) would
-    stay behind if it is killed.
+def lock_study(study: Study) -> Lock:
+    """Keep a second run of the same study away. Snakemake inherits the lock; its own one (--nolock) would stay behind
+    where it is killed.
 
     Raises:
         StudyError: the study runs already.
@@ -76,5 +82,10 @@ def run_snakemake(study: Study, command: Sequence[str]) -> None:
         raise StudyError(f"this study runs already, as process {file.read_text().strip() or 'unknown'}")
     file.write_text(f"{os.getpid()}\n", encoding="utf-8")
     os.set_inheritable(lock.descriptor, True)
+    return lock
+
+
+def run_snakemake(study: Study, command: Sequence[str]) -> None:
+    """Replace this process by Snakemake, so that its signals and its exit status are those of the study."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))  # for nnunet-dtc
     os.execve(command[0], list(command), {**os.environ, **study.environment, "PATH": path})

@@ -19,10 +19,10 @@ from pathlib import Path
 from nnunet_dtc.files import write_whole
 from nnunet_dtc.plugin.nnunet_files import check_plans, read_json
 from nnunet_dtc.study.processes import guarded
-from nnunet_dtc.study.workflow.checks import PLANNERS, label_files, program
 from nnunet_dtc.study.workflow.definition import StudyError
 from nnunet_dtc.study.workflow.machine import Lock, device_of_its_own
 from nnunet_dtc.study.workflow.model_files import CHECKPOINTS, StudyFiles
+from nnunet_dtc.study.workflow.nnunet_commands import PLANNERS, label_files, program
 from nnunet_dtc.study.workflow.status import HEARTBEAT_S, JobNote, note_file
 
 __all__ = ["compare", "predict", "preprocess", "train", "validate"]
@@ -160,17 +160,19 @@ class _Job:
 
     @contextlib.contextmanager
     def noted(self, state: str = "running") -> Iterator[None]:
-        """Note the state, and how it ends."""
-        self._write(state)
-        try:
-            yield
-        except Exception:
-            self._write("failed")
-            raise
-        except BaseException:  # a signal
-            self._write("interrupted")
-            raise
-        self._write("finished")
+        """Note the state, and how it ends; once this job does not run elsewhere, as after Snakemake was killed."""
+        with Lock.waiting(self.file.with_suffix(".lock"), self.tell, "this job runs already") as held:
+            self.holds(held)
+            self._write(state)
+            try:
+                yield
+            except Exception:
+                self._write("failed")
+                raise
+            except BaseException:  # a signal
+                self._write("interrupted")
+                raise
+            self._write("finished")
 
     @contextlib.contextmanager
     def device(self) -> Iterator[None]:
