@@ -85,19 +85,22 @@ def test_doctor_says_what_scans_on_a_gpu(monkeypatch):
         return [(found.state, found.seen, found.advice) for found in doctor.examine_selective_scan()]
 
     missing = 'mamba_ssm is not installed: pip install "nnunet-dtc[mamba]"'
-    reason = {"why": missing}
-    monkeypatch.setattr(selective_scan, "why_no_kernel", lambda: reason["why"])
+    reasons = {"mamba_ssm": missing, "triton": "it computes wrongly"}
+    monkeypatch.setattr(selective_scan, "why_not", reasons.get)
     monkeypatch.delenv(selective_scan.BACKEND_VARIABLE, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert findings() == []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert findings() == [("note", "on cuda: PyTorch", f"for the kernel: {missing}")]
+    advice = f"for a kernel: mamba-ssm's kernel: {missing}; Triton: it computes wrongly"
+    assert findings() == [("note", "on cuda: PyTorch, which is slow", advice)]
+    reasons["triton"] = None
+    assert findings() == [("ok", "on cuda: Triton", "")]
     monkeypatch.setenv(selective_scan.BACKEND_VARIABLE, "mamba_ssm")
     [(state, seen, advice)] = findings()
     assert state == "wrong"
     assert missing in seen
     assert advice == "unset NNUNET_DTC_SELECTIVE_SCAN, or choose another"
-    reason["why"] = None
+    reasons["mamba_ssm"] = None
     assert findings() == [("ok", "on cuda: mamba-ssm's kernel, forced by NNUNET_DTC_SELECTIVE_SCAN", "")]
     monkeypatch.setenv(selective_scan.BACKEND_VARIABLE, "torch")
     assert findings() == [("ok", "on cuda: PyTorch, forced by NNUNET_DTC_SELECTIVE_SCAN", "")]
@@ -106,7 +109,7 @@ def test_doctor_says_what_scans_on_a_gpu(monkeypatch):
     monkeypatch.setenv(selective_scan.BACKEND_VARIABLE, "fast")
     [(state, seen, _)] = findings()
     assert state == "wrong"
-    assert "one of auto, torch, mamba_ssm, got NNUNET_DTC_SELECTIVE_SCAN='fast'" in seen
+    assert "one of auto, torch, triton, mamba_ssm, got NNUNET_DTC_SELECTIVE_SCAN='fast'" in seen
 
 
 def test_doctor_with_a_file_that_cannot_be_read(monkeypatch, tmp_path):

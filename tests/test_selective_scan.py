@@ -1,6 +1,10 @@
 import math
+import os
+import re
+import subprocess
 import sys
 import types
+import warnings
 import weakref
 
 import pytest
@@ -10,13 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_dtc.architectures import selective_scan as scan_module
 from nnunet_dtc.architectures.mamba import ORDERS, Mamba
+from nnunet_dtc.architectures.scan import check, reference
 from nnunet_dtc.architectures.selective_scan import (
     BACKEND_VARIABLE,
     scan_backend,
     scan_note,
     selective_scan,
-    torch_selective_scan,
-    why_no_kernel,
+    why_missing,
+    why_not,
 )
 from nnunet_dtc.study.complexity import count_macs
 
@@ -65,7 +70,7 @@ def arguments(cases, channels, states, length, dtype=torch.float64, seed=0, larg
 def blocks(request, monkeypatch):
     """A sequence in one block, or in blocks of 64 steps (the least)."""
     if request.param == "many blocks":
-        monkeypatch.setitem(scan_module._BLOCK_ELEMENTS, "cpu", 1)
+        monkeypatch.setitem(reference.BLOCK_ELEMENTS, "cpu", 1)
 
 
 @pytest.mark.usefixtures("blocks")
@@ -82,7 +87,7 @@ def test_literal_oracle_forward_and_gradients(sizes):
 
 @pytest.mark.parametrize("with_D", [True, False])
 def test_gradcheck(with_D, monkeypatch):
-    monkeypatch.setitem(scan_module._BLOCK_ELEMENTS, "cpu", 1)
+    monkeypatch.setitem(reference.BLOCK_ELEMENTS, "cpu", 1)
     inputs = arguments(2, 2, 3, 66)
     assert torch.autograd.gradcheck(selective_scan, inputs if with_D else inputs[:5], fast_mode=True)
 
@@ -95,7 +100,7 @@ def test_fast_and_frozen_states_are_exact():
         delta[..., 20:90] = 0
         delta[..., 100:110] = 1e4
         A[0] = 0
-    result, expected = torch_selective_scan(u, delta, A, B, C), sequential_scan(u, delta, A, B, C)
+    result, expected = selective_scan(u, delta, A, B, C), sequential_scan(u, delta, A, B, C)
     torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-9)
     grads = torch.autograd.grad(result.sum(), (u, delta, A, B, C))
     for grad, true in zip(grads, torch.autograd.grad(expected.sum(), (u, delta, A, B, C)), strict=True):
@@ -119,26 +124,15 @@ def test_trains_on_a_length_of_32768_with_16_states():
 
 
 @pytest.mark.parametrize("length", [4096, 8192])
-def test_memory_is_linear_in_length(length, monkeypatch):
-    """No more than a block's states at once, and nothing with states per step is kept for the backward pass."""
-    budget, states = 2**12, 16
-    monkeypatch.setitem(scan_module._BLOCK_ELEMENTS, "cpu", budget)
-    held, kept, block_states = [], [], scan_module._block_states
-
-    def watched(*args, **kwargs):
-        results = block_states(*args, **kwargs)
-        held.append(max(t.numel() for t in results if t is not None))
-        return results
-
-    monkeypatch.setattr(scan_module, "_block_states", watched)
-    inputs = arguments(1, 2, states, length, torch.float32)[:5]
+def test_what_is_kept_for_the_backward_pass_is_linear_in_length(length, monkeypatch):
+    """The arguments, and one state for each block."""
+    budget, channels, states = 2**12, 2, 16
+    monkeypatch.setitem(reference.BLOCK_ELEMENTS, "cpu", budget)
+    kept, inputs = [], arguments(1, channels, states, length, torch.float32)[:5]
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        result = torch_selective_scan(*inputs)
-    result.sum().backward()
-    blocks = length * 2 * states // budget
-    assert len(held) == 3 * blocks  # once forward, twice backward
-    assert max(held) <= 1.2 * budget
-    assert sum(kept) == sum(t.numel() for t in inputs) + blocks * 2 * states
+        selective_scan(*inputs)
+    blocks = length * channels * states // budget
+    assert sum(kept) == sum(t.numel() for t in inputs) + blocks * channels * states
 
 
 class LiveStorage(TorchDispatchMode):
@@ -185,24 +179,24 @@ def test_buffers_of_states_that_are_alive_at_once(blocks, monkeypatch):
     """Two in the forward pass, three in the backward pass, and less than one of all that has no states."""
     cases, channels, states, length = 1, 64, 16, 4096
     block = cases * channels * states * length // blocks
-    monkeypatch.setitem(scan_module._BLOCK_ELEMENTS, "cpu", block)
+    monkeypatch.setitem(reference.BLOCK_ELEMENTS, "cpu", block)
     inputs = [t.detach() for t in arguments(cases, channels, states, length, torch.float32)[:5]]
     with LiveStorage(*inputs) as live:
-        y, starts = scan_module._forward(*inputs)
+        y, starts = reference.forward(*inputs)
     results = y.nbytes + starts.nbytes
     assert 2 * 4 * block < live.peak < 2.5 * 4 * block + results
     grad_y = torch.ones_like(y)
     with LiveStorage(*inputs, grad_y, starts) as live:
-        grads = scan_module._backward(grad_y, *inputs, starts)
+        grads = reference.backward(grad_y, *inputs, starts)
     results = sum(grad.nbytes for grad in grads)
     assert 3 * 4 * block < live.peak < 3.6 * 4 * block + results
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_block_of_states_is_small_beside_a_gpu_of_8_gb(device):
-    assert 4 * scan_module._BLOCK_ELEMENTS[device] <= 128 * 2**20
+    assert 4 * reference.BLOCK_ELEMENTS[device] <= 128 * 2**20
     u = torch.empty(2, 96, 10**6, device="meta")  # of no backend of its own: as on CUDA
-    assert scan_module._block_steps(u, torch.empty(96, 16)) * 2 * 96 * 16 <= 2**25
+    assert reference.block_steps(u, torch.empty(96, 16)) * 2 * 96 * 16 <= 2**25
 
 
 def test_cases_and_channels_do_not_see_each_other():
@@ -271,10 +265,10 @@ def test_operator_checks_and_one_graph_under_compile():
 @pytest.mark.parametrize("blocks", [1, 4])
 def test_products_are_counted(blocks, monkeypatch):
     cases, channels, states, length = 2, 3, 5, 256
-    monkeypatch.setitem(scan_module._BLOCK_ELEMENTS, "cpu", cases * channels * states * length // blocks)
+    monkeypatch.setitem(reference.BLOCK_ELEMENTS, "cpu", cases * channels * states * length // blocks)
     inputs = arguments(cases, channels, states, length)[:5]
     with FlopCounterMode(display=False) as forward:
-        y = torch_selective_scan(*inputs)
+        y = selective_scan(*inputs)
     products = 0
     for _ in range(cases * channels * states * length):
         products += 1  # exp(delta A) * h
@@ -310,14 +304,27 @@ def test_macs_of_a_block_leave_nothing_out():
     assert counted.total == steps * channels * 2 * inner + orders * one_order + steps * inner * channels
 
 
+def forget():
+    why_missing.cache_clear()
+    check.verdicts.clear()
+
+
+@pytest.fixture(autouse=True)
+def no_check_before(monkeypatch):
+    """Kernels are checked only where a test asks for it, and what was found is forgotten."""
+    monkeypatch.setenv(check.VARIABLE, "0")
+    yield
+    forget()
+
+
 @pytest.fixture
 def no_kernel(monkeypatch):
     """Without mamba-ssm, wherever the tests run."""
-    why_no_kernel.cache_clear()
+    forget()
     monkeypatch.setitem(sys.modules, "mamba_ssm", None)
-    monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", None)
+    monkeypatch.delitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", raising=False)
     yield
-    why_no_kernel.cache_clear()
+    forget()
 
 
 @pytest.fixture
@@ -330,7 +337,7 @@ def kernel(monkeypatch):
         @staticmethod
         def forward(ctx, u, delta, A, B, C):
             calls.append(("forward", u.shape))
-            y, starts = scan_module._forward(u, delta, A, B, C)
+            y, starts = reference.forward(u, delta, A, B, C)
             ctx.save_for_backward(u, delta, A, B, C, starts)
             return y
 
@@ -338,7 +345,7 @@ def kernel(monkeypatch):
         def backward(ctx, grad_y):
             assert grad_y.stride(-1) == 1
             calls.append(("backward", grad_y.shape))
-            return scan_module._backward(grad_y, *ctx.saved_tensors)
+            return reference.backward(grad_y, *ctx.saved_tensors)
 
     def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
         assert all(t.stride(-1) == 1 for t in (u, delta, A, B, C))
@@ -351,25 +358,37 @@ def kernel(monkeypatch):
     for name in ("mamba_ssm", "mamba_ssm.ops"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, interface.__name__, interface)
-    why_no_kernel.cache_clear()
+    forget()
     yield calls
-    why_no_kernel.cache_clear()
+    forget()
 
 
 @pytest.mark.usefixtures("no_kernel")
 def test_without_mamba_ssm(monkeypatch):
     inputs = arguments(1, 2, 3, 5, torch.float32)
-    message = r'pip install "nnunet-dtc\[mamba\]"; without it .*NNUNET_DTC_SELECTIVE_SCAN=torch'
+    message = r'pip install "nnunet-dtc\[mamba\]"; another one .*NNUNET_DTC_SELECTIVE_SCAN=torch'
     with pytest.raises(ImportError, match=message):
         selective_scan(*inputs, backend="mamba_ssm")
-    assert scan_backend("cuda") == "torch"
     assert scan_note("cpu") == "The selective scan is computed by PyTorch."
-    assert scan_note("cuda").startswith("The selective scan is computed by PyTorch; for the kernel: mamba_ssm")
-    assert scan_note("cuda").endswith('is not installed: pip install "nnunet-dtc[mamba]"')
     monkeypatch.setenv(BACKEND_VARIABLE, "mamba_ssm")
     with pytest.raises(ImportError, match=message):
         selective_scan(*inputs)
     assert torch.equal(selective_scan(*inputs, backend="torch"), selective_scan(*inputs, backend="auto"))
+
+
+@pytest.mark.usefixtures("no_kernel")
+def test_without_any_kernel(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert scan_backend("cuda") == "torch"
+    assert scan_note("cuda") == (
+        "The selective scan is computed by PyTorch, which is slow on CUDA. mamba-ssm's kernel: mamba_ssm is not "
+        'installed: pip install "nnunet-dtc[mamba]"; Triton: torch sees no CUDA device.'
+    )
+    monkeypatch.setenv(BACKEND_VARIABLE, "torch")
+    assert scan_note("cuda") == "The selective scan is computed by PyTorch."
+    with pytest.raises(ImportError, match="'triton' cannot be used: torch sees no CUDA device; another one is"):
+        selective_scan(*arguments(1, 2, 3, 5, torch.float32), backend="triton")
 
 
 def test_a_mamba_ssm_that_does_not_load(monkeypatch, kernel):
@@ -377,7 +396,7 @@ def test_a_mamba_ssm_that_does_not_load(monkeypatch, kernel):
         raise OSError("undefined symbol")
 
     monkeypatch.setattr(scan_module.importlib, "import_module", broken)
-    assert why_no_kernel() == "mamba-ssm cannot be used: undefined symbol"
+    assert why_not("mamba_ssm") == "mamba-ssm cannot be used: undefined symbol"
     assert scan_backend("cuda") == "torch"
 
 
@@ -425,8 +444,153 @@ def test_auto_takes_the_kernel_on_cuda_in_float32_alone(kernel, monkeypatch):
     monkeypatch.setenv(BACKEND_VARIABLE, "torch")
     assert scan_backend("cuda") == "torch"
     assert scan_note("cuda") == "The selective scan is computed by PyTorch."
-    with pytest.raises(TypeError, match=r"kernel scans in torch.float32, got torch.float64"):
+    with pytest.raises(TypeError, match=r"'mamba_ssm' computes in torch.float32, got torch.float64"):
         selective_scan(*(t.double() for t in inputs), backend="mamba_ssm")
+
+
+def broken(kind, forward, backward):
+    """The two functions of a kernel, broken in some way."""
+
+    def wrong_forward(*inputs):
+        y, starts = forward(*inputs)
+        if kind == "swapped cases":
+            y = y.flip(0)
+        if kind == "a store is missing":
+            y[:, -1] = 0
+        return y, starts
+
+    def wrong_backward(*inputs):
+        if kind == "it does not compile":
+            raise RuntimeError("out of resource: shared memory\nRequired: 1, Hardware limit: 0")
+        u, delta, A, B, C, D = backward(*inputs)
+        return u, -delta if kind == "a wrong sign" else delta, A, B, C, D
+
+    return wrong_forward, wrong_backward
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """PyTorch's scan in place of Triton's kernels, the CPU in place of CUDA, and the check before the first use."""
+    cuda = pytest.importorskip("nnunet_dtc.architectures.scan.cuda", exc_type=ImportError)
+
+    def forward(u, delta, A, B, C, D):
+        y, _ = reference.forward(*(t.float() for t in (u, delta, A, B, C)))
+        y = y + D[:, None] * u.float()
+        result, starts = cuda.empty_outputs(u, delta, A, B, C, D)
+        return result.copy_(y), starts
+
+    def backward(grad_y, u, delta, A, B, C, D, starts):
+        inputs = [t.float() for t in (u, delta, A, B, C)]
+        grads = reference.backward(grad_y.float(), *inputs, reference.forward(*inputs)[1])
+        by_u = grads[0] + D[:, None] * grad_y.float()
+        results = cuda.empty_gradients(grad_y, u, delta, A, B, C, D, starts)
+        by_D = (grad_y.float() * u.float()).sum((0, 2))
+        return tuple(to.copy_(true) for to, true in zip(results, (by_u, *grads[1:], by_D), strict=True))
+
+    def use(kind=None):
+        for name, function in zip(("forward", "backward"), broken(kind, forward, backward), strict=True):
+            monkeypatch.setattr(cuda, name, function)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(scan_module, "KERNEL_DEVICE", "cpu")
+    monkeypatch.delenv(check.VARIABLE)
+    use()
+    forget()
+    return use
+
+
+@pytest.mark.usefixtures("no_kernel")
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("swapped cases", "2 x 5 channels x 16 states x 300 steps in float32: y has an error of .*, the tolerance is"),
+        ("a store is missing", "in float32: y has an error of"),
+        ("a wrong sign", "in float32: the gradient of delta has an error of"),
+        ("it does not compile", "in float32: out of resource: shared memory"),
+    ],
+)
+def test_a_kernel_that_is_broken_is_not_used(kind, message, stand_in, monkeypatch):
+    """One warning, and then a training computes what PyTorch computes."""
+    torch.manual_seed(0)
+    mamba, x = Mamba(4, ORDERS), torch.randn(2, 15, 4)
+    monkeypatch.setenv(BACKEND_VARIABLE, "torch")
+    expected = [mamba(x, 3), *torch.autograd.grad(mamba(x, 3).square().sum(), list(mamba.parameters()))]
+    monkeypatch.delenv(BACKEND_VARIABLE)
+    stand_in(kind)
+    versions = rf"torch {re.escape(torch.__version__)}, Triton \d"
+    with pytest.warns(UserWarning, match=f"backend 'triton' is not used: .*{message}.*{versions}") as caught:
+        got = [mamba(x, 3), *torch.autograd.grad(mamba(x, 3).square().sum(), list(mamba.parameters()))]
+    assert len(caught) == 1
+    for ours, true in zip(got, expected, strict=True):
+        assert torch.equal(ours, true)
+    assert re.search(message, scan_note("cpu"))
+    with pytest.raises(ImportError, match="'triton' cannot be used: 2 x 5 channels"):
+        scan_backend("cpu", backend="triton")
+    monkeypatch.setenv(check.VARIABLE, "0")
+    assert scan_backend("cpu") == "triton"
+
+
+@pytest.mark.usefixtures("no_kernel")
+def test_a_kernel_that_passes_its_check_is_used(stand_in):
+    inputs = arguments(1, 2, 3, 5, torch.float32)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():  # neither reaches the check
+        selective_scan(*inputs)
+    assert list(counter.get_flop_counts()["Global"]) == [torch.ops.nnunet_dtc.selective_scan_triton]
+    assert counter.get_total_flops() == 2 * 3 * 1 * 2 * 3 * 5
+    assert check.verdicts == {("mamba_ssm", "cpu"): why_missing("mamba_ssm"), ("triton", "cpu"): None}
+    assert scan_note("cpu") == "The selective scan is computed by Triton."
+
+
+@pytest.mark.usefixtures("no_kernel")
+def test_too_little_memory_for_the_check_is_not_a_failure(stand_in, monkeypatch):
+    cuda = sys.modules["nnunet_dtc.architectures.scan.cuda"]
+    working = cuda.forward
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(cuda, "forward", full)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert scan_backend("cpu") == "torch"
+        assert "too little free memory" in why_not("triton")
+        monkeypatch.setattr(cuda, "forward", working)
+        assert scan_backend("cpu") == "triton"
+
+
+def test_a_mamba_ssm_whose_backward_raises_is_not_used(kernel, stand_in, monkeypatch):
+    """As one does that computes anything after its autograd function, which torch does not record in an operator."""
+    interface = sys.modules["mamba_ssm.ops.selective_scan_interface"]
+    scan = interface.selective_scan_fn
+    assert scan_backend("cpu") == "mamba_ssm"
+    forget()
+    monkeypatch.setattr(interface, "selective_scan_fn", lambda *inputs: 1 * scan(*inputs))
+    with pytest.warns(UserWarning, match="'mamba_ssm' is not used: .* does not require grad"):
+        assert scan_backend("cpu") == "triton"
+
+
+def test_ranks_take_the_same_backend(tmp_path):
+    """One rank of two computes wrongly, so neither uses the kernel."""
+    code = f"""
+        import sys, warnings, torch
+        from nnunet_dtc.architectures.scan import check
+        rank = int(sys.argv[1])
+        torch.distributed.init_process_group("gloo", init_method="file://{tmp_path}/ranks", rank=rank, world_size=2)
+        check.find_problem = lambda *_: "it computes wrongly" if rank else None
+        warnings.simplefilter("ignore")
+        print(check.why_not("triton", torch.device("cpu")))
+        torch.distributed.destroy_process_group()
+    """
+    lines = code.strip("\n").splitlines()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", "\n".join(line[8:] for line in lines), str(rank)],
+            env=os.environ | {check.VARIABLE: "1"}, stdout=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    printed = [process.communicate(timeout=300)[0].strip() for process in ranks]
+    assert printed == ["its check fails on another rank", "it computes wrongly"]
 
 
 def compiled_mamba(monkeypatch):
@@ -480,7 +644,7 @@ def test_errors(monkeypatch):
         selective_scan(u[0], delta, A, B, C)
     with pytest.raises(TypeError, match=r"floating tensors, got B of torch.int64"):
         selective_scan(u, delta, A, B.long(), C)
-    with pytest.raises(ValueError, match="one of auto, torch, mamba_ssm, got backend='cuda'"):
+    with pytest.raises(ValueError, match="one of auto, torch, triton, mamba_ssm, got backend='cuda'"):
         selective_scan(u, delta, A, B, C, backend="cuda")
     monkeypatch.setenv(BACKEND_VARIABLE, "fast")
     with pytest.raises(ValueError, match="got NNUNET_DTC_SELECTIVE_SCAN='fast'"):

@@ -181,22 +181,20 @@ def examine_selective_scan() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         return
     try:
-        from nnunet_dtc.architectures.selective_scan import BACKEND_VARIABLE, scan_backend, why_no_kernel
+        from nnunet_dtc.architectures.selective_scan import BACKEND_VARIABLE, TITLES, scan_backend, why_no_kernel
     except ImportError:  # the missing package is reported above
         return
     subject, variable = "selective scan", os.environ.get(BACKEND_VARIABLE)
-    forced = f", forced by {BACKEND_VARIABLE}" if variable in ("torch", "mamba_ssm") else ""
+    forced = f", forced by {BACKEND_VARIABLE}" if variable in TITLES else ""
     try:
         name = scan_backend("cuda")
     except (ValueError, ImportError) as error:
         yield Finding(subject, "wrong", str(error), f"unset {BACKEND_VARIABLE}, or choose another")
         return
-    if name == "mamba_ssm":
-        yield Finding(subject, "ok", f"on cuda: mamba-ssm's kernel{forced}")
-    elif forced:
-        yield Finding(subject, "ok", f"on cuda: PyTorch{forced}")
+    if name != "torch" or forced:
+        yield Finding(subject, "ok", f"on cuda: {TITLES[name]}{forced}")
     else:
-        yield Finding(subject, "note", "on cuda: PyTorch", f"for the kernel: {why_no_kernel()}")
+        yield Finding(subject, "note", "on cuda: PyTorch, which is slow", f"for a kernel: {why_no_kernel()}")
 
 
 def examine_folders() -> Iterator[Finding]:
