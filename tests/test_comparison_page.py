@@ -267,7 +267,7 @@ def test_a_metric_that_is_registered_is_shown_in_its_own_unit_and_direction(monk
     assert (entry["mean"], entry["better"], entry["worse"]) == (-4.5, 8, 0)
 
 
-def test_the_verdict_says_no_more_than_interval_and_test(ct, photos, ct_page, photo_page):
+def test_the_verdict_follows_from_interval_and_test(ct, photos, ct_page, photo_page):
     assert "2 cases are too few for a conclusion: the test needs 6." in Parsed(ct_page).text
     row = photos.differences.query("metric == 'dice' and organ == '' and model == @C").iloc[0]
     text = Parsed(photo_page).text
@@ -304,7 +304,7 @@ def test_every_verdict(photos, metric, mean, low, high, p, says):
     assert says in Parsed(render_page(small)).text
 
 
-def test_noise_is_said_where_it_is_known(ct, ct_page, photo_page):
+def test_noise_is_reported_where_it_is_known(ct, ct_page, photo_page):
     text = Parsed(ct_page).text
     for sentence in noise_sentences(ct.noise, {A: 2, B: 2}):
         assert re.sub(r"\s+", " ", sentence) in text
@@ -353,7 +353,7 @@ def test_what_is_not_known_is_a_dash_and_not_an_error(ct):
         ),
     ],
 )
-def test_who_predicted_is_said_as_it_was(ct, kind, folds, given, expected):
+def test_the_facts_name_who_predicted(ct, kind, folds, given, expected):
     models = tuple(
         dataclasses.replace(model, folds=folds, checkpoint="predictions were given" if model.name in given else "x.pth")
         for model in ct.models
@@ -410,7 +410,7 @@ def test_ids_are_unique_and_links_lead_somewhere(ct_page):
     assert set(links) <= set(ids)
 
 
-def test_every_figure_and_table_says_what_it_is(ct, ct_page):
+def test_every_figure_and_table_has_a_label(ct, ct_page):
     parsed = Parsed(ct_page)
     pictures = parsed.attributes("img")
     assert len(pictures) == len(ct.pictures)

@@ -126,7 +126,7 @@ def test_unfinished_validation(folders):
 
 
 def test_a_fold_beyond_the_splits_has_a_random_split(folders):
-    """nnU-Net draws 80:20 for it, so that its cases are validated in other folds, too."""
+    """nnU-Net draws 80:20 for it, so that its cases are validated in other folds as well."""
     folds = {**FOLDS, 2: ("case_b", "case_g")}
     a, b = (folders.train(name, folds=folds) for name in ("nnUNetTrainer", "nnUNetTrainerDTC"))
     folders.write_splits(FOLDS)
@@ -441,7 +441,7 @@ def test_names_are_shown_without_what_all_end_in(folders):
 
 
 def test_a_training_step_knows_no_epochs(folders):
-    """What `complexity` measured for the plain name holds for a shorter training, too; another optimizer is another."""
+    """What `complexity` measured for the plain name holds for shorter trainings, but not for another optimizer."""
     steps = [models.read_training(folders.train(name)).same_step for name in (
         "nnUNetTrainerDTC_RF4_5epochs_NoMirroring_rep2", "nnUNetTrainerDTC_Adam1en3_5epochs", "nnUNetTrainerDA5",
         "nnUNetTrainerUNetDTC_paper2d_5epochs_rep2",

@@ -89,8 +89,8 @@ def test_paired_differences_leave_out_infinite_ones_on_both_sides(scores):
 
 @pytest.fixture
 def invented():
-    """The labels of a and b have no spleen: A leaves it empty, B and C invent it in a, C in b, too. All livers are
-    alike. The liver's NSD of A in case b is not known, since its surface touches voxels to ignore everywhere."""
+    """The labels of a and b have no spleen: A leaves it empty, B and C predict it in a, C also in b. All livers are
+    alike. The liver's NSD of A in case b is not known, since its surface touches the ignore label everywhere."""
     nan, inf = math.nan, math.inf
     empty, wrong, liver = (nan, nan, nan), (0.0, 0.0, inf), (0.8, 0.6, 4.0)
     rows = [
@@ -219,7 +219,7 @@ def test_wilcoxon_is_the_exact_count_of_sign_patterns():
     assert statistics.wilcoxon_p(values) == pytest.approx(expected)
 
 
-def test_wilcoxon_says_nothing_of_five_pairs_and_one_of_equal_ones():
+def test_wilcoxon_p_of_few_and_of_equal_pairs():
     assert math.isnan(statistics.wilcoxon_p(np.arange(1.0, 6)))
     assert statistics.wilcoxon_p(np.arange(1.0, 7)) == pytest.approx(2 / 2**6)
     assert statistics.wilcoxon_p(np.zeros(8)) == 1
@@ -326,7 +326,7 @@ def test_a_repeat_that_is_rightly_empty_is_no_noise_of_its_own():
     assert row["p_noise"] == pytest.approx(stats.ttest_ind(b, a).pvalue)
 
 
-def test_the_sentence_says_how_weak_two_trainings_a_side_are():
+def test_the_sentence_reports_how_weak_an_estimate_from_two_trainings_is():
     """Two degrees of freedom: the 95 % interval of a standard deviation reaches from 0.52 to 6.28 times."""
     means = {"A": [0.70, 0.74], "B": [0.80, 0.83]}
     sentence = noise_sentences(noise_of(means), trainings(means))[0]

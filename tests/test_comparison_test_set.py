@@ -102,9 +102,9 @@ class WithHeldOut(Folders):
         return [json.loads(line) for line in (self.root / "calls.txt").read_text().splitlines()]
 
     def compare(self, output, progress=None, **options):
-        told = []
+        commands = []
         plan = plan_comparison(self.models, Options(processes=1, device="cpu", **{"kind": "test", **options}))
-        return compare(plan, output, progress, told.append), told
+        return compare(plan, output, progress, commands.append), commands
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def means(result, metric="dice"):
 
 def test_the_ensemble_is_predicted_once(folders, tmp_path):
     out = tmp_path / "out"
-    result, told = folders.compare(out)
+    result, commands = folders.compare(out)
     assert result.kind == "test"
     mean, deviation = means(result)
     for trainer in TRAINERS:
@@ -138,8 +138,8 @@ def test_the_ensemble_is_predicted_once(folders, tmp_path):
         assert np.isnan(deviation[trainer])
     assert result.scores["fold"].isna().all()
     calls = folders.calls()
-    assert len(calls) == len(told) == 2
-    for call, line, model in zip(calls, told, folders.models, strict=True):
+    assert len(calls) == len(commands) == 2
+    for call, line, model in zip(calls, commands, folders.models, strict=True):
         assert call[:3] == ["nnUNetv2_predict_from_modelfolder", "-m", str(model)]
         for option, values in (("-f", ["0", "1"]), ("-chk", ["checkpoint_final.pth"]), ("-device", ["cpu"])):
             place = call.index(option)
@@ -157,9 +157,9 @@ def test_the_ensemble_is_predicted_once(folders, tmp_path):
     folders.compare(out)  # the same again
     assert len(folders.calls()) == 2
     folders.write_checkpoint(folders.models[1], 1, small_plans(), epochs=4)
-    _, told = folders.compare(out)
+    _, commands = folders.compare(out)
     assert len(folders.calls()) == 3
-    assert "nnUNetTrainer/ensemble is used again" in told[0]
+    assert "nnUNetTrainer/ensemble is used again" in commands[0]
     assert str(folders.models[1]) in folders.calls()[-1]
     (out / "predictions" / TRAINERS[0] / "ensemble" / "test_3.nii.gz").unlink()
     folders.compare(out)
@@ -241,14 +241,14 @@ def test_what_somebody_else_put_there_stays(folders, tmp_path):
 
 def test_given_predictions(folders, tmp_path):
     given = {trainer: folders.answers / trainer / "0" for trainer in TRAINERS}
-    result, told = folders.compare(tmp_path / "out", predictions=given)
-    assert told == []
+    result, commands = folders.compare(tmp_path / "out", predictions=given)
+    assert commands == []
     assert [model.folds for model in result.models] == [(), ()]
     mean, _ = means(result)
     assert mean["nnUNetTrainerDTC"] == pytest.approx(folders.mean_dice("nnUNetTrainerDTC", "0"))
     assert any("It is not known which folds and checkpoints they were made with" in line for line in result.sentences)
-    result, told = folders.compare(tmp_path / "out", predictions={TRAINERS[1]: given[TRAINERS[1]]})
-    assert len(told) == 1
+    result, commands = folders.compare(tmp_path / "out", predictions={TRAINERS[1]: given[TRAINERS[1]]})
+    assert len(commands) == 1
     assert [model.folds for model in result.models] == [(0, 1), ()]
 
 

@@ -52,7 +52,7 @@ def run(*arguments):
 
 def compared(*folders, **options):
     plan = plan_comparison(folders, Options(processes=1, **options))
-    return compare(plan, plan.first.folder.parent / "out")
+    return compare(plan, plan.first.path.parent / "out")
 
 
 def case_dice(folders, model, case, organ):
@@ -233,7 +233,7 @@ def test_without_checkpoints_the_scores_are_compared_all_the_same(folders):
     assert "no training log, of nnUNetTrainerDTC fold 0, nnUNetTrainerDTC fold 1" in text
 
 
-def test_an_absent_organ_is_counted_and_said(folders):
+def test_an_absent_organ_is_counted_and_reported(folders):
     vanilla, other = folders.train("nnUNetTrainer", seed=1), folders.train("nnUNetTrainerDTC", seed=2)
     file = other / "fold_0" / "validation" / "case_a.nii.gz"
     array = read_image(file)
@@ -247,7 +247,7 @@ def test_an_absent_organ_is_counted_and_said(folders):
     assert result.differences["n"].max() == len(CASES)
 
 
-def test_an_invented_organ_is_counted_and_said(folders):
+def test_an_invented_organ_is_counted_and_reported(folders):
     label = folders.label("case_e")
     label[label == 2] = 0
     write_image(folders.gt / "case_e.nii.gz", label)
@@ -285,14 +285,14 @@ def test_an_invented_organ_is_counted_and_said(folders):
     assert f"The mean paired difference is therefore not the difference of the means: {expected}" in text
 
 
-def test_where_all_is_counted_nothing_is_said_of_empty_organs(folders):
+def test_empty_organs_are_not_mentioned_where_there_are_none(folders):
     result = compared(folders.train("nnUNetTrainer", seed=1), folders.train("nnUNetTrainerDTC", seed=2))
     assert not any("empty" in sentence for sentence in result.sentences)
     assert (result.differences["counted_as_1"] == 0).all()
 
 
 @pytest.mark.parametrize("known", [{0: FOLDS[0]}, None])
-def test_what_the_folds_were_checked_against_is_said_as_it_was(folders, known):
+def test_what_the_folds_were_checked_against_is_reported(folders, known):
     """Fold 1 is not in the file: it is the same for both models, and no more is known of it."""
     file = folders.preprocessed / DATASET / "splits_final.json"
     folders.write_splits(known) if known else file.unlink()
@@ -304,7 +304,7 @@ def test_what_the_folds_were_checked_against_is_said_as_it_was(folders, known):
     assert any(sentence.startswith(same + more) for sentence in result.sentences)
 
 
-def test_pictures_without_images_are_left_out_and_said(folders):
+def test_pictures_without_images_are_left_out_and_reported(folders):
     for file in (folders.raw / DATASET / "imagesTr").iterdir():
         file.unlink()
     result = compared(folders.train("nnUNetTrainer", seed=1), folders.train("nnUNetTrainerDTC", seed=2))
@@ -442,7 +442,7 @@ def move(file, origin, direction=(1.0, 0, 0, 0, 1, 0, 0, 0, 1)):
 
 
 def test_labels_in_another_place_are_compared_by_voxels_and_noted(folders):
-    """nnU-Net has trained on them with a warning; it counted their voxels, as its summary.json says."""
+    """nnU-Net has trained on them with a warning; its summary.json has their numbers of voxels."""
     models = [folders.train(name, share, seed) for seed, (name, share) in enumerate(TWO)]
     expected = compared(*models)
     assert not any("same size and spacing" in sentence for sentence in expected.sentences)

@@ -39,7 +39,7 @@ class _Source:
 
 
 def compare(
-    plan: Plan, output: Path, progress: Progress | None = None, tell: Callable[[str], None] = lambda line: None
+    plan: Plan, output: Path, progress: Progress | None = None, announce: Callable[[str], None] = lambda line: None
 ) -> Comparison:
     """Predict held-out cases where necessary, score all predictions, and compare the models.
 
@@ -47,7 +47,7 @@ def compare(
         plan: what is compared.
         output: the folder in which predictions are written into `predictions`.
         progress: as for `evaluate_pairs`.
-        tell: called with every command before it is run.
+        announce: called with every command before it is run, and with predictions that are used again.
 
     Raises:
         ComparisonError: a checkpoint does not belong to its model, labels or predictions changed, or a command fails.
@@ -59,7 +59,7 @@ def compare(
     options, names = plan.options, [model.name for model in plan.models]
     memory = read_peak_memory(options.complexity, plan.trainings[0]) if options.complexity else {}
     logs = _read_logs(plan, progress)
-    sources = _sources(plan, output, tell, progress)
+    sources = _sources(plan, output, announce, progress)
     scores, metrics, displaced = _score(plan, sources, progress)
     per_fold = options.kind == "test per fold"
     summary = statistics.summarise(scores, metrics, names, per_fold)
@@ -120,7 +120,7 @@ def _read_logs(plan: Plan, progress: Progress | None) -> dict[Training, Training
     return logs
 
 
-def _sources(plan: Plan, output: Path, tell: Callable[[str], None], progress: Progress | None) -> list[_Source]:
+def _sources(plan: Plan, output: Path, announce: Callable[[str], None], progress: Progress | None) -> list[_Source]:
     """The predictions of all trainings. Those of held-out cases are made after their images and labels were checked."""
     options, sources = plan.options, []
     if options.kind == "validation":
@@ -140,13 +140,14 @@ def _sources(plan: Plan, output: Path, tell: Callable[[str], None], progress: Pr
         if name in options.predictions:
             sources.append(_Source(training, None, prediction_files(options.predictions[name], cases, ending)))
             continue
-        test, target = held_out_set(options, training, cases, tell, progress), output / "predictions" / name
+        held_out = held_out_set(options, training, cases, announce, progress)
+        target = output / "predictions" / name
         if options.kind == "test":
-            folder = predict_ensemble(training, plan.folds, options.average, test, target)
+            folder = predict_ensemble(training, plan.folds, options.average, held_out, target)
             sources.append(_Source(training, None, prediction_files(folder, cases, ending)))
         else:
             for fold in plan.folds:
-                folder = predict_fold(training, fold, test, target)
+                folder = predict_fold(training, fold, held_out, target)
                 sources.append(_Source(training, fold, prediction_files(folder, cases, ending)))
     return sources
 

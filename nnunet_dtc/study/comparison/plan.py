@@ -227,7 +227,7 @@ def held_out_set(
     options: Options,
     training: Training,
     cases: tuple[str, ...],
-    tell: Callable[[str], None] = lambda line: None,
+    announce: Callable[[str], None] = lambda line: None,
     progress: Progress | None = None,
 ) -> HeldOutSet:
     """The held-out cases that a training predicts.
@@ -236,7 +236,7 @@ def held_out_set(
         options: their folder of images, the checkpoint and the device.
         training: whose data set it is.
         cases: the cases that have a label.
-        tell, progress: as in `HeldOutSet`.
+        announce, progress: as in `HeldOutSet`.
     """
     images = options.images or environment_folder("nnUNet_raw", "imagesTs") / training.dataset_name / "imagesTs"
-    return HeldOutSet(images, cases, options.checkpoint, options.device, tell, progress)
+    return HeldOutSet(images, cases, options.checkpoint, options.device, announce, progress)

@@ -44,7 +44,7 @@ LOG_LINES = 15
 WATCHED_EVERY_S = 1.0
 _FORMAT = 1
 
-Tell = Callable[[str], None]
+Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class HeldOutSet:
         cases: the cases that have a label and must be predicted.
         checkpoint: the file name of the checkpoints, the same for all models.
         device: `cuda`, `cpu` or `mps`.
-        tell: called with every command before it is run.
+        announce: called with every command before it is run, and with predictions that are used again.
         progress: called with the step, the number of images predicted and their total, while a command predicts.
     """
 
@@ -64,7 +64,7 @@ class HeldOutSet:
     cases: tuple[str, ...]
     checkpoint: str
     device: str
-    tell: Tell
+    announce: Announce
     progress: Progress | None = None
 
 
@@ -166,7 +166,7 @@ def _make(
     folder: Path, record: Mapping[str, Any], held_out: HeldOutSet, ending: str, make: Callable[[Path, HeldOutSet], None]
 ) -> Path:
     if _is_made_from(folder, record, held_out.cases, ending):
-        held_out.tell(f"{folder} is used again: it was made from the same checkpoints and images")
+        held_out.announce(f"{folder} is used again: it was made from the same checkpoints and images")
         return folder
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     for old in (folder, unfinished):
@@ -197,7 +197,7 @@ def _predicting(training: Training, folds: Sequence[int], *more: str) -> Callabl
             if held_out.progress:
                 held_out.progress(step, sum(file.is_file() for file in files), len(files))
 
-        _run([*command, "--disable_progress_bar", *more], _log_of(folder), held_out.tell, watch)
+        _run([*command, "--disable_progress_bar", *more], _log_of(folder), held_out.announce, watch)
 
     return make
 
@@ -212,7 +212,7 @@ def _averaging_softmax(training: Training, folds: Sequence[int]) -> Callable[[Pa
             part.mkdir()
             predict = _predicting(training, [fold], "--save_probabilities")
             predict(part, held_out)
-        _run(["nnUNetv2_ensemble", "-i", *map(str, parts), "-o", str(folder)], _log_of(folder), held_out.tell)
+        _run(["nnUNetv2_ensemble", "-i", *map(str, parts), "-o", str(folder)], _log_of(folder), held_out.announce)
         for part in parts:
             shutil.rmtree(part)
 
@@ -224,14 +224,14 @@ def _log_of(folder: Path) -> Path:
     return folder.parent / f"{folder.name.removesuffix('.unfinished')}.log"
 
 
-def _run(command: Sequence[str], log: Path, tell: Tell, watch: Callable[[], None] = lambda: None) -> None:
+def _run(command: Sequence[str], log: Path, announce: Announce, watch: Callable[[], None] = lambda: None) -> None:
     """Run a command of nnU-Net, with its output in a file; ``watch`` is called once a second. If this process ends
     before, the command and its worker processes are ended as well.
 
     Raises:
         ComparisonError: the command fails; the message has the last lines of its output.
     """
-    tell(f"{shlex.join(command)} > {log}")
+    announce(f"{shlex.join(command)} > {log}")
     with log.open("a", encoding="utf-8") as output:
         output.write(f"$ {shlex.join(command)}\n")
         output.flush()

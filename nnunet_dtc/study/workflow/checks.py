@@ -135,7 +135,6 @@ def _check_cases(
     progress: Progress | None,
 ) -> None:
     from nnunet_dtc.study.comparison.held_out_checks import check_held_out
-    from nnunet_dtc.study.comparison.plan import Options
     from nnunet_dtc.study.evaluation import find_reader
     from nnunet_dtc.study.evaluation.labels import labels_from_dataset_json
 
@@ -143,5 +142,5 @@ def _check_cases(
         raise StudyError(f"labels without an image in {files.raw}: {', '.join(missing[:6])}")
     labels = labels_from_dataset_json(files.raw / "dataset.json")[0]
     reader = find_reader(files.dataset_json["file_ending"], None, files.dataset_json, files.plans)
-    options = Options(processes=1 if len(references) < _FEW_CASES else None)
-    check_held_out(references, images, labels, reader, options, progress)
+    processes = 1 if len(references) < _FEW_CASES else None
+    check_held_out(references, images, labels, reader, processes=processes, progress=progress)
