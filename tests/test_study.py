@@ -588,7 +588,7 @@ def test_options_write_a_study_and_the_rest_goes_to_snakemake(folders, started, 
     done = CliRunner().invoke(app, [*words, "--", "--jobs", "7", "-k"])
     assert done.exit_code == 0, done.output
     assert started[0][-3:] == ["--jobs", "7", "-k"]
-    assert "1 repetitions x 2 folds = 4 trainings: 4 to do" in " ".join(done.output.split())
+    assert "1 repetition x 2 folds = 4 trainings: 4 to do" in " ".join(done.output.split())
     file = folders.root / "study_998_3d_fullres.yaml"
     assert read_study(file).models == tuple(STUDY["trainers"])
     assert CliRunner().invoke(app, words).exit_code == 0  # the same again

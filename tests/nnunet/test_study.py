@@ -136,7 +136,7 @@ def finished(workspace, dataset, env, study, killed):
 def test_a_dry_run_lists_the_jobs_and_makes_nothing(workspace, dataset, env):
     file = write_study(workspace, "dry", trainers=[VANILLA, DTC], folds="0-1", repetitions=1)
     printed = workspace.run("nnunet-dtc", "study", file, "--dry-run", env=env)
-    assert "2 models x 1 repetitions x 2 folds = 4 trainings: 4 to do" in printed
+    assert "2 models x 1 repetition x 2 folds = 4 trainings: 4 to do" in printed
     assert re.search(r"^train +4$", printed, re.MULTILINE)
     assert not list(workspace.results.rglob("*.pth"))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from nnunet_dtc.study.workflow.index_page import duration
 from nnunet_dtc.study.workflow.model_files import StudyFiles
-from nnunet_dtc.study.workflow.status import TrainingStatus, read_status, seconds_per_epoch, summary_line
+from nnunet_dtc.study.workflow.status import TrainingStatus, counted, read_status, seconds_per_epoch, summary_line
 
 __all__ = ["drop_outdated_stamps", "forecast"]
 
@@ -16,7 +16,8 @@ def forecast(files: StudyFiles) -> list[str]:
     study, trainings = files.study, read_status(files)
     lines = [
         f"{files.dataset}, {study.configuration}, {study.plans}, on {study.device}; files in {study.folder}",
-        f"{len(study.models)} models x {study.repetitions} repetitions x {len(study.folds)} folds = "
+        f"{counted(len(study.models), 'model')} x {counted(study.repetitions, 'repetition')} x "
+        f"{counted(len(study.folds), 'fold')} = "
         f"{summary_line(trainings)}",
         _time(trainings, seconds_per_epoch(files)),
     ]

@@ -20,14 +20,12 @@ from nnunet_dtc.files import write_whole
 from nnunet_dtc.plugin.nnunet_files import check_plans, read_json
 from nnunet_dtc.study.processes import guarded
 from nnunet_dtc.study.workflow.definition import StudyError
-from nnunet_dtc.study.workflow.machine import Lock, device_of_its_own
+from nnunet_dtc.study.workflow.machine import Lock, device_of_its_own, scheduler_job
 from nnunet_dtc.study.workflow.model_files import CHECKPOINTS, StudyFiles
 from nnunet_dtc.study.workflow.nnunet_commands import PLANNERS, label_files, program
 from nnunet_dtc.study.workflow.status import HEARTBEAT_S, JobNote, note_file
 
 __all__ = ["compare", "predict", "preprocess", "train", "validate"]
-
-_SCHEDULERS = ("SLURM_JOB_ID", "LSB_JOBID", "PBS_JOBID")
 
 
 def preprocess(files: StudyFiles) -> None:
@@ -141,7 +139,7 @@ class _Job:
         self.files = files
         self.file = note_file(files.study, *name)
         self.log = files.study.folder.joinpath("logs", *name).with_suffix(".txt")
-        scheduler = next((f"job {os.environ[key]}" for key in _SCHEDULERS if os.environ.get(key)), "")
+        scheduler = f"job {number}" if (number := scheduler_job()) else ""
         host = socket.gethostname()
         self.note = JobNote(" ".join(name), "running", host, os.getpid(), scheduler, str(self.log), 0.0)
         self.descriptors: list[int] = []
@@ -264,24 +262,32 @@ def _workers(device: str) -> dict[str, str]:
 
 def _is_preprocessed(files: StudyFiles) -> bool:
     """Whether all cases are there, and the copies of their labels, with which nnU-Net validates."""
-    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
-    study, ending = files.study, files.dataset_json["file_ending"]
-    configuration = files.plans["configurations"][study.configuration]
-    data = files.preprocessed / configuration.get("data_identifier", f"{study.plans}_{study.configuration}")
-    there = {file.stem for file in data.glob("*.pkl")}  # of each case, nnU-Net writes the .pkl last
-    if not (files.raw / "labelsTr").is_dir():
+    there = {file.stem for file in files.data_folder().glob("*.pkl")}  # of each case, nnU-Net writes the .pkl last
+    if not (files.raw / "labelsTr").is_dir() and "dataset" not in files.dataset_json:
         return bool(there)
-    cases = get_filenames_of_train_images_and_targets(str(files.raw), files.dataset_json)
-    copies = files.preprocessed / "gt_segmentations"
-    return cases.keys() <= there and all(_same_size(copies / f"{c}{ending}", cases[c]["label"]) for c in cases)
+    copies, ending = files.preprocessed / "gt_segmentations", files.dataset_json["file_ending"]
+    labels = _training_labels(files, ending)
+    return labels.keys() <= there and all(_same_size(copies / f"{case}{ending}", labels[case]) for case in labels)
 
 
-def _same_size(copy: Path, label: str) -> bool:
+def _training_labels(files: StudyFiles, ending: str) -> dict[str, Path]:
+    """The label of each training case, by nnU-Net's rules: those that dataset.json lists, else those of imagesTr.
+
+    nnU-Net's own function forks processes for this, which can wait for ever in a process that handles signals.
+    """
+    if "dataset" in files.dataset_json:
+        listed = files.dataset_json["dataset"].items()
+        return {case: files.raw / os.path.expandvars(entry["label"]) for case, entry in listed}
+    images = (files.raw / "imagesTr").glob(f"*_0000{ending}")
+    cases = (image.name.removesuffix(f"_0000{ending}") for image in images)
+    return {case: files.raw / "labelsTr" / f"{case}{ending}" for case in cases}
+
+
+def _same_size(copy: Path, label: Path) -> bool:
     """Remove a copy that was cut off: being newer than its label, nnU-Net would keep it."""
     if not copy.is_file():
         return False
-    same = copy.stat().st_size == Path(label).stat().st_size
+    same = copy.stat().st_size == label.stat().st_size
     if not same:
         copy.unlink()
     return same
@@ -290,8 +296,7 @@ def _same_size(copy: Path, label: str) -> bool:
 def _write_split(files: StudyFiles) -> None:
     from nnunet_dtc.study.datasets.splits import five_folds, write_splits
 
-    configuration = read_json(files.plans_file)["configurations"][files.study.configuration]
-    data = files.preprocessed / configuration["data_identifier"]
+    data = files.data_folder()
     cases = [file.stem for file in data.glob("*.pkl")]
     if not cases:
         raise StudyError(f"nnU-Net preprocessed no case into {data}")

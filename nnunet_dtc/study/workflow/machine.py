@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["Lock", "device_of_its_own", "visible_gpus"]
+__all__ = ["Lock", "device_of_its_own", "scheduler_job", "visible_gpus"]
 
 RETRY_S = 2.0
+_JOB_VARIABLES = ("SLURM_JOB_ID", "LSB_JOBID", "PBS_JOBID")
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # some network file systems
 
 
@@ -66,6 +67,11 @@ class Lock:
             lock.release()
 
 
+def scheduler_job() -> str:
+    """The number of the scheduler's job that this process is in; "" for none."""
+    return next((value for name in _JOB_VARIABLES if (value := os.environ.get(name))), "")
+
+
 def visible_gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -105,14 +111,13 @@ def device_of_its_own(device: str, tell: Callable[[str], None]) -> Iterator[tupl
 def _names(device: str) -> list[str]:
     if device == "cuda":
         return visible_gpus()
-    if device == "cpu" and hasattr(os, "sched_getaffinity"):
+    if device == "cpu" and hasattr(os, "sched_getaffinity") and not scheduler_job():  # which gives cores itself
         return list(map(str, sorted(os.sched_getaffinity(0))))
     return []
 
 
 def _first_free(device: str, names: Sequence[str], tell: Callable[[str], None]) -> tuple[Lock, str]:
-    job = next((os.environ[name] for name in ("SLURM_JOB_ID", "LSB_JOBID", "PBS_JOBID") if os.environ.get(name)), "0")
-    folder = Path(tempfile.gettempdir(), f"nnunet_dtc_devices_{os.getuid()}", job)
+    folder = Path(tempfile.gettempdir(), f"nnunet_dtc_devices_{os.getuid()}", scheduler_job() or "none")
     told = False
     while True:
         for name in names:

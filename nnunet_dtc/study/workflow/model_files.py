@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_dtc.plugin.model_folder import dataset_name, model_path
-from nnunet_dtc.plugin.nnunet_files import check_plans, check_splits, read_json
+from nnunet_dtc.plugin.nnunet_files import check_plans, check_splits, read_json, resolved_configuration
 from nnunet_dtc.study.workflow.definition import Study, StudyError
 
 __all__ = ["CHECKPOINTS", "StudyFiles"]
@@ -69,6 +69,12 @@ class StudyFiles:
         splits = read_json(file)
         check_splits(splits, file)
         return splits
+
+    def data_folder(self) -> Path:
+        """The preprocessed cases; the plans must be there."""
+        plans, configuration = read_json(self.plans_file), self.study.configuration
+        resolved = resolved_configuration(plans, configuration, self.plans_file)
+        return self.preprocessed / resolved.get("data_identifier", f"{self.study.plans}_{configuration}")
 
     def model_folder(self, trainer: str) -> Path:
         return self.study.results / model_path(self.dataset, trainer, self.study.plans, self.study.configuration)

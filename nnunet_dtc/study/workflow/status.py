@@ -26,6 +26,7 @@ __all__ = [
     "HEARTBEAT_S",
     "JobNote",
     "TrainingStatus",
+    "counted",
     "epochs_of",
     "failed_jobs",
     "note_file",
@@ -197,7 +198,14 @@ def seconds_per_epoch(files: StudyFiles) -> dict[str, float]:
 def summary_line(trainings: Sequence[TrainingStatus]) -> str:
     """Such as "30 trainings: 12 finished, 2 training, 16 to do"."""
     count = Counter(training.state for training in trainings)
-    return f"{len(trainings)} trainings: " + ", ".join(f"{count[state]} {state}" for state in STATES if count[state])
+    return f"{counted(len(trainings), 'training')}: " + ", ".join(
+        f"{count[state]} {state}" for state in STATES if count[state]
+    )
+
+
+def counted(number: int, noun: str) -> str:
+    """Such as "1 fold" or "5 folds"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _training(files: StudyFiles, trainer: str, fold: int) -> TrainingStatus:
