@@ -63,6 +63,7 @@ def snakemake_command(study: Study, profile: str, more: Sequence[str]) -> list[s
         more: options for Snakemake, which override those of the profile.
     """
     command = [find_snakemake(), "--snakefile", str(SNAKEFILE), "--configfile", str(study.file)]
+    command += ["--directory", str(study.folder)]  # where Snakemake keeps its own files
     command += ["--workflow-profile", str(SNAKEFILE.parent / "profiles" / profile), "--nolock"]
     if study.device == "cuda" and is_on_this_machine(profile, more) and "--resources" not in more:
         command += ["--resources", f"gpu={len(visible_gpus())}"]
