@@ -13,31 +13,33 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from nnunet_dtc.ops.backends import cuda, triton_kernels  # noqa: E402
 
-SHAPE = {"SD": 1, "SH": 2, "SW": 2, "AXES": 3, "BC": cuda.CHANNELS}
-SAMPLES = SHAPE | {"BM": cuda.SAMPLES}
-KERNELS = {  # constants, and the maps that are float32 in any case
-    "forward_kernel": (SAMPLES | {"WEIGHTED": True, "HAS_BASE": True}, ()),
-    "coords_kernel": (SAMPLES | {"WEIGHTED": True, "COORDS": True, "POSITIONS": True}, ("positions",)),
+SHAPE = {"SD": 1, "SH": 2, "SW": 2, "AXES": 3}
+SAMPLES = SHAPE | {"BM": cuda.SAMPLES, "BC": cuda.CHANNELS}
+KERNELS = {  # constants, the maps that are float32 in any case, and warps
+    "forward_kernel": (SAMPLES | {"WEIGHTED": True, "HAS_BASE": True}, (), 1),
+    "coords_kernel": (SAMPLES | {"WEIGHTED": True, "COORDS": True, "POSITIONS": True}, ("positions",), 1),
     "gather_kernel": (
-        SHAPE | {"BM": cuda.VOXELS, "LEAD_D": 1, "LEAD_H": 2, "LEAD_W": 2, "REACH_D": 3, "REACH_H": 6, "REACH_W": 6},
+        SHAPE | {"EZ": 1, "EY": 1, "EX": 1, "SLOTS": 2, "ROLLED": True, "BX": cuda.TILE // 2, "BC": cuda.TILE_CHANNELS},
         ("positions",),
+        cuda.TILE_CHANNELS // cuda.CHANNELS,
     ),
-    "scatter_kernel": (SAMPLES, ("positions", "grad_value")),
+    "scatter_kernel": (SAMPLES, ("positions", "grad_value"), 1),
 }
-IN_2D = {"AXES": 2, "SD": 1, "D": 1, "LEAD_D": 0, "REACH_D": 1}
+IN_2D = {"AXES": 2, "SD": 1, "D": 1, "EZ": 0}
 OTHERWISE = {  # a size of one is a constant for Triton, as every integer of that value
-    "one slice": {"D": 1},
-    "one row": {"H": 1},
-    "one column": {"W": 1},
-    "one voxel and channel": {"C": 1, "D": 1, "H": 1, "W": 1},
+    "one slice": {"D": 1, "EZ": 0},
+    "one row": {"H": 1, "EY": 0, "ROLLED": False},
+    "one column": {"W": 1, "EX": 0},
+    "one voxel and channel": {"C": 1, "D": 1, "H": 1, "W": 1, "EZ": 0, "EY": 0, "EX": 0, "ROLLED": False},
     "2D": IN_2D,
-    "2D, one pixel": IN_2D | {"H": 1, "W": 1},
+    "2D, one pixel": IN_2D | {"H": 1, "W": 1, "EY": 0, "EX": 0, "ROLLED": False},
     "without weight": {"WEIGHTED": False},
     "without base": {"HAS_BASE": False},
     "coordinates alone": {"POSITIONS": False},
     "value alone": {"COORDS": False},
-    "strides of one and three": {"SD": 1, "SH": 1, "SW": 3},
-    "few channels": {"BC": 16},
+    "strides of one and three": {"SD": 1, "SH": 1, "SW": 3, "SLOTS": 4, "BX": cuda.TILE // 4},
+    "longer shifts": {"EZ": 2, "EY": 2, "EX": 2, "ROLLED": False},
+    "rows one by one": {"ROWS": 1},
 }
 MAPS = ("out", "base", "value", "coords", "grad", "grad_value", "grad_coords", "positions")
 
@@ -46,7 +48,7 @@ def compiled(name, dtype, architecture, changes=None):
     kernel = getattr(triton_kernels, name)
     if not isinstance(kernel, triton.JITFunction):
         pytest.skip("Triton interprets here")
-    constants, always_float32 = KERNELS[name]
+    constants, always_float32, warps = KERNELS[name]
     constants = constants | {key: value for key, value in (changes or {}).items() if key in kernel.arg_names}
     signature, divisible = {}, {}
     for place, argument in enumerate(kernel.arg_names):
@@ -60,7 +62,7 @@ def compiled(name, dtype, architecture, changes=None):
             if argument == "P":  # the pitch is a multiple of 16, which Triton sees when it is called
                 divisible[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=divisible)
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32))
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": warps})
 
 
 @pytest.mark.parametrize("architecture", [80, 90])

@@ -12,6 +12,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_dtc._version import __version__
 from nnunet_dtc.architectures.padding import padding_note
 from nnunet_dtc.architectures.patch_size import check_planned
+from nnunet_dtc.ops import backends
+from nnunet_dtc.ops.dtc import is_dtc
 from nnunet_dtc.trainers.names import DEFAULT_EPOCHS, TrainerName
 
 
@@ -45,9 +47,15 @@ class NamedTrainer(nnUNetTrainer):
         self.print_to_log_file(f"nnunet-dtc {__version__}: {type(self).__name__} is {self.spec!r}")
 
     def initialize(self) -> None:
-        """Initialise as nnU-Net does, after patch and batch size are checked."""
+        """Initialise as nnU-Net does, after patch and batch size are checked.
+
+        The ranks of a distributed training agree on the backend of DTC before, and the log names it.
+        """
         self.check_patch(self.configuration_manager)
+        backends.agree_across_ranks(self.device)
         super().initialize()
+        if deformations := [block.deformation for block in self.network.modules() if is_dtc(block)]:
+            self.print_to_log_file(backends.backend_note(self.device, deformations))
 
     @classmethod
     def check_patch(cls, configuration: ConfigurationManager) -> None:

@@ -7,16 +7,16 @@
 =============  ==================  =====================================================================
 
 The backend is chosen by the device of the tensors and by what is installed. The environment variable
-``NNUNET_DTC_BACKEND`` or :func:`use_backend` force one by its name. Shifts without a bound (table 4's rows without
-tanh or without sigmoid) are the reference's in any case. All give the same numbers, up to round-off, and the same
-gradient at voxel centres, where linear interpolation is not differentiable.
+``NNUNET_DTC_BACKEND`` or :func:`use_backend` force one by its name. On CUDA, shifts without a bound (table 4's rows
+without tanh or without sigmoid, and DySample) are always computed by the reference. All give the same numbers, up to
+round-off, and the same gradient at voxel centres, where linear interpolation is not differentiable.
 """
 
 import functools
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,14 +24,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_dtc.ops.backends import reference
+from nnunet_dtc.ops import self_check
+from nnunet_dtc.ops.backends import check_cases, reference
 from nnunet_dtc.ops.backends.operators import define
 from nnunet_dtc.ops.deformation import Deformation
 from nnunet_dtc.torch_internals import constant_result
 
-__all__ = ["BACKENDS", "VARIABLE", "Backend", "backend_for", "upsample", "use_backend"]
+__all__ = [
+    "BACKENDS",
+    "VARIABLE",
+    "Backend",
+    "agree_across_ranks",
+    "backend_for",
+    "backend_note",
+    "upsample",
+    "use_backend",
+]
 
 VARIABLE = "NNUNET_DTC_BACKEND"
+OLDEST_GPU = (7, 0)  # compute capability for which Triton and its atomic additions are made
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,8 @@ class Backend:
         name: as users give it.
         device: the type of device that it is for; None for every.
         operator: ``(base, value, coords, stride, receptive_field, offset, weight) -> Tensor``.
-        why_not: why it cannot be used here, None where it can; asked once.
+        why_not: why it cannot be used here, None where it can. For Triton the first call checks the kernels on the
+            current device, see :mod:`nnunet_dtc.ops.self_check`.
     """
 
     name: str
@@ -77,39 +89,66 @@ def _numba_is_missing() -> str | None:
 
 @functools.cache
 def _triton_is_missing() -> str | None:
+    """Why Triton's kernels cannot even be tried in this process."""
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         return "torch sees no CUDA device"
     try:
         importlib.import_module("nnunet_dtc.ops.backends.cuda")
     except ModuleNotFoundError as error:
-        return f"{error.name} is not installed: pip install triton"
+        return f"{error.name} is not installed{'' if os.name == 'nt' else ': pip install triton'}"
     except Exception as error:
-        return f"Triton cannot be used: {error}"
-    if not torch.cuda.is_available():
-        return None  # the interpreter
-    return importlib.import_module("nnunet_dtc.ops.backends.cuda").why_not()
+        return f"Triton cannot be used: {self_check.first_line(error)}"
+    return None
 
 
-BACKENDS: dict[str, Backend] = {
-    backend.name: backend
-    for backend in (
-        Backend("reference", None, define("reference", reference.forward, reference.backward), lambda: None),
-        Backend(
-            "numba",
-            "cpu",
-            define("numba", _lazily("cpu", "forward"), _lazily("cpu", "backward")),
-            _numba_is_missing,
-        ),
-        Backend(
-            "triton",
-            "cuda",
-            define("triton", _lazily("cuda", "forward"), _lazily("cuda", "backward")),
-            _triton_is_missing,
-        ),
-    )
-}
-_FASTEST_FIRST = ("triton", "numba", "reference")
-_forced: str | None = None  # by use_backend; the variable is read where this is None
+def _triton_is_unusable() -> str | None:
+    """Why Triton's kernels are not used on the current device: they are missing, or have not passed their check."""
+    missing = _triton_is_missing()
+    if missing is not None:
+        return missing
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # Triton's interpreter
+    if device == "cuda" and (reason := _gpu_is_too_old()) is not None:
+        return reason
+    problem = self_check.verdict("triton", device, lambda: check_cases.CASES).problem
+    return None if problem is None else f"Triton's kernels are not used: {problem}. {self_check.describe(device)}"
+
+
+def _gpu_is_too_old() -> str | None:
+    capability = torch.cuda.get_device_capability()
+    if torch.version.hip is None and capability < OLDEST_GPU:
+        return f"the GPU has compute capability {capability[0]}.{capability[1]}, and Triton needs 7.0 or later"
+    return None
+
+
+def agree_across_ranks(device: torch.device) -> None:
+    """Let all ranks of a distributed training choose the same backend; all of them must call this at the same step.
+
+    The nnU-Net trainers of this package do when they are initialised. If one rank cannot use Triton's kernels, all
+    ranks compute with the reference. Without ``torch.distributed``, or on another device than the kernels', nothing
+    happens.
+    """
+    if BACKENDS["triton"].takes(device.type) or _interprets(BACKENDS["triton"]):
+        self_check.agree_across_ranks("triton", device, BACKENDS["triton"].why_not())
+
+
+def backend_note(device: torch.device, deformations: Iterable[Deformation]) -> str:
+    """A sentence for the log of a training: which backend computes its DTC blocks, and why it is not a faster one.
+
+    Args:
+        device: where the network is.
+        deformations: of its DTC blocks.
+    """
+    bounded = all(deformation.is_bounded for deformation in deformations)
+    name = backend_for(device.type, bounded=bounded).name
+    note = f"DTC is computed by the backend {name!r} on {device.type}"
+    if name != "reference":
+        return note
+    if _forced is not None or os.environ.get(VARIABLE, "").strip():
+        return f"{note}, because it was chosen by {VARIABLE if _forced is None else 'use_backend'}"
+    fast = [backend for backend in BACKENDS.values() if backend.device == device.type]
+    if reasons := [reason for backend in fast if (reason := backend.why_not()) is not None]:
+        return f"{note}: {'; '.join(reasons)}"
+    return note if bounded else f"{note}, because shifts without tanh or without sigmoid have no bound"
 
 
 @contextmanager
@@ -168,9 +207,9 @@ def _choice(forced: str | None, device: str, bounded: bool) -> str:
             for name in _FASTEST_FIRST
             if BACKENDS[name].takes(device) and BACKENDS[name].why_not() is None
         )
-        if device == "cuda" and chosen.name == "reference":
+        if chosen.name == "reference" and BACKENDS["triton"].takes(device):
             _say_slow(BACKENDS["triton"].why_not())
-    if bounded or chosen.name == "reference":
+    if bounded or chosen.name not in _BOUNDED_ONLY:
         return chosen.name
     _say_unbounded(chosen.name)
     return "reference"
@@ -198,7 +237,8 @@ def _say_slow(reason: str | None) -> None:
 @functools.cache
 def _say_unbounded(name: str) -> None:
     warnings.warn(
-        f"DTC without tanh or without sigmoid shifts without a bound: computed by the reference, not by {name}",
+        f"shifts without a bound (DTC without tanh or without sigmoid, DySample) are computed by the reference, not by "
+        f"{name}",
         stacklevel=2,
     )
 

@@ -9,7 +9,8 @@ asks for the same bits there, too; beyond ``MOST_GATHERED_SLOWLY`` that is refus
 import contextlib
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 import triton
@@ -18,12 +19,20 @@ from torch import Tensor
 from nnunet_dtc.ops.backends import reference, triton_kernels
 from nnunet_dtc.ops.backends.volume import Volume
 from nnunet_dtc.ops.deformation import Deformation
+from nnunet_dtc.ops.self_check import describe, first_line
 
 MOST_GATHERED = 256  # samples in reach of a voxel: 108 for stride (1, 2, 2) at RF 2, 216 for (2, 2, 2)
-MOST_GATHERED_SLOWLY = 2**15  # where the same bits are asked for: 4096 at RF 10 for stride (2, 2, 2)
+MOST_GATHERED_SLOWLY = 2**15  # where the same bits are asked for: 2744 at RF 10 for stride (2, 2, 2)
 MOST_CASES = 65535  # of CUDA's grids
-OLDEST = (7, 0)  # compute capability for which Triton and its atomic additions are made
-SAMPLES, VOXELS, CHANNELS = 32, 64, 32  # of one program: as much as its registers hold
+LARGEST = 2**31  # elements of the coordinates of one case: the kernels count them in 32 bits
+
+# What a program has. benchmarks/kernel_cost.py shows the instructions and the registers that this takes.
+SAMPLES, CHANNELS = 32, 16  # one warp
+TILE, TILE_CHANNELS, ROWS = 32, 32, 16  # of the gather: samples side by side, channels (two warps), rows of voxels
+PROGRAMS, FEWEST_ROWS = 1024, 4  # a program of the gather has fewer rows where there would be too few programs
+
+
+_not_compiled: set[tuple[Hashable, ...]] = set()  # variants that the reference computes from now on
 
 
 def forward(
@@ -33,25 +42,20 @@ def forward(
     stride: Sequence[int],
     deformation: Deformation,
 ) -> Tensor:
-    """As :func:`nnunet_dtc.ops.backends.reference.forward`, for shifts with a bound."""
-    if torch.float64 in (value.dtype, coords.dtype, None if base is None else base.dtype):  # exact rather than fast
-        return reference.forward(base, value, coords, stride, deformation)
-    if value.shape[0] > MOST_CASES:
-        parts = zip(_parts(base, value), _parts(value, value), _parts(coords, value), strict=True)
-        return torch.cat([forward(*part, stride, deformation) for part in parts])
-    geometry = Geometry(value, stride, deformation)
-    shape, dtype = (*value.shape[:2], *coords.shape[2:]), value.dtype if base is None else base.dtype
-    out = torch.empty(shape, dtype=dtype, device=value.device)
-    if out.numel() == 0:
-        return out
-    with _on(value.device):
-        triton_kernels.forward_kernel[geometry.sample_grid](
-            out, out if base is None else base.contiguous(), geometry.channels_last(value), coords.contiguous(),
-            *geometry.sizes, *geometry.bounds, *geometry.stride,
-            AXES=geometry.axes, WEIGHTED=geometry.weighted, HAS_BASE=base is not None,
-            BM=SAMPLES, BC=geometry.channel_block,
-        )  # fmt: skip
-    return out
+    """As :func:`nnunet_dtc.ops.backends.reference.forward`, for shifts with a bound.
+
+    A variant of the kernels that does not compile is computed by the reference, with a warning.
+    """
+    arguments = (base, value, coords, stride, deformation)
+    variant = ("forward", *_variant(value, coords, base, stride, deformation))
+    if variant not in _not_compiled and not _is_the_references(value, coords, base):
+        try:
+            return launch_forward(*arguments)
+        except Exception as error:
+            if not is_of_the_compiler(error):
+                raise
+            _give_up(variant, error, value.device)
+    return reference.forward(*arguments)
 
 
 def backward(
@@ -63,43 +67,97 @@ def backward(
     wants_value: bool,
     wants_coords: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """As :func:`nnunet_dtc.ops.backends.reference.backward`, for shifts with a bound."""
-    more = (stride, deformation, wants_value, wants_coords)
-    if torch.float64 in (value.dtype, coords.dtype, grad.dtype):
-        return reference.backward(grad, value, coords, *more)
+    """As :func:`nnunet_dtc.ops.backends.reference.backward`, for shifts with a bound.
+
+    A variant of the kernels that does not compile is computed by the reference, with a warning.
+    """
+    arguments = (grad, value, coords, stride, deformation, wants_value, wants_coords)
+    variant = ("backward", *_variant(value, coords, grad, stride, deformation))
+    if variant not in _not_compiled and not _is_the_references(value, coords, grad):
+        gathers = wants_value and gathers_gradient(Geometry(value, stride, deformation), deformation)
+        try:
+            return launch_backward(*arguments, gathers)
+        except Exception as error:
+            if not is_of_the_compiler(error):
+                raise
+            _give_up(variant, error, value.device)
+    return reference.backward(*arguments)
+
+
+def launch_forward(
+    base: Tensor | None, value: Tensor, coords: Tensor, stride: Sequence[int], deformation: Deformation
+) -> Tensor:
+    """:func:`forward` by the kernels, which may fail to compile."""
     if value.shape[0] > MOST_CASES:
-        parts = zip(_parts(grad, value), _parts(value, value), _parts(coords, value), strict=True)
-        by_value, by_coords = zip(*(backward(*part, *more) for part in parts), strict=True)
-        return torch.cat(by_value) if wants_value else None, torch.cat(by_coords) if wants_coords else None
+        parts = zip(_parts(base, value), _parts(value, value), _parts(coords, value), strict=True)
+        return torch.cat([launch_forward(*part, stride, deformation) for part in parts])
     geometry = Geometry(value, stride, deformation)
-    gathers = wants_value and gathers_gradient(geometry, deformation)
-    grad, coords, on = grad.contiguous(), coords.contiguous(), {"device": value.device}
+    shape, dtype = (*value.shape[:2], *coords.shape[2:]), value.dtype if base is None else base.dtype
+    out = torch.empty(shape, dtype=dtype, device=value.device)
+    if out.numel() == 0:
+        return out
+    with _on(value.device):
+        triton_kernels.forward_kernel[geometry.sample_grid](
+            out, out if base is None else base.contiguous(), geometry.channels_last(value), coords.contiguous(),
+            *geometry.sizes, *geometry.bounds, *geometry.stride,
+            AXES=geometry.axes, WEIGHTED=geometry.weighted, HAS_BASE=base is not None,
+            BM=SAMPLES, BC=CHANNELS, num_warps=1,
+        )  # fmt: skip
+    return out
+
+
+def launch_backward(
+    grad: Tensor,
+    value: Tensor,
+    coords: Tensor,
+    stride: Sequence[int],
+    deformation: Deformation,
+    wants_value: bool,
+    wants_coords: bool,
+    gathers: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """:func:`backward` by the kernels, which may fail to compile; the value's is gathered or added atomically."""
+    if value.shape[0] > MOST_CASES:
+        gradients = [
+            launch_backward(*part, stride, deformation, wants_value, wants_coords, gathers)
+            for part in zip(_parts(grad, value), _parts(value, value), _parts(coords, value), strict=True)
+        ]
+        by_values, all_by_coords = (
+            [each for each in kind if each is not None] for kind in zip(*gradients, strict=True)
+        )
+        return torch.cat(by_values) if wants_value else None, torch.cat(all_by_coords) if wants_coords else None
+    geometry = Geometry(value, stride, deformation)
+    gathers = gathers and wants_value
+    grad, coords = grad.contiguous(), coords.contiguous()
+    on: dict[str, Any] = {"device": value.device}
     low = (value.shape[0], *value.shape[2:], geometry.pitch)  # (N, *S, P)
     written = torch.empty if grad.numel() > 0 else torch.zeros  # without elements no kernel runs
     if gathers:
         by_value = written(low, dtype=value.dtype, **on)
     else:
-        by_value = torch.zeros(low if wants_value else 0, dtype=torch.float32, **on)
-    by_coords = written(coords.shape if wants_coords else 0, dtype=coords.dtype, **on)
+        by_value = torch.zeros(low if wants_value else (0,), dtype=torch.float32, **on)
+    by_coords = written(coords.shape if wants_coords else (0,), dtype=coords.dtype, **on)
     positions = torch.empty(
-        (value.shape[0], geometry.axes, *coords.shape[2:]) if wants_value else 0, dtype=torch.float32, **on
+        (value.shape[0], geometry.axes, *coords.shape[2:]) if wants_value else (0,), dtype=torch.float32, **on
     )
     if grad.numel() > 0:
-        kinds = {"AXES": geometry.axes, "BC": geometry.channel_block}
+        block = {"AXES": geometry.axes, "BM": SAMPLES, "BC": CHANNELS, "num_warps": 1}
         with _on(value.device):
             triton_kernels.coords_kernel[geometry.sample_grid](
                 by_coords, positions, grad, geometry.channels_last(value), coords,
                 *geometry.sizes, *geometry.bounds, *geometry.stride,
-                WEIGHTED=geometry.weighted, COORDS=wants_coords, POSITIONS=wants_value, BM=SAMPLES, **kinds,
+                WEIGHTED=geometry.weighted, COORDS=wants_coords, POSITIONS=wants_value, **block,
             )  # fmt: skip
             if gathers:
-                leads, reaches = zip(*geometry.windows, strict=True)
-                triton_kernels.gather_kernel[geometry.channel_grid(VOXELS)](
-                    by_value, grad, positions, *geometry.sizes, *leads, *reaches, *geometry.stride, BM=VOXELS, **kinds
-                )
+                tile = Tile(geometry)
+                triton_kernels.gather_kernel[tile.grid](
+                    by_value, grad, positions, *geometry.sizes, tile.rows, *geometry.reaches, *geometry.stride,
+                    SLOTS=tile.slots, ROLLED=tile.rolled, AXES=geometry.axes, BX=tile.voxels, BC=tile.channels,
+                    num_warps=tile.channels // CHANNELS,
+                )  # fmt: skip
             elif wants_value:
-                triton_kernels.scatter_kernel[geometry.channel_grid(SAMPLES, samples=True)](
-                    by_value, grad, positions, *geometry.sizes, *geometry.stride, BM=SAMPLES, **kinds
+                triton_kernels.scatter_kernel[geometry.scatter_grid](
+                    by_value, grad, positions, *geometry.sizes, *geometry.stride, **block
                 )
     return (
         # (N, C, *S), strides of channels-last
@@ -109,21 +167,32 @@ def backward(
 
 
 class Geometry(Volume):
-    """The volume, and the kernels' grids and blocks."""
+    """The volume, and how the kernels divide it.
+
+    Attributes:
+        pitch: elements of a voxel in memory, its channels rounded up to whole blocks.
+        reaches: for each of three axes, how many voxels beside its own a sample can touch. The samples of voxel i lie
+            less than half a voxel from its centre, are shifted by the bound at most, and touch voxels less than one
+            voxel away.
+        samples_in_reach: how many samples can touch a voxel.
+    """
 
     def __init__(self, value: Tensor, stride: Sequence[int], deformation: Deformation) -> None:
         super().__init__(value, stride, deformation)
-        self.channel_block = min(CHANNELS, max(16, triton.next_power_of_2(self.channels)))
-        self.pitch = triton.cdiv(self.channels, self.channel_block) * self.channel_block
+        self.pitch = triton.cdiv(self.channels, CHANNELS) * CHANNELS
         self.sizes = (self.channels, self.pitch, *self.extents)
-        self.batch, self.voxels = value.shape[0], math.prod(self.extents)
-        self.samples = self.voxels * math.prod(self.stride)
-        self.sample_grid = (triton.cdiv(self.samples, SAMPLES), self.batch)
-
-    def channel_grid(self, block: int, samples: bool = False) -> tuple[int, int, int]:
-        """Of programs for a block of voxels, or samples, and a block of channels each."""
-        count = self.samples if samples else self.voxels
-        return triton.cdiv(count, block), self.pitch // self.channel_block, self.batch
+        self.batch = value.shape[0]
+        blocks = triton.cdiv(math.prod(self.extents) * math.prod(self.stride), SAMPLES)
+        self.sample_grid = (blocks, self.batch)
+        self.scatter_grid = (blocks, self.pitch // CHANNELS, self.batch)
+        axes = list(zip(self.extents, self.stride, self.bounds, strict=True))
+        self.reaches = tuple(
+            min(math.ceil(1.5 + bound - 1 / (2 * step)) - 1, size - 1) if axis >= 3 - self.axes else 0
+            for axis, (size, step, bound) in enumerate(axes)
+        )
+        self.samples_in_reach = math.prod(
+            min(2 * reach + 1, size) * step for reach, (size, step, _) in zip(self.reaches, axes, strict=True)
+        )
 
     def channels_last(self, value: Tensor) -> Tensor:
         """(N, C, *S) as (N, *S, P) in one block of memory."""
@@ -132,20 +201,32 @@ class Geometry(Volume):
             return rows.contiguous()
         return torch.nn.functional.pad(rows, (0, self.pitch - self.channels)).contiguous()  # it keeps other layouts
 
-    @property
-    def windows(self) -> list[tuple[int, int]]:
-        """For each axis: the samples that can touch voxel i are ``reach`` many, from ``i * stride - lead`` on.
 
-        Sample o lies at (o + 1/2) / stride - 1/2, moves by the bound at most, and touches voxels less than 1 away. No
-        window is longer than what can be seen of the axis from its ends.
-        """
-        windows = [(0, 1)] * (3 - self.axes)
-        missing = len(windows)
-        for size, step, bound in zip(self.extents[missing:], self.stride[missing:], self.bounds[missing:], strict=True):
-            first = max(math.ceil(-(0.5 + bound) * step - 0.5), step - size * step)
-            last = min(math.floor((1.5 + bound) * step - 0.5), size * step - 1)
-            windows.append((-first, last - first + 1))
-        return windows
+class Tile:
+    """What a program of the gather has: voxels side by side, in rows of one slice, and channels.
+
+    Attributes:
+        slots: places for the samples of a voxel along the last axis, its stride rounded up to a power of two.
+        voxels: side by side.
+        rolled: whether the rows above and below are summed at the same time; then each program reads two rows of
+            cells more than it stores.
+        channels: a multiple of ``CHANNELS``.
+        rows: of voxels.
+        grid: of programs.
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        depth, rows, row = geometry.extents
+        self.slots = triton.next_power_of_2(geometry.stride[-1])
+        self.voxels = max(TILE // self.slots, 1)
+        self.rolled = geometry.reaches[1] == 1
+        self.channels = TILE_CHANNELS if geometry.pitch % TILE_CHANNELS == 0 else CHANNELS
+        others = geometry.pitch // self.channels * geometry.batch
+        tiles = triton.cdiv(row, self.voxels) * depth
+        self.rows = ROWS if self.rolled else 1
+        while self.rows > FEWEST_ROWS and tiles * triton.cdiv(rows, self.rows) * others < PROGRAMS:
+            self.rows //= 2
+        self.grid = (tiles * triton.cdiv(rows, self.rows), geometry.pitch // self.channels, geometry.batch)
 
 
 def gathers_gradient(geometry: Geometry, deformation: Deformation) -> bool:
@@ -154,12 +235,11 @@ def gathers_gradient(geometry: Geometry, deformation: Deformation) -> bool:
     Raises:
         RuntimeError: deterministic algorithms were asked for, and the window is too large to be gathered.
     """
-    in_reach = math.prod(reach for _, reach in geometry.windows)
-    if in_reach <= MOST_GATHERED:
+    if geometry.samples_in_reach <= MOST_GATHERED:
         return True
     if not torch.are_deterministic_algorithms_enabled():
         return False
-    if in_reach <= MOST_GATHERED_SLOWLY:
+    if geometry.samples_in_reach <= MOST_GATHERED_SLOWLY:
         return True
     message = (
         f"DTC with receptive field {deformation.receptive_field:g} has no deterministic gradient on CUDA for maps as "
@@ -171,21 +251,44 @@ def gathers_gradient(geometry: Geometry, deformation: Deformation) -> bool:
     return False
 
 
-def why_not() -> str | None:
-    """Why the kernels cannot be used on the current GPU: they are compiled and run once, forward and backward."""
-    capability = torch.cuda.get_device_capability()
-    if torch.version.hip is None and capability < OLDEST:
-        return f"the GPU has compute capability {capability[0]}.{capability[1]}, and Triton needs 7.0 or later"
-    try:
-        value, coords = torch.zeros(1, 1, 1, 2, device="cuda"), torch.zeros(1, 4, 1, 4, device="cuda")
-        variant = ((1, 2), Deformation())
-        backward(forward(None, value, coords, *variant), value, coords, *variant, True, True)
-    except Exception as error:  # no C compiler, no headers of Python, a driver that is too old, ...
-        return f"Triton cannot compile for this GPU: {(str(error).strip() or repr(error)).splitlines()[0]}"
-    return None
+def is_of_the_compiler(error: Exception) -> bool:
+    """Whether a launch failed before it reached the GPU: no C compiler, a full disk, a kernel that Triton refuses, ...
+
+    Errors of the GPU itself (illegal addresses, its memory) are not: after them nothing can be computed there.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    text = str(error)
+    if "CUDA" not in text and "HIP" not in text:
+        return True
+    return "kernel image" in text or "PTX" in text  # compiled, but not for this GPU
 
 
-def _parts(tensor: Tensor | None, value: Tensor) -> Sequence[Tensor | None]:
+def _give_up(variant: tuple[Hashable, ...], error: Exception, device: torch.device) -> None:
+    _not_compiled.add(variant)
+    direction, axes, *_ = variant
+    warnings.warn(
+        f"Triton cannot compile the {direction} kernel of a {axes}D DTC block, which torch's grid_sample computes "
+        f"instead: {type(error).__name__}: {first_line(error)}. {describe(device)}",
+        stacklevel=3,
+    )
+
+
+def _variant(
+    value: Tensor, coords: Tensor, high: Tensor | None, stride: Sequence[int], deformation: Deformation
+) -> tuple[Hashable, ...]:
+    """What decides which kernels are compiled."""
+    kinds = (value.dtype, coords.dtype, None if high is None else high.dtype)
+    return value.ndim - 2, tuple(stride), deformation, *kinds, value.shape[1] % TILE_CHANNELS == 0
+
+
+def _is_the_references(value: Tensor, coords: Tensor, high: Tensor | None) -> bool:
+    """Whether the reference computes: float64 is exact rather than fast, and the kernels count in 32 bits."""
+    is_exact = torch.float64 in (value.dtype, coords.dtype, None if high is None else high.dtype)
+    return is_exact or math.prod(coords.shape[1:]) >= LARGEST
+
+
+def _parts(tensor: Tensor | None, value: Tensor) -> Sequence[Any]:
     """The cases of a batch as parts of ``MOST_CASES``; as many times None, where there is no tensor."""
     count = triton.cdiv(value.shape[0], MOST_CASES)
     return [None] * count if tensor is None else tensor.split(MOST_CASES)

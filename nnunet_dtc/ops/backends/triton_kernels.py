@@ -2,13 +2,15 @@
 
 Everything is three-dimensional here; an image is a volume of one slice, ``AXES`` is then 2 and the first axis never
 moves. The low-resolution value and its gradient are channels-last, (N, D, H, W, P): the channels of one voxel lie side
-by side, and a block of samples reads them as short contiguous rows. P is C, or more: a multiple of BC, so that no row
-needs a mask or starts unaligned; the channels beyond C are zeros. Maps of the output's size are channels first, as
+by side, and a block of samples reads them as short contiguous rows. P is C, rounded up to a multiple of BC, so that no
+row needs a mask or starts unaligned; the channels beyond C are zeros. Maps of the output's size are channels first, as
 torch has them. All arithmetic is float32; maps keep their dtype in memory.
 
 Names: N cases, C channels, (D, H, W) the value's size, (SD, SH, SW) the stride, RD, RH, RW the bounds of the shifts in
-voxels; a program has BM samples (or voxels), BC channels at a time. Keep the blocks small: of each of its samples a
-thread holds eight addresses and interpolation weights, and registers are soon used up.
+voxels; a program has BM samples, BC channels at a time. The kernels are bound by the instructions that they issue, not
+by memory. One warp has a block of 32 samples and 16 channels: what is computed for each sample (activations, positions,
+addresses) is then computed by one or two threads, and not by every thread that has some of its channels.
+``benchmarks/kernel_cost.py`` counts instructions and registers without a GPU.
 """
 
 import triton
@@ -21,12 +23,14 @@ def _activations(coords, sample, inside, total, n, AXIS: tl.constexpr, AXES: tl.
     heads: tl.constexpr = 2 * AXES if WEIGHTED else AXES
     head: tl.constexpr = AXIS - (3 - AXES)
     row = coords + (n.to(tl.int64) * heads + head) * total
-    offset = tl.load(row + sample, mask=inside, other=0.0).to(tl.float32)
-    offset = 1.0 - 2.0 / (1.0 + tl.exp(2.0 * offset))  # tanh, exactly zero at zero
+    raw = tl.load(row + sample, mask=inside, other=0.0).to(tl.float32)
+    small = tl.exp(-2.0 * tl.abs(raw))
+    size = (1.0 - small) / (1.0 + small)  # of tanh, exactly zero at zero however the division rounds
+    offset = tl.where(raw < 0.0, -size, size)
     weight = tl.full(offset.shape, 1.0, tl.float32)
     if WEIGHTED:
-        raw = tl.load(row + AXES * total + sample, mask=inside, other=0.0).to(tl.float32)
-        weight = 1.0 / (1.0 + tl.exp(-raw))
+        gate = tl.load(row + AXES * total + sample, mask=inside, other=0.0).to(tl.float32)
+        weight = 1.0 / (1.0 + tl.exp(-gate))
     return offset, weight
 
 
@@ -34,17 +38,6 @@ def _activations(coords, sample, inside, total, n, AXIS: tl.constexpr, AXES: tl.
 def _regular(element, STEP: tl.constexpr):
     """P_grid in voxels: exact on the centres of voxels, where a division might not be."""
     return (element // STEP).to(tl.float32) + (2 * (element % STEP) + 1 - STEP).to(tl.float32) / (2 * STEP)
-
-
-@triton.jit
-def _positions(element, STEP: tl.constexpr, shift):
-    """P_new in voxels of an axis, NaN where the shift is; and without NaN, where a shift of NaN counts as zero.
-
-    The gather relies on the bound of the shifts.
-    """
-    regular = _regular(element, STEP)
-    position = regular + shift
-    return position, tl.where(position == position, position, regular)
 
 
 @triton.jit
@@ -56,6 +49,31 @@ def _between(position, size):
     below = tl.floor(position)
     low = below.to(tl.int32)
     return position, low, (low + 1 < size).to(tl.int32), position - below
+
+
+@triton.jit
+def _block(D, H, W, SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, BM: tl.constexpr):
+    """The samples of this program, which of them exist, how many a case has, and their places along three axes."""
+    rows, row = H * SH, W * SW
+    total = D * SD * rows * row
+    sample = tl.program_id(0) * BM + tl.arange(0, BM)
+    return sample, sample < total, total, sample // (row * rows), (sample // row) % rows, sample % row
+
+
+@triton.jit
+def _along(
+    coords, sample, inside, total, n, element, size, bound,
+    STEP: tl.constexpr, AXIS: tl.constexpr, AXES: tl.constexpr, WEIGHTED: tl.constexpr,
+):  # fmt: skip
+    """Equation 1 along one axis: Offset, Weight, P_new (NaN where the shift is), and what ``_between`` makes of it.
+
+    A shift of NaN counts as zero there, since the gather relies on the bound of the shifts.
+    """
+    offset, weight = _activations(coords, sample, inside, total, n, AXIS, AXES, WEIGHTED)
+    regular = _regular(element, STEP)
+    position = regular + bound * offset * weight
+    on_map, low, up, fraction = _between(tl.where(position == position, position, regular), size)
+    return offset, weight, position, on_map, low, up, fraction
 
 
 @triton.jit
@@ -82,23 +100,12 @@ def forward_kernel(
 ):  # fmt: skip
     """``out = base + samples``; a program has BM samples of one case, all channels."""
     n = tl.program_id(1)
-    rows, row = H * SH, W * SW
-    total = D * SD * rows * row
-    sample = tl.program_id(0) * BM + tl.arange(0, BM)
-    inside = sample < total
-    x, y, z = sample % row, (sample // row) % rows, sample // (row * rows)
-
-    y_offset, y_weight = _activations(coords, sample, inside, total, n, 1, AXES, WEIGHTED)
-    x_offset, x_weight = _activations(coords, sample, inside, total, n, 2, AXES, WEIGHTED)
-    _, y_finite = _positions(y, SH, RH * y_offset * y_weight)
-    _, x_finite = _positions(x, SW, RW * x_offset * x_weight)
-    _, y0, y_up, fy = _between(y_finite, H)
-    _, x0, x_up, fx = _between(x_finite, W)
+    sample, inside, total, z, y, x = _block(D, H, W, SD, SH, SW, BM)
+    _, _, _, _, y0, y_up, fy = _along(coords, sample, inside, total, n, y, H, RH, SH, 1, AXES, WEIGHTED)
+    _, _, _, _, x0, x_up, fx = _along(coords, sample, inside, total, n, x, W, RW, SW, 2, AXES, WEIGHTED)
     voxel = n.to(tl.int64) * D * H * W + y0 * W + x0
     if AXES == 3:
-        z_offset, z_weight = _activations(coords, sample, inside, total, n, 0, AXES, WEIGHTED)
-        _, z_finite = _positions(z, SD, RD * z_offset * z_weight)
-        _, z0, z_up, fz = _between(z_finite, D)
+        _, _, _, _, z0, z_up, fz = _along(coords, sample, inside, total, n, z, D, RD, SD, 0, AXES, WEIGHTED)
         voxel += z0 * H * W
 
     for first in range(0, C, BC):
@@ -120,6 +127,13 @@ def forward_kernel(
 
 
 @triton.jit
+def _product(value, at, P, channel, upstream, inside):
+    """Of each sample: the sum over the channels of a voxel, times the gradient from above."""
+    neighbour = tl.load(value + at[:, None] * P + channel[None, :], mask=inside[:, None], other=0.0)
+    return tl.sum(upstream * neighbour.to(tl.float32), axis=1)
+
+
+@triton.jit
 def coords_kernel(
     grad_coords, positions, grad, value, coords, C, P, D, H, W, RD, RH, RW,
     SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, AXES: tl.constexpr, WEIGHTED: tl.constexpr,
@@ -128,23 +142,18 @@ def coords_kernel(
     """Of BM samples of one case: the gradient of their coordinates (``COORDS``), and their positions, (N, AXES, ..),
     for the kernels of the value's gradient (``POSITIONS``)."""
     n = tl.program_id(1)
-    rows, row = H * SH, W * SW
-    total = D * SD * rows * row
-    sample = tl.program_id(0) * BM + tl.arange(0, BM)
-    inside = sample < total
-    x, y, z = sample % row, (sample // row) % rows, sample // (row * rows)
-
-    y_offset, y_weight = _activations(coords, sample, inside, total, n, 1, AXES, WEIGHTED)
-    x_offset, x_weight = _activations(coords, sample, inside, total, n, 2, AXES, WEIGHTED)
-    y_position, y_finite = _positions(y, SH, RH * y_offset * y_weight)
-    x_position, x_finite = _positions(x, SW, RW * x_offset * x_weight)
-    py, y0, y_up, fy = _between(y_finite, H)
-    px, x0, x_up, fx = _between(x_finite, W)
+    sample, inside, total, z, y, x = _block(D, H, W, SD, SH, SW, BM)
+    y_offset, y_weight, y_position, py, y0, y_up, fy = _along(
+        coords, sample, inside, total, n, y, H, RH, SH, 1, AXES, WEIGHTED
+    )
+    x_offset, x_weight, x_position, px, x0, x_up, fx = _along(
+        coords, sample, inside, total, n, x, W, RW, SW, 2, AXES, WEIGHTED
+    )
     voxel = n.to(tl.int64) * D * H * W + y0 * W + x0
     if AXES == 3:
-        z_offset, z_weight = _activations(coords, sample, inside, total, n, 0, AXES, WEIGHTED)
-        z_position, z_finite = _positions(z, SD, RD * z_offset * z_weight)
-        pz, z0, z_up, fz = _between(z_finite, D)
+        z_offset, z_weight, z_position, pz, z0, z_up, fz = _along(
+            coords, sample, inside, total, n, z, D, RD, SD, 0, AXES, WEIGHTED
+        )
         voxel += z0 * H * W
     if POSITIONS:
         place = positions + n.to(tl.int64) * AXES * total + sample
@@ -162,21 +171,23 @@ def coords_kernel(
             kept = inside[:, None] & (channel < C)[None, :]
             element = (n.to(tl.int64) * C + channel.to(tl.int64))[None, :] * total + sample[:, None]
             upstream = tl.load(grad + element, mask=kept, other=0.0).to(tl.float32)
-            for corner in tl.static_range(0, 2**AXES):
-                at = voxel + (corner & 1) * x_up + ((corner >> 1) & 1) * y_up * W
-                wx = fx if corner & 1 else 1.0 - fx
-                wy = fy if (corner >> 1) & 1 else 1.0 - fy
-                wz = tl.full((BM,), 1.0, tl.float32)
+            for edge in tl.static_range(0, 2 ** (AXES - 1)):  # of the cell around a sample, along the last axis
+                at = voxel + (edge & 1) * y_up * W
+                wy = fy if edge & 1 else 1.0 - fy
                 if AXES == 3:
-                    at += (corner >> 2) * z_up * H * W
-                    wz = fz if corner >> 2 else 1.0 - fz
-                neighbour = value + at[:, None] * P + channel[None, :]
-                read = tl.load(neighbour, mask=inside[:, None], other=0.0).to(tl.float32)
-                product = tl.sum(upstream * read, axis=1)
-                by_x += wz * wy * product if corner & 1 else -wz * wy * product
-                by_y += wz * wx * product if (corner >> 1) & 1 else -wz * wx * product
+                    at += (edge >> 1) * z_up * H * W
+                    wz = fz if edge >> 1 else 1.0 - fz
+                low = _product(value, at, P, channel, upstream, inside)
+                high = _product(value, at + x_up, P, channel, upstream, inside)
+                along = high - low
+                here = low + fx * along
                 if AXES == 3:
-                    by_z += wy * wx * product if corner >> 2 else -wy * wx * product
+                    by_x += wz * wy * along
+                    by_y += wz * here if edge & 1 else -wz * here
+                    by_z += wy * here if edge >> 1 else -wy * here
+                else:
+                    by_x += wy * along
+                    by_y += here if edge & 1 else -here
         heads: tl.constexpr = 2 * AXES if WEIGHTED else AXES
         place = grad_coords + n.to(tl.int64) * heads * total + sample
         y_place, x_place, gate = place + (AXES - 2) * total, place + (AXES - 1) * total, AXES * total
@@ -187,52 +198,104 @@ def coords_kernel(
 
 
 @triton.jit
-def gather_kernel(
-    grad_value, grad, positions, C, P, D, H, W,
-    LEAD_D: tl.constexpr, LEAD_H: tl.constexpr, LEAD_W: tl.constexpr,
-    REACH_D: tl.constexpr, REACH_H: tl.constexpr, REACH_W: tl.constexpr,
-    SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, AXES: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
-):  # fmt: skip
-    """The gradient of BM voxels and BC channels of the value, gathered from all samples in reach.
+def _triangle(distance):
+    """The weight of linear interpolation of a voxel at a distance: 1 at its centre, 0 from one voxel on."""
+    return tl.maximum(1.0 - tl.abs(distance), 0.0)
 
-    Shifts have a bound: along an axis, voxel i can be touched only by the ``REACH`` samples from ``i * S - LEAD`` on.
-    Each voxel sums them in the same order every time.
+
+@triton.jit
+def _upstream(
+    grad, place, channel_rows, line, x, x_cell, z, part, total, W,
+    SW: tl.constexpr, SLOTS: tl.constexpr, AXES: tl.constexpr,
+):  # fmt: skip
+    """Of the samples of cells ``x_cell`` in one line of samples: the gradient from above (slots, BC), the product of
+    the interpolation weights of voxel ``x`` and slice ``z`` (slots,), and the position along y (slots,)."""
+    valid = (x_cell >= 0) & (x_cell < W)
+    if SLOTS != SW:
+        valid = valid & (part < SW)
+    sample = line + x_cell * SW + part
+    far = -1e9  # a sample that does not exist is a sample that is far away
+    weight = _triangle(tl.load(place + (AXES - 1) * total + sample, mask=valid, other=far) - x.to(tl.float32))
+    if AXES == 3:
+        weight *= _triangle(tl.load(place + sample, mask=valid, other=far) - z)
+    py = tl.load(place + (AXES - 2) * total + sample, mask=valid, other=far)
+    upstream = tl.load(grad + channel_rows[None, :] + sample[:, None], mask=valid[:, None], other=0.0)
+    return upstream.to(tl.float32), weight, py
+
+
+@triton.jit
+def _store_row(
+    grad_value, sums, n, z, y, x0, channel, P, D, H, W, wanted, SLOTS: tl.constexpr, BX: tl.constexpr, BC: tl.constexpr
+):
+    """Add up the slots of BX voxels of one row, and store them."""
+    x = x0 + tl.arange(0, BX)
+    voxel = ((n.to(tl.int64) * D + z) * H + y) * W + x
+    row = tl.sum(tl.reshape(sums, (BX, SLOTS, BC)), axis=1) if SLOTS > 1 else sums
+    place = grad_value + voxel[:, None] * P + channel[None, :]
+    tl.store(place, row.to(grad_value.dtype.element_ty), mask=((x < W) & wanted)[:, None])
+
+
+@triton.jit(do_not_specialize=["ROWS"])  # one kernel for any number
+def gather_kernel(
+    grad_value, grad, positions, C, P, D, H, W, ROWS,
+    EZ: tl.constexpr, EY: tl.constexpr, EX: tl.constexpr, SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    SLOTS: tl.constexpr, ROLLED: tl.constexpr, AXES: tl.constexpr, BX: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """The gradient of BX voxels side by side in ROWS rows of one slice, of BC channels, gathered from their samples.
+
+    A voxel has a cell of SD x SH x SW samples. Shifts have a bound: a sample touches no voxel further than (EZ, EY, EX)
+    voxels from its own. Cells are read in phases: the tile's own, and those that lie e voxels beside it; the samples
+    of a phase are contiguous, and each has a slot (SLOTS is SW, rounded up to a power of two) with sums of its own,
+    which are added up in the end. With ``ROLLED`` (EY is 1) what is read of a row of cells goes to the rows above, at
+    and below it at once; each row is stored when it has all three. The order of every sum is fixed.
     """
     n = tl.program_id(2)
+    tiles, chunks = tl.cdiv(W, BX), tl.cdiv(H, ROWS)
+    tile = tl.program_id(0)
+    x0, y0, z = (tile % tiles) * BX, ((tile // tiles) % chunks) * ROWS, tile // (tiles * chunks)
     rows, row = H * SH, W * SW
-    depth = D * SD
-    total = depth * rows * row
-    voxel = tl.program_id(0) * BM + tl.arange(0, BM)
-    inside = voxel < D * H * W
-    x, y, z = voxel % W, (voxel // W) % H, voxel // (W * H)
+    total = D * SD * rows * row
+    slot = tl.arange(0, BX * SLOTS)
+    x, part = x0 + slot // SLOTS, slot % SLOTS
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
-    kept = (channel < C)[None, :]
+    # channels beyond C are padding, whatever they hold
+    channel_rows = (n.to(tl.int64) * C + tl.minimum(channel, C - 1).to(tl.int64)) * total
     place = positions + n.to(tl.int64) * AXES * total
-    source = (n.to(tl.int64) * C + channel.to(tl.int64))[None, :] * total
-    sums = tl.zeros((BM, BC), tl.float32)
-    for dz in range(REACH_D):
-        oz = z * SD - LEAD_D + dz
-        in_z = inside & (oz >= 0) & (oz < depth)
-        for dy in range(REACH_H):
-            oy = y * SH - LEAD_H + dy
-            in_y = in_z & (oy >= 0) & (oy < rows)
-            for dx in range(REACH_W):
-                ox = x * SW - LEAD_W + dx
-                valid = in_y & (ox >= 0) & (ox < row)
-                sample = (oz * rows + oy) * row + ox
-                py = tl.load(place + (AXES - 2) * total + sample, mask=valid, other=0.0)
-                px = tl.load(place + (AXES - 1) * total + sample, mask=valid, other=0.0)
-                weight = tl.maximum(1.0 - tl.abs(py - y.to(tl.float32)), 0.0)
-                weight *= tl.maximum(1.0 - tl.abs(px - x.to(tl.float32)), 0.0)
-                if AXES == 3:
-                    pz = tl.load(place + sample, mask=valid, other=0.0)
-                    weight *= tl.maximum(1.0 - tl.abs(pz - z.to(tl.float32)), 0.0)
-                weight = tl.where(valid, weight, 0.0)
-                touched = (weight > 0.0)[:, None] & kept
-                upstream = tl.load(grad + source + sample[:, None], mask=touched, other=0.0).to(tl.float32)
-                sums += weight[:, None] * upstream
-    at = (n.to(tl.int64) * D * H * W + voxel)[:, None] * P + channel[None, :]
-    tl.store(grad_value + at, sums.to(grad_value.dtype.element_ty), mask=inside[:, None])
+    end = tl.minimum(y0 + ROWS, H)
+    first_plane, last_plane = tl.maximum((z - EZ) * SD, 0), tl.minimum((z + EZ + 1) * SD, D * SD)
+    slice_ = z * 1.0
+    if ROLLED:
+        above = tl.zeros((BX * SLOTS, BC), tl.float32)
+        here = tl.zeros((BX * SLOTS, BC), tl.float32)
+        below = tl.zeros((BX * SLOTS, BC), tl.float32)
+        for y in range(y0 - 1, end + 1):  # cells
+            centre = y * 1.0
+            after = tl.where((y >= 0) & (y < H), last_plane, first_plane)  # no planes where there are no cells
+            for plane in range(first_plane, after):
+                for line in tl.static_range(0, SH):
+                    samples = (plane * rows + y * SH + line) * row
+                    for e in tl.static_range(-EX, EX + 1):
+                        upstream, weight, py = _upstream(
+                            grad, place, channel_rows, samples, x, x + e, slice_, part, total, W, SW, SLOTS, AXES
+                        )
+                        above += (weight * _triangle(py - centre + 1.0))[:, None] * upstream
+                        here += (weight * _triangle(py - centre))[:, None] * upstream
+                        below += (weight * _triangle(py - centre - 1.0))[:, None] * upstream
+            _store_row(grad_value, above, n, z, y - 1, x0, channel, P, D, H, W, y > y0, SLOTS, BX, BC)
+            above, here, below = here, below, tl.zeros((BX * SLOTS, BC), tl.float32)
+    else:
+        for y in range(y0, end):
+            sums = tl.zeros((BX * SLOTS, BC), tl.float32)
+            centre = y * 1.0
+            for line in range(tl.maximum(y - EY, 0) * SH, tl.minimum(y + EY + 1, H) * SH):
+                for plane in range(first_plane, last_plane):
+                    samples = (plane * rows + line) * row
+                    for e in range(-EX, EX + 1):
+                        upstream, weight, py = _upstream(
+                            grad, place, channel_rows, samples, x, x + e, slice_, part, total, W, SW, SLOTS, AXES
+                        )
+                        sums += (weight * _triangle(py - centre))[:, None] * upstream
+            _store_row(grad_value, sums, n, z, y, x0, channel, P, D, H, W, True, SLOTS, BX, BC)
 
 
 @triton.jit
@@ -240,12 +303,12 @@ def scatter_kernel(
     grad_value, grad, positions, C, P, D, H, W,
     SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, AXES: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Add BM samples of BC channels to the gradient of the value, float32, by atomic additions in any order."""
+    """Add BM samples of BC channels to the gradient of the value, float32, by atomic additions in any order.
+
+    Nothing is masked there: samples and channels that do not exist add zeros, to a voxel of the map or to its padding.
+    """
     n = tl.program_id(2)
-    rows, row = H * SH, W * SW
-    total = D * SD * rows * row
-    sample = tl.program_id(0) * BM + tl.arange(0, BM)
-    inside = sample < total
+    sample, inside, total, _, _, _ = _block(D, H, W, SD, SH, SW, BM)
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
     kept = inside[:, None] & (channel < C)[None, :]
     place = positions + n.to(tl.int64) * AXES * total + sample
@@ -264,4 +327,4 @@ def scatter_kernel(
             at += (corner >> 2) * z_up * H * W
             corner_weight *= fz if corner >> 2 else 1.0 - fz
         neighbour = grad_value + at[:, None] * P + channel[None, :]
-        tl.atomic_add(neighbour, corner_weight[:, None] * upstream, mask=kept, sem="relaxed")
+        tl.atomic_add(neighbour, corner_weight[:, None] * upstream, sem="relaxed")

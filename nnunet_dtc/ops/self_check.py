@@ -1,0 +1,172 @@
+"""The check of fast kernels before their first use on a device.
+
+A kernel that nobody has run on a user's GPU may fail to compile there, read outside of its memory, or compute wrong
+numbers. It is therefore first compared with the reference in float64 on the CPU, in a few small random cases: the
+output and all gradients. A kernel that fails is not used in this process, and the problem names the case, the GPU and
+the versions. Running out of memory says nothing about a kernel: the check is then repeated at the next use.
+
+The environment variable ``NNUNET_DTC_SELF_CHECK=0`` skips the check.
+"""
+
+import importlib.metadata
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+__all__ = ["VARIABLE", "Case", "Verdict", "agree_across_ranks", "describe", "first_line", "forget", "verdict"]
+
+VARIABLE = "NNUNET_DTC_SELF_CHECK"
+
+
+class Case(Protocol):
+    """A random case in which a kernel is compared with the reference; ``str(case)`` names it."""
+
+    @property
+    def tolerance(self) -> float:
+        """The largest error that is allowed."""
+
+    def errors(self, device: torch.device) -> Mapping[str, float]:
+        """Compute the case on a device, and return the error of each result by its name."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found.
+
+    Attributes:
+        problem: why the kernel is not used, None where it passed.
+        is_final: whether the check need not be repeated; it must be after it ran out of memory.
+        worst: the largest error of all cases, divided by its tolerance; NaN where nothing was compared.
+    """
+
+    problem: str | None
+    is_final: bool = True
+    worst: float = float("nan")
+
+
+_verdicts: dict[tuple[str, str], Verdict] = {}  # by kernel and device
+_lock = threading.Lock()
+
+
+def verdict(kernel: str, device: torch.device | str, cases: Callable[[], Sequence[Case]]) -> Verdict:
+    """Check a kernel on a device, at the first call; later calls return the same verdict.
+
+    The check runs in a thread of its own, where none of the caller's modes (autocast, inference mode,
+    ``FakeTensorMode``, a dispatch mode that counts) is active.
+
+    Args:
+        kernel: a name for it.
+        device: where it computes; "cuda" is the current device.
+        cases: returns the cases, and is called only if they are needed.
+    """
+    device = _with_index(device)
+    key = kernel, str(device)
+    if (known := _verdicts.get(key)) is not None:
+        return known
+    if os.environ.get(VARIABLE, "").strip() == "0":
+        return Verdict(None)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return Verdict("its self-check cannot run while a CUDA graph is captured", is_final=False)
+    with _lock:
+        if key not in _verdicts:
+            with ThreadPoolExecutor(1) as thread:
+                found = thread.submit(_checked, cases, device).result()
+            if not found.is_final:
+                return found
+            _verdicts[key] = found
+        return _verdicts[key]
+
+
+def forget() -> None:
+    """Check all kernels anew at their next use."""
+    _verdicts.clear()
+
+
+def agree_across_ranks(kernel: str, device: torch.device | str, problem: str | None) -> str | None:
+    """Let all ranks of a distributed training use a kernel, or none of them.
+
+    All ranks must call this function at the same step. Without ``torch.distributed`` it returns ``problem``.
+
+    Args:
+        kernel: its name, as of :func:`verdict`.
+        device: where this rank computes.
+        problem: why this rank cannot use the kernel, None where it can.
+
+    Returns:
+        Why no rank uses the kernel, None where all do. From now on :func:`verdict` returns it on this rank.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return problem
+    device = _with_index(device)
+    where = device if torch.distributed.get_backend() == "nccl" else torch.device("cpu")
+    fails = torch.tensor(int(problem is not None), device=where)
+    torch.distributed.all_reduce(fails, torch.distributed.ReduceOp.MAX)
+    if not fails.item():
+        return None
+    problem = problem or "another rank of this training cannot use them"
+    _verdicts[kernel, str(device)] = Verdict(problem)  # also where the check would be repeated: the others have decided
+    return problem
+
+
+def describe(device: torch.device | str) -> str:
+    """The GPU, its driver, and the versions of torch and Triton."""
+    parts = [f"torch {torch.__version__}"]
+    try:
+        parts.append(f"Triton {importlib.metadata.version('triton')}")
+    except importlib.metadata.PackageNotFoundError:
+        parts.append("no package triton")
+    if torch.device(device).type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        name = torch.cuda.get_device_name(device)
+        parts.insert(0, f"{name} (compute capability {major}.{minor}), driver {driver_version()}")
+    return ", ".join(parts)
+
+
+def driver_version() -> str:
+    """The version of NVIDIA's driver on Linux, "unknown" elsewhere."""
+    try:
+        found = re.search(r"\d+\.\d+(\.\d+)?", Path("/proc/driver/nvidia/version").read_text(encoding="utf-8"))
+    except OSError:
+        return "unknown"
+    return found[0] if found else "unknown"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def _with_index(device: torch.device | str) -> torch.device:
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _checked(cases: Callable[[], Sequence[Case]], device: torch.device) -> Verdict:
+    worst = 0.0
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        for case in cases():
+            try:
+                errors = case.errors(device)
+            except torch.OutOfMemoryError:
+                return Verdict("the GPU has too little free memory for its self-check", is_final=False)
+            except Exception as error:  # of the compiler, the driver, the file system, autograd
+                return Verdict(f"its self-check fails ({case}): {type(error).__name__}: {first_line(error)}")
+            for name, found in errors.items():
+                if not found <= case.tolerance:  # NaN is not
+                    return Verdict(
+                        f"its self-check fails ({case}): {name} has an error of {found:.1e}, the tolerance is "
+                        f"{case.tolerance:.0e}",
+                        worst=found / case.tolerance,
+                    )
+                worst = max(worst, found / case.tolerance)
+    return Verdict(None, worst=worst)
