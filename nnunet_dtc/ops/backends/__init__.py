@@ -120,6 +120,29 @@ def _gpu_is_too_old() -> str | None:
     return None
 
 
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend("reference", None, define("reference", reference.forward, reference.backward), lambda: None),
+        Backend(
+            "numba",
+            "cpu",
+            define("numba", _lazily("cpu", "forward"), _lazily("cpu", "backward")),
+            _numba_is_missing,
+        ),
+        Backend(
+            "triton",
+            "cuda",
+            define("triton", _lazily("cuda", "forward"), _lazily("cuda", "backward")),
+            _triton_is_unusable,
+        ),
+    )
+}
+_FASTEST_FIRST = ("triton", "numba", "reference")
+_BOUNDED_ONLY = ("triton",)  # backends without a way to compute shifts that have no bound
+_forced: str | None = None  # by use_backend; the variable is read where this is None
+
+
 def agree_across_ranks(device: torch.device) -> None:
     """Let all ranks of a distributed training choose the same backend; all of them must call this at the same step.
 
