@@ -345,6 +345,7 @@ def test_a_validation_that_was_interrupted(folders):
     study = study_of(folders.root)
     folder = folders.train(trainer)
     (folder / "fold_0" / "validation" / "summary.json").write_text("{")  # cut off
+    assert [training.state for training in read_status(StudyFiles(study))][:2] == ["begun", "finished"]
     note(study, "train", trainer, "fold_0", state="interrupted")
     assert [training.state for training in read_status(StudyFiles(study))][:2] == ["interrupted", "finished"]
 

@@ -218,8 +218,8 @@ def _training(files: StudyFiles, trainer: str, fold: int) -> TrainingStatus:
     else:
         epochs = progress.epochs
         state = ("training" if alive.state == "running" else "waiting") if alive else _ended(notes[1:])
-        if state == "to do" and epochs:
-            state = "begun"
+    if state == "to do" and epochs:
+        state = "begun"
     left = None
     if epochs < of and progress.seconds:
         left = (of - epochs) * statistics.median(progress.seconds[-_RECENT:])
