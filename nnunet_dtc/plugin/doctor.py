@@ -1,6 +1,7 @@
 """Examine the installation: versions, whether nnU-Net finds the trainers, devices, backends and nnU-Net's folders."""
 
 import importlib.metadata
+import math
 import os
 import subprocess
 import sys
@@ -8,9 +9,12 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from nnunet_dtc.plugin import registration
+
+if TYPE_CHECKING:
+    from nnunet_dtc.plugin.gpu import GpuFacts
 
 State = Literal["ok", "note", "wrong"]
 
@@ -50,6 +54,7 @@ def examine() -> Iterator[Finding]:
     yield examine_search()
     yield examine_device()
     yield from examine_backends()
+    yield from examine_gpu()
     yield from examine_selective_scan()
     yield from examine_folders()
 
@@ -172,6 +177,71 @@ def examine_backends() -> Iterator[Finding]:
             yield Finding("backend", "ok", f"on {device}: {seen}{forced}")
         else:
             yield Finding("backend", "note", f"on {device}: {slow}", f"for fused kernels: {fast.why_not()}")
+
+
+def examine_gpu() -> Iterator[Finding]:
+    """The GPU, what Triton needs there, the self-check of its kernels, and how long the operator takes."""
+    from nnunet_dtc.plugin.gpu import gather_facts
+
+    facts = gather_facts()
+    if facts is not None:
+        yield from gpu_findings(facts)
+
+
+def gpu_findings(facts: "GpuFacts") -> Iterator[Finding]:
+    """The findings on a GPU, or on Triton's interpreter."""
+    if facts.capability is not None:
+        major, minor = facts.capability
+        yield Finding("GPU", "ok", f"{facts.card}, compute capability {major}.{minor}, driver {facts.driver}")
+    if facts.triton is None:
+        yield Finding("triton", "note", "not installed", "" if os.name == "nt" else "pip install triton")
+        return
+    yield Finding("triton", "ok", facts.triton)
+    if facts.card is not None:
+        yield _compiler_finding(facts)
+    if facts.cache_problem is None:
+        yield Finding("Triton's cache", "ok", f"{facts.cache}")
+    else:
+        advice = "set TRITON_CACHE_DIR to a folder that can be written, preferably on a local disk"
+        yield Finding("Triton's cache", "note", f"{facts.cache} cannot be written: {facts.cache_problem}", advice)
+    yield _self_check_finding(facts)
+    if facts.card is not None:
+        yield _times_finding(facts)
+
+
+def _compiler_finding(facts: "GpuFacts") -> Finding:
+    subject = "C compiler"
+    if facts.compiler is None:
+        advice = "install gcc (apt-get install gcc, conda install gcc_linux-64) or set CC; torch.compile needs it, too"
+        return Finding(subject, "note", "none found, but Triton needs one", advice)
+    if not facts.compiler_exists:
+        return Finding(subject, "note", f"CC={facts.compiler} is not a program", "unset CC, or set it to a C compiler")
+    return Finding(subject, "ok", facts.compiler)
+
+
+def _self_check_finding(facts: "GpuFacts") -> Finding:
+    from nnunet_dtc.ops.self_check import VARIABLE
+
+    subject = "self-check"
+    if facts.problem is not None:
+        return Finding(subject, "note", facts.problem, "please report this, with everything that is printed here")
+    if math.isnan(facts.worst):
+        return Finding(subject, "note", f"skipped by {VARIABLE}", f"unset {VARIABLE} to have the kernels checked")
+    seen = f"Triton's kernels agree with the reference; the largest error is {facts.worst:.0%} of its tolerance"
+    return Finding(subject, "ok", seen)
+
+
+def _times_finding(facts: "GpuFacts") -> Finding:
+    from nnunet_dtc.plugin.gpu import DTYPE, RECEPTIVE_FIELD, STAGE
+
+    times = "; ".join(f"{milliseconds:.2f} ms ({name})" for name, milliseconds in facts.times.items())
+    dtype = str(DTYPE).removeprefix("torch.")
+    seen = f"{times or 'not measured'}, for {STAGE}, {dtype}, RF {RECEPTIVE_FIELD:g}, forward and backward"
+    if facts.times_problem is not None:
+        return Finding("time of the operator", "note", seen, f"not everything was measured: {facts.times_problem}")
+    if min(facts.times, key=facts.times.__getitem__) == "reference" and len(facts.times) > 1:
+        return Finding("time of the operator", "note", seen, "please report this: Triton's kernels should be faster")
+    return Finding("time of the operator", "ok", seen)
 
 
 def examine_selective_scan() -> Iterator[Finding]:
