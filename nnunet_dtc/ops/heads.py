@@ -1,12 +1,14 @@
-"""The two convolutions of a DTC block, computed on the CPU as matrix products.
+"""The two convolutions of a DTC block, computed as matrix products.
 
 A pointwise convolution is a matrix product. A transposed convolution whose kernel is its stride is a matrix product
 followed by a pixel shuffle, because every input voxel gives ``prod(stride)`` output voxels of its own. On the CPU this
-is faster than torch's transposed convolution, and it leaves the channels of the value last in memory, where the CPU
-backend reads them.
+is faster than torch's transposed convolution. It also leaves the channels of the value last in memory, where the CPU
+and the CUDA backend read them and write their gradient: neither the value nor its gradient is copied.
 
 In every other respect these classes are torch's convolutions: they have the same weights, state dict and results. On
-other devices, and while a network is traced or exported to ONNX, torch's convolutions compute the result.
+other devices, and while a network is traced or exported to ONNX, torch's convolutions compute the result. So they do on
+CUDA under ``torch.use_deterministic_algorithms(True)``, because torch then refuses matrix products unless
+``CUBLAS_WORKSPACE_CONFIG`` is set.
 """
 
 import math
@@ -64,8 +66,9 @@ class CoordinateHead3d(nn.ConvTranspose3d):
 
 
 def _as_product(x: Tensor) -> bool:
-    # an exported network runs elsewhere and for any batch size: it gets the convolutions
-    return x.device.type == "cpu" and not (torch.jit.is_tracing() or torch.onnx.is_in_onnx_export())
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        return False  # an exported network runs elsewhere and for any batch size: it gets the convolutions
+    return x.device.type == "cpu" or (x.device.type == "cuda" and not torch.are_deterministic_algorithms_enabled())
 
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
