@@ -147,6 +147,38 @@ def test_the_note_of_a_training_names_the_backend_and_the_reason(monkeypatch):
     assert backend_note(CPU, [Deformation()]).endswith("because it was chosen by NNUNET_DTC_BACKEND")
 
 
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("nnUNetTrainerDTC_RF10", "DTC is computed by the backend 'reference' on cpu"),
+        ("nnUNetTrainerNnMambaDTC", "DTC is computed by the backend 'reference' on cpu"),
+        ("nnUNetTrainer_7epochs", None),
+    ],
+)
+def test_the_log_of_a_training_names_the_backend_once(name, note, monkeypatch, tmp_path):
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from plans import DATASET, SMALL_NETWORKS, small_plans
+
+    from nnunet_dtc import trainers
+
+    def initialize(self):  # what nnU-Net's does beside this looks at a preprocessed data set
+        settings = (self.plans_manager, self.configuration_manager, 1, 3, False)
+        self.network = self.build_network_architecture(*settings)
+
+    monkeypatch.setattr(nnUNetTrainer, "initialize", initialize)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    monkeypatch.setenv(backends.VARIABLE, "reference")
+    plans = small_plans() | {"continue_training": False}
+    plans["configurations"]["3d_fullres"]["architecture"]["nnunet_dtc"] = SMALL_NETWORKS
+    trainer = getattr(trainers, name)(plans, "3d_fullres", 0, DATASET, CPU)
+    lines = []
+    monkeypatch.setattr(trainer, "print_to_log_file", lambda *words, **_: lines.append(" ".join(map(str, words))))
+    trainer.initialize()
+    assert [line for line in lines if "backend" in line and line.startswith("DTC")] == (
+        [] if note is None else [f"{note}, because it was chosen by NNUNET_DTC_BACKEND"]
+    )
+
+
 @interpreted
 def test_sound_kernels_pass():
     assert BACKENDS["triton"].why_not() is None
