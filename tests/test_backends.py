@@ -28,6 +28,8 @@ from nnunet_dtc.ops.deformation import Deformation
 from nnunet_dtc.ops.dtc import dtc_class
 
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETS:
+    os.environ.setdefault("NNUNET_DTC_SELF_CHECK", "0")  # it takes the interpreter two minutes
 USABLE = [name for name, backend in BACKENDS.items() if backend.why_not() is None]
 NAMES = [name for name in USABLE if name == "triton"] if INTERPRETS else USABLE
 FAST = [name for name in NAMES if name != "reference"]
@@ -287,16 +289,17 @@ def test_positions_that_are_not_finite_agree_with_loops(name, size, stride, bad,
     assert_agree(computed(name, leaves, upstream, stride, 5), wanted, torch.float32)
 
 
-@pytest.mark.skipif(INTERPRETS, reason="the reference's")
+@pytest.mark.skipif(INTERPRETS, reason="computed by the reference")
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("bad", "of_weights"), [*NOT_FINITE, (1e38, 0)])
 @pytest.mark.parametrize("variant", [{"offset": "linear"}, {"offset": "linear", "weight": "linear"}])
 @pytest.mark.parametrize(("size", "stride"), [((3, 5), (2, 2)), ((2, 1, 3), (1, 2, 2))])
-def test_unbounded_positions_that_are_not_finite_agree_with_loops(size, stride, variant, bad, of_weights):
-    leaves, upstream = inputs(size, stride)
+def test_unbounded_positions_that_are_not_finite_agree_with_loops(name, size, stride, variant, bad, of_weights):
+    leaves, upstream = inputs(size, stride, name=name)
     spoil(leaves[2], bad, of_weights, len(size))
     for receptive_field in (0, 3):
         wanted = expected(leaves, upstream, stride, receptive_field, **variant)
-        assert_agree(computed("reference", leaves, upstream, stride, receptive_field, **variant), wanted, torch.float32)
+        assert_agree(computed(name, leaves, upstream, stride, receptive_field, **variant), wanted, torch.float32)
 
 
 @pytest.mark.parametrize("size", [(5, 6), (16, 16), (3, 5, 6)])
@@ -316,48 +319,78 @@ def test_a_diverged_block_has_no_loss_and_no_crash(name, size, variant):
     assert x.grad.isnan().any()  # through the head's weight: the training is seen to have diverged
 
 
-@pytest.mark.parametrize("name", NAMES)
+@needs_triton
 @pytest.mark.parametrize(
     "variant", [{"offset": "linear"}, {"weight": "linear"}, {"offset": "linear", "weight": "none"}]
 )
-def test_shifts_without_a_bound_are_the_references(name, variant, monkeypatch):
-    leaves, upstream = inputs((3, 4, 5), (1, 2, 2), name=name, weight=variant.get("weight", "sigmoid"))
+def test_on_cuda_the_reference_computes_shifts_without_a_bound(variant):
+    leaves, upstream = inputs((3, 4, 5), (1, 2, 2), name="triton", weight=variant.get("weight", "sigmoid"))
     with torch.no_grad():
         leaves[2].mul_(50)
     backends._say_unbounded.cache_clear()
-    if name == "reference":
-        got = computed(name, leaves, upstream, (1, 2, 2), 4, **variant)
-    else:
-        with pytest.warns(UserWarning, match=f"computed by the reference, not by {name}"):
-            got = computed(name, leaves, upstream, (1, 2, 2), 4, **variant)
+    with pytest.warns(UserWarning, match="computed by the reference, not by triton"):
+        got = computed("triton", leaves, upstream, (1, 2, 2), 4, **variant)
     again = computed("reference", leaves, upstream, (1, 2, 2), 4, **variant)
     assert torch.equal(got[0], again[0])
     for ours, theirs in zip(got, again, strict=True):
         torch.testing.assert_close(ours, theirs)  # on CUDA grid_sample adds gradients in any order
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [{"offset": "linear"}, {"weight": "linear"}, {"offset": "linear", "weight": "none"},
-     {"offset": "linear", "weight": "linear"}],
-)  # fmt: skip
+UNBOUNDED = [
+    {"offset": "linear"}, {"weight": "linear"}, {"offset": "linear", "weight": "none"},
+    {"offset": "linear", "weight": "linear"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "triton"])
+@pytest.mark.parametrize("variant", UNBOUNDED)
 @pytest.mark.parametrize(("size", "stride"), [CASES[0], CASES[2]])
-def test_gradients_of_shifts_without_a_bound_agree_with_loops(size, stride, variant):
-    leaves, upstream = inputs(size, stride, weight=variant.get("weight", "sigmoid"))
+def test_gradients_of_shifts_without_a_bound_agree_with_loops(name, size, stride, variant):
+    leaves, upstream = inputs(size, stride, name=name, weight=variant.get("weight", "sigmoid"))
     wanted = expected(leaves, upstream, stride, 2.5, **variant)
     assert wanted[3].abs().sum() > 0
-    assert_agree(computed("reference", leaves, upstream, stride, 2.5, **variant), wanted, torch.float32)
+    assert_agree(computed(name, leaves, upstream, stride, 2.5, **variant), wanted, torch.float32)
 
 
+@needs_triton
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", FAST)
-def test_that_is_said_once(name):
+def test_that_is_said_once():
+    device = device_of("triton")
     backends._say_unbounded.cache_clear()
-    with use_backend(name):
+    with use_backend("triton"):
         with pytest.warns(UserWarning, match="without a bound"):
-            backend_for(device_of(name), bounded=False)
-        assert backend_for(device_of(name), bounded=False).name == "reference"
-        assert backend_for(device_of(name), bounded=True).name == name
+            backend_for(device, bounded=False)
+        assert backend_for(device, bounded=False).name == "reference"
+        assert backend_for(device, bounded=True).name == "triton"
+
+
+@needs_numba
+def test_numba_computes_shifts_without_a_bound():
+    with use_backend("numba"):
+        assert backend_for("cpu", bounded=False).name == "numba"
+
+
+@needs_numba
+@pytest.mark.parametrize("variant", UNBOUNDED, ids=str)
+def test_numba_with_several_blocks_and_shifts_without_a_bound(variant, monkeypatch):
+    """Short shifts leave many blocks, long ones a single one: both agree with the reference, with the same bits."""
+    monkeypatch.setattr("nnunet_dtc.ops.backends.threads.WORTH_A_PART", 1)
+    before = torch.get_num_threads()
+    for factor in (0.1, 30):
+        leaves, upstream = inputs((21, 6), (2, 1), channels=9, weight=variant.get("weight", "sigmoid"))
+        with torch.no_grad():
+            leaves[2].mul_(factor)
+        results = []
+        try:
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                results.append(computed("numba", leaves, upstream, (2, 1), 4, **variant))
+        finally:
+            torch.set_num_threads(before)
+        wanted = computed("reference", leaves, upstream, (2, 1), 4, **variant)
+        for one, several, reference in zip(*results, wanted, strict=True):
+            assert torch.equal(one, several)
+            torch.testing.assert_close(one, reference, rtol=1e-4, atol=2e-4 * max(factor, 1))
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -593,7 +626,30 @@ def test_numba_without_a_folder_for_its_cache():
 def test_numba_blocks_that_are_computed_together_never_meet(size, stride, receptive_field):
     from nnunet_dtc.ops.backends.cpu import Geometry
 
-    geometry = Geometry(torch.empty(2, 1, *size), stride, Deformation(receptive_field))
+    assert_blocks_never_meet(Geometry(torch.empty(2, 1, *size), stride, Deformation(receptive_field)))
+
+
+@needs_numba
+@pytest.mark.parametrize("variant", UNBOUNDED, ids=str)
+@pytest.mark.parametrize("largest", [0, 0.3, 2.5, 7, 1e30, math.inf, math.nan])
+def test_numba_blocks_never_meet_where_shifts_have_no_bound(variant, largest):
+    """They are as thick as the longest shift that the coordinates contain."""
+    from nnunet_dtc.ops.backends.cpu import Geometry
+
+    deformation, value, stride = Deformation(4, **variant), torch.empty(2, 1, 5, 40, 3), (1, 2, 2)
+    coords = torch.full((2, deformation.channels(3), 5, 80, 6), 0.01)
+    coords[1, :, 4, 7, 5] = -largest
+    offset = largest if deformation.offset == "linear" else 1
+    weight = largest if deformation.weight == "linear" else 1
+    geometry = Geometry(value, stride, deformation, coords)
+    expected = [size if math.isnan(largest) else min(max(offset * weight, 1e-4), size) for size in (5, 40, 3)]
+    if largest > 0 or math.isnan(largest):
+        assert geometry.longest == pytest.approx(expected)
+    assert_blocks_never_meet(geometry)
+    assert Geometry(value, stride, deformation).longest == [5, 40, 3]  # any shift is expected
+
+
+def assert_blocks_never_meet(geometry):
     rows = [torch.zeros(geometry.rows[:2], dtype=torch.int) for _ in range(2)]
     for together in geometry.blocks(2):
         touched = [torch.zeros(geometry.extents[:2], dtype=torch.int) for _ in range(2)]
@@ -601,7 +657,7 @@ def test_numba_blocks_that_are_computed_together_never_meet(size, stride, recept
             rows[case][z0:z1, y0:y1] += 1
             reach = []
             for axis, (first, last) in enumerate(((z0, z1), (y0, y1))):
-                step, bound, extent = geometry.stride[axis], geometry.bounds[axis], geometry.extents[axis]
+                step, bound, extent = geometry.stride[axis], geometry.longest[axis], geometry.extents[axis]
                 low = (first + 0.5) / step - 0.5 - bound
                 high = (last - 1 + 0.5) / step - 0.5 + bound
                 reach.append(slice(max(math.floor(low), 0), min(math.floor(high) + 2, extent)))

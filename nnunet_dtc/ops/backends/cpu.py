@@ -2,8 +2,8 @@
 
 The result's rows are independent of each other. For the gradient of the value each sample adds to the voxels around it;
 the rows are therefore divided into blocks along one axis, so thick that every second block can be computed at the same
-time: shifts have a bound, and the blocks between them keep them apart. Which blocks there are does not depend on the
-number of threads.
+time: the blocks between them are as thick as the longest shift, which is its bound, or the longest that the coordinates
+contain if shifts have no bound. Which blocks there are does not depend on the number of threads.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from torch import Tensor
 from nnunet_dtc.ops.backends import cpu_kernels
 from nnunet_dtc.ops.backends.threads import in_threads
 from nnunet_dtc.ops.backends.volume import Volume
-from nnunet_dtc.ops.deformation import Deformation, regular_positions
+from nnunet_dtc.ops.deformation import OFFSETS, WEIGHTS, Deformation, regular_positions
 
 MOST_BLOCKS = 64  # along the axis; more would be too thin to be worth a call
 
@@ -29,7 +29,7 @@ def forward(
     stride: Sequence[int],
     deformation: Deformation,
 ) -> Tensor:
-    """As :func:`nnunet_dtc.ops.backends.reference.forward`, for shifts with a bound."""
+    """As :func:`nnunet_dtc.ops.backends.reference.forward`."""
     geometry = Geometry(value, stride, deformation)
     dtype = value.dtype if base is None else base.dtype
     compute = _compute_dtype(value, coords, dtype)
@@ -52,8 +52,8 @@ def backward(
     wants_value: bool,
     wants_coords: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """As :func:`nnunet_dtc.ops.backends.reference.backward`, for shifts with a bound."""
-    geometry = Geometry(value, stride, deformation)
+    """As :func:`nnunet_dtc.ops.backends.reference.backward`."""
+    geometry = Geometry(value, stride, deformation, coords)
     compute = _compute_dtype(value, coords, grad.dtype)
     kept = _kept_dtype(coords.dtype, compute)
     # channels-last, (N, *S, C), as the value
@@ -72,10 +72,27 @@ def backward(
 
 
 class Geometry(Volume):
-    """The volume, and what the kernels take of it."""
+    """The volume, and what the kernels take of it.
 
-    def __init__(self, value: Tensor, stride: Sequence[int], deformation: Deformation) -> None:
+    Args:
+        coords: from which the longest shifts are taken if shifts have no bound; without it any shift is expected.
+
+    Attributes:
+        activations: of the offset and of the weight, as the kernels take them.
+        longest: the longest shift along each of three axes, in voxels.
+    """
+
+    def __init__(
+        self, value: Tensor, stride: Sequence[int], deformation: Deformation, coords: Tensor | None = None
+    ) -> None:
         super().__init__(value, stride, deformation)
+        self.activations = OFFSETS.index(deformation.offset), WEIGHTS.index(deformation.weight)
+        if deformation.is_bounded:
+            self.longest = self.bounds
+        elif coords is None or coords.numel() == 0:
+            self.longest = [float(size) for size in self.extents]
+        else:
+            self.longest = self._longest_shifts(coords, deformation)
         self.rows = tuple(size * step for size, step in zip(self.extents, self.stride, strict=True))
 
     def arguments(self, value: Tensor, coords: Tensor, compute: torch.dtype) -> tuple:
@@ -87,7 +104,7 @@ class Geometry(Volume):
             torch.cat(starts).numpy(),
             torch.tensor(self.bounds, dtype=compute).numpy(),
             torch.tensor([size - 1 for size in self.extents], dtype=compute).numpy(),
-            self.weighted,
+            self.activations,
             (self.channels, *self.extents),
             self.stride,
             self.axes,
@@ -107,13 +124,26 @@ class Geometry(Volume):
                 parts[block % 2].append((case, *ends, *whole) if axis == 0 else (case, *whole, *ends))
         return [np.array(part, dtype=np.int64) for part in parts if part]
 
+    def _longest_shifts(self, coords: Tensor, deformation: Deformation) -> list[float]:
+        """Along each of three axes, from the largest offset and the largest weight; at most the size of the map."""
+        largest = torch.linalg.vector_norm(coords, math.inf, (0, *range(2, coords.ndim))).tolist()  # of each channel
+        longest = []
+        for axis, (size, scale) in enumerate(zip(self.extents, self.bounds, strict=True)):
+            head = axis - (3 - self.axes)
+            if head >= 0 and deformation.offset == "linear":
+                scale *= largest[head]
+            if head >= 0 and deformation.weight == "linear":
+                scale *= largest[self.axes + head]
+            longest.append(scale if scale < size else float(size))  # the size also where it is NaN
+        return longest
+
     def _thickness(self, axis: int) -> int:
         """Voxels of the value that a block must have at least along an axis, so that its two neighbours never meet.
 
-        Samples of voxel i lie less than half a voxel and the bound away from it. They touch the voxels from
+        Samples of voxel i lie less than half a voxel and the longest shift away from it. They touch the voxels from
         i - ceil(reach) to i + floor(reach) + 1.
         """
-        reach = 0.5 + self.bounds[axis]
+        reach = 0.5 + self.longest[axis]
         return max(math.ceil(reach) + math.floor(reach) + 1, -(-self.extents[axis] // MOST_BLOCKS))
 
 

@@ -20,7 +20,10 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload, register_jitable
 
+from nnunet_dtc.ops.deformation import OFFSETS, WEIGHTS
+
 TILE = 32  # output voxels that are transposed together
+TANH, SIGMOID, NO_WEIGHT = OFFSETS.index("tanh"), WEIGHTS.index("sigmoid"), WEIGHTS.index("none")
 _FAST = {"contract", "reassoc", "nsz"}  # NaN and infinity keep their meaning, divisions stay divisions
 _ONE, _TWO, _HALF, _ZERO = np.float32(1), np.float32(2), np.float32(0.5), np.float32(0)  # exact in every dtype
 
@@ -157,16 +160,19 @@ def _exp_overload(number):
 
 
 @compiled
-def forward_rows(first, last, out, base, has_base, value, coords, starts, bounds, tops, weighted, sizes, stride, axes):
+def forward_rows(
+    first, last, out, base, has_base, value, coords, starts, scales, tops, activations, sizes, stride, axes
+):  # fmt: skip
     """Rows ``first`` to ``last`` of ``out = base + samples``; a row is (case, z, y), all channels.
 
     Args:
         out, base: (N * C * OD * OH * OW,), float32, float64 or uint16 that holds bfloat16; ``base`` may be ``out``.
         has_base: whether base is added.
         value: (N * D * H * W * C,), channels-last, float32 or float64: what everything is computed in.
-        coords: (N * 2 axes * OD * OH * OW,), raw, any of the three; (N * axes * ..) where not ``weighted``.
+        coords: (N * 2 axes * OD * OH * OW,), raw, any of the three; (N * axes * ..) without weight.
         starts: regular positions of each axis, one after the other, (OD + OH + OW,), in voxels of the value.
-        bounds, tops: (3,), the longest shift of each axis, and its last voxel, in voxels of the value.
+        scales, tops: (3,), lambda of equation 1 along each axis, and its last voxel, in voxels of the value.
+        activations: of the offset and of the weight, as their indices in ``OFFSETS`` and ``WEIGHTS``.
         sizes: (C, D, H, W). stride: of each axis. axes: 2 or 3.
     """
     channels, depth, height, width = sizes
@@ -180,7 +186,7 @@ def forward_rows(first, last, out, base, has_base, value, coords, starts, bounds
         z = (line // rows_y) % rows_z
         n = line // (rows_y * rows_z)
         offset = (z * rows_y + y) * row
-        _positions(low, fraction, n, z, y, coords, starts, bounds, tops, weighted, sizes, stride, axes)
+        _positions(low, fraction, n, z, y, coords, starts, scales, tops, activations, sizes, stride, axes)
         for x0 in range(0, row, TILE):
             count = min(TILE, row - x0)
             for j in range(count):
@@ -225,22 +231,23 @@ def forward_rows(first, last, out, base, has_base, value, coords, starts, bounds
 
 
 @compiled
-def _positions(low, fraction, n, z, y, coords, starts, bounds, tops, weighted, sizes, stride, axes):
+def _positions(low, fraction, n, z, y, coords, starts, scales, tops, activations, sizes, stride, axes):
     """Of one row: the lower voxel of each axis, and the interpolation weight of the one above it; (3 * OW,) both."""
     _, depth, height, width = sizes
     rows_z, rows_y, row = depth * stride[0], height * stride[1], width * stride[2]
     plane = rows_z * rows_y * row
-    heads = 2 * axes if weighted else axes
+    offset_kind, weight_kind = activations
+    heads = axes if weight_kind == NO_WEIGHT else 2 * axes
     for axis in range(3 - axes, 3):
         head = (n * heads + axis - (3 - axes)) * plane + (z * rows_y + y) * row
         gate = head + axes * plane
-        bound, top = bounds[axis], tops[axis]
+        scale, top = scales[axis], tops[axis]
         here = axis * row
         for x in range(row):
-            shift = bound * _tanh(_read(coords, head + x))
-            if weighted:
-                shift = shift / (_ONE + _exp(-_read(coords, gate + x)))
-            # one that is not a number is none: the caller's threads rely on the bound of the shifts
+            shift = scale * _offset(_read(coords, head + x), offset_kind)
+            if weight_kind != NO_WEIGHT:
+                shift = shift * _weight(_read(coords, gate + x), weight_kind)
+            # a shift of NaN counts as zero: the caller's threads rely on the longest shift
             _put(fraction, here + x, shift if shift == shift else _ZERO)
         for x in range(row):
             start = _read(starts, (z if axis == 0 else rows_z + y) if axis < 2 else rows_z + rows_y + x)
@@ -253,9 +260,15 @@ def _positions(low, fraction, n, z, y, coords, starts, bounds, tops, weighted, s
 
 
 @register_jitable
-def _tanh(number):
-    """Exactly zero at zero."""
-    return _ONE - _TWO / (_ONE + _exp(number + number))
+def _offset(number, kind):
+    """Offset of equation 1; tanh is exactly zero at zero."""
+    return _ONE - _TWO / (_ONE + _exp(number + number)) if kind == TANH else number
+
+
+@register_jitable
+def _weight(number, kind):
+    """Weight of equation 1, where there is one."""
+    return _ONE / (_ONE + _exp(-number)) if kind == SIGMOID else number
 
 
 @compiled
@@ -271,9 +284,9 @@ def backward_blocks(
     value,
     coords,
     starts,
-    bounds,
+    scales,
     tops,
-    weighted,
+    activations,
     sizes,
     stride,
     axes,
@@ -300,7 +313,7 @@ def backward_blocks(
         for z in range(blocks[block, 1], blocks[block, 2]):
             for y in range(blocks[block, 3], blocks[block, 4]):
                 offset = (z * rows_y + y) * row
-                _positions(low, fraction, n, z, y, coords, starts, bounds, tops, weighted, sizes, stride, axes)
+                _positions(low, fraction, n, z, y, coords, starts, scales, tops, activations, sizes, stride, axes)
                 for x0 in range(0, row, TILE):
                     count = min(TILE, row - x0)
                     for i in range(channels):
@@ -344,32 +357,35 @@ def backward_blocks(
                             _put(slope, 2 * row + x, slope_x)
                 if has_coords:
                     _coords_gradients(
-                        grad_coords, slope, n, z, y, coords, starts, bounds, tops, weighted, sizes, stride, axes
+                        grad_coords, slope, n, z, y, coords, starts, scales, tops, activations, sizes, stride, axes
                     )
 
 
 @compiled
-def _coords_gradients(grad_coords, slope, n, z, y, coords, starts, bounds, tops, weighted, sizes, stride, axes):
+def _coords_gradients(grad_coords, slope, n, z, y, coords, starts, scales, tops, activations, sizes, stride, axes):
     """Of one row, from the slope along each axis: through the clamp to the map, and the activations."""
     _, depth, height, width = sizes
     rows_z, rows_y, row = depth * stride[0], height * stride[1], width * stride[2]
     plane = rows_z * rows_y * row
-    heads = 2 * axes if weighted else axes
+    offset_kind, weight_kind = activations
+    heads = axes if weight_kind == NO_WEIGHT else 2 * axes
     for axis in range(3 - axes, 3):
         head = (n * heads + axis - (3 - axes)) * plane + (z * rows_y + y) * row
         gate = head + axes * plane
-        bound, top = bounds[axis], tops[axis]
+        scale, top = scales[axis], tops[axis]
         here = axis * row
         for x in range(row):
-            offset = _tanh(_read(coords, head + x))
-            weight = _ONE / (_ONE + _exp(-_read(coords, gate + x))) if weighted else _ONE
+            offset = _offset(_read(coords, head + x), offset_kind)
+            weight = _weight(_read(coords, gate + x), weight_kind) if weight_kind != NO_WEIGHT else _ONE
             start = _read(starts, (z if axis == 0 else rows_z + y) if axis < 2 else rows_z + rows_y + x)
-            position = start + bound * offset * weight
-            inside = position >= _ZERO and position < top  # false where the shift is not a number, too
-            slope_here = bound * _at(slope, here + x)
-            _write(grad_coords, head + x, slope_here * weight * (_ONE - offset * offset) if inside else _ZERO)
-            if weighted:
-                _write(grad_coords, gate + x, slope_here * offset * weight * (_ONE - weight) if inside else _ZERO)
+            position = start + scale * offset * weight
+            inside = position >= _ZERO and position < top  # false where the shift is NaN as well
+            slope_here = scale * _at(slope, here + x)
+            by_offset = _ONE - offset * offset if offset_kind == TANH else _ONE
+            _write(grad_coords, head + x, slope_here * weight * by_offset if inside else _ZERO)
+            if weight_kind != NO_WEIGHT:
+                by_weight = weight * (_ONE - weight) if weight_kind == SIGMOID else _ONE
+                _write(grad_coords, gate + x, slope_here * offset * by_weight if inside else _ZERO)
 
 
 @register_jitable

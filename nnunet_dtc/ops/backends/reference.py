@@ -63,14 +63,11 @@ def backward(
     for size, (offset, weight, scale, shift, position) in zip(
         sizes, _axes(value, coords, stride, deformation), strict=True
     ):
-        inside = (position >= 0) & (position < size - 1)
-        below = position.floor()
-        fraction = (position - below).clamp(small_step * size, 1 - small_step * size)
-        positions.append(torch.where(inside, below + fraction, position))
+        below = position.floor()  # positions outside the map stay outside
+        positions.append(below + (position - below).clamp(small_step * size, 1 - small_step * size))
         if wants_coords:
-            by_offset = (
-                scale * (1 - offset * offset) if deformation.offset == "tanh" else torch.full_like(offset, scale)
-            )
+            inside = (position >= 0) & (position < size - 1)
+            by_offset = scale * (1 - offset * offset) if deformation.offset == "tanh" else scale
             by_offset = by_offset if weight is None else by_offset * weight
             by_weight = None
             if weight is not None:
@@ -89,11 +86,12 @@ def backward(
     by_grid = by_grid.unflatten(0, (value.shape[0], split)).sum(1) if split > 1 else by_grid  # (N, *output, g)
     grad_coords = torch.empty_like(coords, memory_format=torch.contiguous_format)
     for axis, (has_gradient, by_offset, by_weight) in enumerate(through):
-        slope = by_grid[..., axes - 1 - axis] * (2 / sizes[axis])  # of a voxel, not of the normalised unit
+        slope = by_grid[..., axes - 1 - axis]
+        to_voxels = 2 / sizes[axis]  # the slope is per normalised unit
         # selected, not multiplied by zero: the factors may be NaN or infinite where there is no gradient
-        grad_coords[:, axis] = torch.where(has_gradient, slope * by_offset, 0)
+        grad_coords[:, axis] = torch.where(has_gradient, slope * (to_voxels * by_offset), 0)
         if by_weight is not None:
-            grad_coords[:, axes + axis] = torch.where(has_gradient, slope * by_weight, 0)
+            grad_coords[:, axes + axis] = torch.where(has_gradient, slope * (to_voxels * by_weight), 0)
     return grad_value, grad_coords
 
 
