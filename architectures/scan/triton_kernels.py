@@ -37,26 +37,31 @@ def _load_rates(A, element, inside):
 
 
 @triton.jit
-def _load_rows(tensor, row, kept, channel, E):
-    """The rows of (.., E) for some steps and channels: (BT, BE) in float32, with zeros beyond the ends."""
-    at = tensor + row[:, None] * E + channel[None, :]
+def _load_rows(tensor, origin, place, kept, channel, E):
+    """The rows origin + place of (.., E) for some channels: (BT, BE) in float32, with zeros beyond the ends."""
+    at = tensor + origin * E + (place[:, None] * E + channel[None, :])
     return tl.load(at, mask=kept[:, None] & (channel < E)[None, :], other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _store_rows(tensor, values, row, kept, channel, E):
-    at = tensor + row[:, None] * E + channel[None, :]
+def _store_rows(tensor, values, origin, place, kept, channel, E):
+    at = tensor + origin * E + (place[:, None] * E + channel[None, :])
     tl.store(at, values.to(tensor.dtype.element_ty), mask=kept[:, None] & (channel < E)[None, :])
 
 
 @triton.jit
-def _load_states(tensor, row, kept, state, S, BE: tl.constexpr):
-    """The rows of (.., S) for some steps, repeated for all channels: (BT, BE, BS).
+def _load_states(tensor, origin, place, kept, state, S, BE: tl.constexpr, BS: tl.constexpr):
+    """The rows origin + place of (.., S), repeated for all channels: (BT, BE, BS).
 
     They are loaded in this shape, because the load decides how Triton distributes tiles over threads: four states of a
-    channel and all steps in each thread.
+    channel and all steps in each thread. Triton gives lanes to the axes in the order of their contiguity. So that the
+    channels come before the steps in all versions of Triton, they are declared contiguous, although their addresses are
+    the same; only the states, which are contiguous, are loaded as vectors.
     """
-    at = tensor + row[:, None, None] * S + state[None, None, :] + tl.zeros((1, BE, 1), tl.int32)
+    zero = tl.multiple_of(tl.arange(0, BE) >> 16, 16)  # not a constant, which Triton would remove
+    at = tensor + origin * S + (place[:, None, None] * S + state[None, None, :] + zero[None, :, None])
+    if BS >= 4:
+        at = tl.max_contiguous(at, [1, 2, 4])
     return tl.load(at, mask=kept[:, None, None] & (state < S)[None, None, :], other=0.0)
 
 
@@ -97,16 +102,17 @@ def ends_kernel(
     rate = _load_rates(A, element, inside)
     end = tl.zeros((BE, BS), tl.float32)
     time = tl.zeros((BE,), tl.float32)
+    origin = case * L + chunk * CHUNK
     for tile in range(CHUNK // BT):
         place = tile * BT + tl.arange(0, BT)
-        step = chunk * CHUNK + (CHUNK - 1 - place if REVERSE else place)
-        row, kept = case * L + step, step < L
-        d = _load_rows(delta, row, kept, channel, E)
-        x = _load_rows(left, row, kept, channel, E)
+        place = CHUNK - 1 - place if REVERSE else place
+        kept = chunk * CHUNK + place < L
+        d = _load_rows(delta, origin, place, kept, channel, E)
+        x = _load_rows(left, origin, place, kept, channel, E)
         if not REVERSE:
             x *= d
         decay = tl.exp2(d[:, :, None] * rate[None, :, :])
-        added = x[:, :, None] * _load_states(right, row, kept, state, S, BE)
+        added = x[:, :, None] * _load_states(right, origin, place, kept, state, S, BE, BS)
         if REVERSE:
             added *= decay
         _states, end = _scan(end, decay, added, BT)
@@ -156,18 +162,19 @@ def outputs_kernel(
     skip = tl.zeros((BE,), tl.float32)
     if HAS_D:
         skip = tl.load(D + channel, mask=channel < E, other=0.0).to(tl.float32)
+    origin = case * L + chunk * CHUNK
     for tile in range(CHUNK // BT):
-        step = chunk * CHUNK + tile * BT + tl.arange(0, BT)
-        row, kept = case * L + step, step < L
-        d = _load_rows(delta, row, kept, channel, E)
-        x = _load_rows(u, row, kept, channel, E)
+        place = tile * BT + tl.arange(0, BT)
+        kept = chunk * CHUNK + place < L
+        d = _load_rows(delta, origin, place, kept, channel, E)
+        x = _load_rows(u, origin, place, kept, channel, E)
         decay = tl.exp2(d[:, :, None] * rate[None, :, :])
-        added = (d * x)[:, :, None] * _load_states(B, row, kept, state, S, BE)
+        added = (d * x)[:, :, None] * _load_states(B, origin, place, kept, state, S, BE, BS)
         states, before = _scan(before, decay, added, BT)
-        read = tl.sum(states * _load_states(C, row, kept, state, S, BE), axis=2)
+        read = tl.sum(states * _load_states(C, origin, place, kept, state, S, BE, BS), axis=2)
         if HAS_D:
             read += skip[None, :] * x
-        _store_rows(y, read, row, kept, channel, E)
+        _store_rows(y, read, origin, place, kept, channel, E)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -190,16 +197,18 @@ def gradients_kernel(
     inside = (channel < E)[:, None] & (state < S)[None, :]
     rate = _load_rates(A, element, inside)
     part = case * chunks + chunk
+    origin = case * L + chunk * CHUNK
+    parts = block.to(tl.int64) * cases * L + origin
 
     before = tl.load(starts + part * E * S + element, mask=inside, other=0.0)
     for tile in range(tiles):
         tl.store(own + tile * BE * BS, before)
-        step = chunk * CHUNK + tile * BT + tl.arange(0, BT)
-        row, kept = case * L + step, step < L
-        d = _load_rows(delta, row, kept, channel, E)
-        x = _load_rows(u, row, kept, channel, E)
+        place = tile * BT + tl.arange(0, BT)
+        kept = chunk * CHUNK + place < L
+        d = _load_rows(delta, origin, place, kept, channel, E)
+        x = _load_rows(u, origin, place, kept, channel, E)
         decay = tl.exp2(d[:, :, None] * rate[None, :, :])
-        added = (d * x)[:, :, None] * _load_states(B, row, kept, state, S, BE)
+        added = (d * x)[:, :, None] * _load_states(B, origin, place, kept, state, S, BE, BS)
         _states, before = _scan(before, decay, added, BT)
     tl.debug_barrier()  # a thread may read what another one has stored
 
@@ -212,33 +221,34 @@ def gradients_kernel(
     for turn in range(tiles):
         tile = tiles - 1 - turn
         before = tl.load(own + tile * BE * BS)
-        step = chunk * CHUNK + tile * BT + tl.arange(0, BT)
-        row, kept = case * L + step, step < L
-        parts = block.to(tl.int64) * cases * L + row
-        d = _load_rows(delta, row, kept, channel, E)
-        x = _load_rows(u, row, kept, channel, E)
-        dy = _load_rows(grad_y, row, kept, channel, E)
+        place = tile * BT + tl.arange(0, BT)
+        kept = chunk * CHUNK + place < L
+        d = _load_rows(delta, origin, place, kept, channel, E)
+        x = _load_rows(u, origin, place, kept, channel, E)
+        dy = _load_rows(grad_y, origin, place, kept, channel, E)
         decay = tl.exp2(d[:, :, None] * rate[None, :, :])
 
-        added = (d * x)[:, :, None] * _load_states(B, row, kept, state, S, BE)
+        added = (d * x)[:, :, None] * _load_states(B, origin, place, kept, state, S, BE, BS)
         decayed = added  # exp(delta A) times the state of the step before
         for t in tl.static_range(BT):
             before = _step(decay, t, BT) * before
             decayed = tl.where(_is_step(t, BT), before[None, :, :], decayed)
             before += _step(added, t, BT)
         by_C = tl.sum(dy[:, :, None] * (decayed + added), axis=1)
-        _store_rows(grad_C, by_C, parts, kept, state, S)
+        _store_rows(grad_C, by_C, parts, place, kept, state, S)
 
-        grad = dy[:, :, None] * _load_states(C, row, kept, state, S, BE)  # with respect to the states
+        grad = dy[:, :, None] * _load_states(C, origin, place, kept, state, S, BE, BS)  # with respect to the states
         for back in tl.static_range(BT):
             later += _step(grad, BT - 1 - back, BT)
             grad = tl.where(_is_step(BT - 1 - back, BT), later[None, :, :], grad)
             later *= _step(decay, BT - 1 - back, BT)
         by_B = tl.sum((d * x)[:, :, None] * grad, axis=1)
-        _store_rows(grad_B, by_B, parts, kept, state, S)
+        _store_rows(grad_B, by_B, parts, place, kept, state, S)
 
         # B is loaded again, because registers are what these kernels have least of
-        entered = tl.sum(grad * _load_states(B, row, kept, state, S, BE), axis=2)  # with respect to delta * u
+        entered = tl.sum(
+            grad * _load_states(B, origin, place, kept, state, S, BE, BS), axis=2
+        )  # with respect to delta * u
         grad *= decayed  # with respect to delta * A
         by_A += tl.sum(grad * d[:, :, None], axis=0)
         by_delta = x * entered + tl.sum(grad * rate[None, :, :], axis=2) / LOG2_E
@@ -246,8 +256,8 @@ def gradients_kernel(
         if HAS_D:
             by_u += skip[None, :] * dy
             by_D += tl.sum(dy * x, axis=0)
-        _store_rows(grad_delta, by_delta, row, kept, channel, E)
-        _store_rows(grad_u, by_u, row, kept, channel, E)
+        _store_rows(grad_delta, by_delta, origin, place, kept, channel, E)
+        _store_rows(grad_u, by_u, origin, place, kept, channel, E)
     tl.store(grad_A + part * E * S + element, by_A, mask=inside)
     if HAS_D:
         tl.store(grad_D + part * E + channel, by_D, mask=channel < E)
