@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 VANILLA, DTC, FAILING = "nnUNetTrainer_4epochs", "nnUNetTrainerDTC_4epochs", "nnUNetTrainer_4epochs_rep9"
-PATIENCE_S = 900
+PATIENCE_S = 1800
 # nnU-Net's trainers, short, and one that fails; a user's own trainers go before those that nnunet-dtc makes of a name
 TRAINERS = f"""
 from pathlib import Path
