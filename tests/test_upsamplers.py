@@ -8,7 +8,10 @@ import torch.nn.functional as F
 import upsampler_oracles as oracles
 from upsampler_tester import UpsamplerTests
 
+from nnunet_dtc import DTC3d
+from nnunet_dtc.ops.backends import BACKENDS, use_backend
 from nnunet_dtc.ops.layout import merge_subpositions, pixel_shuffle, split_subpositions
+from nnunet_dtc.torch_internals import TorchDispatchMode
 from nnunet_dtc.upsamplers import (
     UPSAMPLERS,
     CARAFE2d,
@@ -28,6 +31,21 @@ from nnunet_dtc.upsamplers import (
     sapa,
     upsampler_class,
 )
+
+BACKENDS_ON_CPU = [name for name in ("reference", "numba") if BACKENDS[name].why_not() is None]
+needs_numba = pytest.mark.skipif("numba" not in BACKENDS_ON_CPU, reason="numba is not installed")
+
+
+class OperatorNames(TorchDispatchMode):
+    """The names of the operators that torch calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, operator, kinds, arguments=(), settings=None):
+        self.seen.append(str(operator))
+        return operator(*arguments, **(settings or {}))
 
 
 def zero_(module):
@@ -59,6 +77,59 @@ class TestDySample(UpsamplerTests):
     oracle = staticmethod(oracles.dysample)
     small = {"groups": 2}  # noqa: RUF012
     variants = ({}, {"dynamic_scope": True}, {"groups": 1})
+
+    @pytest.mark.parametrize("backend", BACKENDS_ON_CPU)
+    @pytest.mark.parametrize(("size", "stride"), [((3, 2), (2, 1)), ((2, 1, 3), (1, 2, 2))], ids=str)
+    def test_every_backend_agrees_with_loops(self, backend, size, stride):
+        """Values by the loops, gradients by differences; the offsets are up to several elements."""
+        module = self.make(stride, 4, 4).double()
+        (x,) = self.inputs(module, size, dtype=torch.float64)
+        with torch.no_grad():
+            module.offset.weight.mul_(4)
+        with use_backend(backend):
+            result = module(x)
+            assert module.offsets(x).abs().max() > 2
+            assert torch.autograd.gradcheck(module, x.requires_grad_(), fast_mode=True)
+        expected = torch.from_numpy(oracles.dysample(module, x.detach().numpy()))
+        torch.testing.assert_close(result.detach(), expected, rtol=0, atol=1e-11)
+
+    @pytest.mark.parametrize("backend", BACKENDS_ON_CPU)
+    def test_at_the_centre_of_an_element_the_gradient_is_that_of_the_higher_index(self, backend):
+        value = torch.tensor([[0.0, 1, 4], [0, 10, 40]]).view(1, 2, 1, 3)
+        offsets = torch.zeros(1, 4, 1, 3, requires_grad=True)
+        with use_backend(backend):
+            result = dysample(value, offsets, 1, groups=2)
+        result.sum().backward()
+        # axis H has a single element, along which nothing changes
+        expected = torch.tensor([[0.0, 0, 0], [0, 0, 0], [1, 3, 0], [10, 30, 0]])
+        torch.testing.assert_close(offsets.grad[0, :, 0], expected, rtol=0, atol=1e-4)
+
+    @needs_numba
+    def test_with_numba_no_grid_sample_is_left(self):
+        """Alone and as the base of DTC, forward and backward."""
+        module = DTC3d(8, 8, (1, 2, 2), base=self.make((1, 2, 2), 8, 8, groups=4))
+        x = torch.randn(2, 8, 3, 5, 4, requires_grad=True)
+        with use_backend("numba"), OperatorNames() as names:
+            module(x).sum().backward()
+        assert sum("upsample_numba" in name for name in names.seen) == 4
+        assert not [name for name in names.seen if "grid_sampler" in name]
+
+    @needs_numba
+    def test_numba_gives_the_same_bits_with_any_number_of_threads(self, monkeypatch):
+        monkeypatch.setattr("nnunet_dtc.ops.backends.threads.WORTH_A_PART", 1)
+        value, offsets = torch.randn(1, 8, 2, 19, 3), torch.randn(1, 12, 2, 38, 6)
+        upstream = torch.randn(1, 8, 2, 38, 6)
+        before, results = torch.get_num_threads(), []
+        try:
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                leaves = value.clone().requires_grad_(), offsets.clone().requires_grad_()
+                with use_backend("numba"):
+                    result = dysample(*leaves, (1, 2, 2))
+                results.append([result, *torch.autograd.grad(result, leaves, upstream)])
+        finally:
+            torch.set_num_threads(before)
+        assert all(torch.equal(one, several) for one, several in zip(*results, strict=True))
 
     @pytest.mark.parametrize("dynamic_scope", [False, True])
     def test_style_pl_agrees_with_loops(self, dynamic_scope):
@@ -143,6 +214,14 @@ class TestDySample(UpsamplerTests):
             dysample(torch.zeros(1, 2, 2, 3), torch.zeros(1, 2, 4, 6), 2, 2)
         with pytest.raises(ValueError, match="groups must divide the channels"):
             dysample(torch.zeros(1, 3, 2, 3), torch.zeros(1, 4, 4, 6), 2, 2)
+        with pytest.raises(ValueError, match="value must have at least one voxel on every axis"):
+            dysample(torch.zeros(1, 4, 0, 3), torch.zeros(1, 4, 0, 6), 2, 2)
+
+    def test_second_derivatives_are_refused(self):
+        value, offsets = torch.randn(1, 2, 2, 3, requires_grad=True), torch.randn(1, 4, 4, 6)
+        (gradient,) = torch.autograd.grad(dysample(value, offsets, 2, 2).square().sum(), value, create_graph=True)
+        with pytest.raises(NotImplementedError, match="no second derivatives"):
+            gradient.sum().backward()
 
 
 class TestCARAFE(UpsamplerTests):

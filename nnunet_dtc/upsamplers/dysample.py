@@ -25,12 +25,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_dtc.ops.checks import check_count, check_fits, check_value
-from nnunet_dtc.ops.deformation import regular_positions, shifted_positions
+from nnunet_dtc.ops.deformation import Deformation
 from nnunet_dtc.ops.layout import pixel_shuffle
+from nnunet_dtc.ops.sampling import upsample_checked
 from nnunet_dtc.upsamplers.base import Upsampler, zero_biases
 
 Style = Literal["lp", "pl"]
@@ -38,6 +38,7 @@ Style = Literal["lp", "pl"]
 STATIC_SCOPE = 0.25
 DYNAMIC_SCOPE = 0.5
 OFFSET_INIT_STD = 0.001
+PLAIN_OFFSETS = Deformation(receptive_field=4, offset="linear", weight="none")  # the shift is the offset, in elements
 
 
 def dysample(value: Tensor, offsets: Tensor, stride: int | Sequence[int], groups: int = 4) -> Tensor:
@@ -60,10 +61,15 @@ def dysample(value: Tensor, offsets: Tensor, stride: int | Sequence[int], groups
     Raises:
         ValueError: a shape or an argument is not as described.
         TypeError: a tensor is not floating.
+        NotImplementedError: second derivatives were requested.
 
     Note:
-        On CUDA the gradient is summed with atomic additions and is therefore not bit-identical from run to run. Torch
-        has no deterministic implementation: with ``torch.use_deterministic_algorithms(True)`` it raises RuntimeError.
+        :mod:`nnunet_dtc.ops.backends` computes the samples as those of DTC, with the offsets as shifts. On the CPU,
+        numba's backend gives the same bits in every run and with any number of threads. On CUDA the gradient with
+        respect to ``value`` is summed with atomic additions by ``grid_sample`` and is therefore not bit-identical from
+        run to run; with ``torch.use_deterministic_algorithms(True)`` it raises RuntimeError. At the centre of an
+        element, where linear interpolation is not differentiable, the gradient is that of the side with the higher
+        index.
 
     Example:
         Offsets of half an element along W, for both channels:
@@ -82,21 +88,15 @@ def dysample(value: Tensor, offsets: Tensor, stride: int | Sequence[int], groups
     if channels % check_count("groups", groups):
         raise ValueError(f"groups must divide the channels that are sampled, got {groups=} for {channels} channels")
     check_fits("offsets", offsets, "(N, g * groups, *(S * stride))", (batch, axes * groups, *fine))
-    dtype = torch.promote_types(torch.promote_types(value.dtype, offsets.dtype), torch.float32)
-    offsets = offsets.to(dtype).reshape(batch, axes, groups, *fine)  # (N, g, groups, *out)
-    grid = []  # one normalised coordinate per axis, each (N, groups, *out)
-    for axis, (size, step) in enumerate(zip(sizes, steps, strict=True)):
-        start = regular_positions(size, step, dtype, value.device)
-        start = start.view([-1 if other == axis else 1 for other in range(axes)])
-        grid.append((2 * shifted_positions(start, offsets[:, axis], size) + 1) / size - 1)
-    samples = F.grid_sample(
-        value.to(dtype).reshape(batch * groups, channels // groups, *sizes),  # (N * groups, C / groups, *S)
-        torch.stack(grid[::-1], dim=-1).flatten(0, 1),  # last axis first: (N * groups, *out, g)
-        mode="bilinear",
-        padding_mode="border",
-        align_corners=False,
+    offsets = offsets.reshape(batch, axes, groups, *fine).transpose(1, 2)  # (N, groups, g, *out)
+    samples = upsample_checked(
+        None,
+        value.reshape(batch * groups, channels // groups, *sizes),  # (N * groups, C / groups, *S)
+        offsets.reshape(batch * groups, axes, *fine),  # (N * groups, g, *out)
+        steps,
+        PLAIN_OFFSETS,
     )
-    return samples.reshape(batch, channels, *fine).to(value.dtype)  # (N, C, *out)
+    return samples.reshape(batch, channels, *fine)  # (N, C, *out)
 
 
 class _DySample(Upsampler):

@@ -14,7 +14,8 @@ class Volume:
         axes: 2 or 3, of the value itself.
         weighted: whether the coordinates have a weight.
         channels: of the value.
-        extents, stride, bounds: for three axes: voxels, output voxels per voxel, and the longest shift in voxels.
+        extents, stride, bounds: for three axes: voxels, output voxels per voxel, and lambda of equation 1 in voxels,
+            which is the longest shift if shifts are bounded.
     """
 
     def __init__(self, value: Tensor, stride: Sequence[int], deformation: Deformation) -> None:
