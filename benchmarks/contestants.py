@@ -12,11 +12,8 @@ from dataclasses import dataclass
 import clone  # noqa: F401 (makes nnunet_dtc importable)
 import torch
 import torch.nn.functional as F
-from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
-from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 from torch import Tensor, nn
 
-from nnunet_dtc.architectures import with_dtc
 from nnunet_dtc.ops.backends import BACKENDS, use_backend
 from nnunet_dtc.ops.deformation import Deformation
 from nnunet_dtc.ops.dtc import is_dtc
@@ -46,6 +43,9 @@ class Plan:
         return self.gpu if device == "cuda" else self.cpu
 
     def build(self) -> nn.Module:
+        from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+        from dynamic_network_architectures.initialization.weight_init import InitWeights_He
+
         axes, stages = len(self.strides[0]), len(self.features)
         arguments = {
             "input_channels": 1, "n_stages": stages, "features_per_stage": self.features,
@@ -140,6 +140,8 @@ class Contestant:
         self.name, self.device, self.dtype = name, device, dtype
         network = plan.build()
         if name != "vanilla":
+            from nnunet_dtc.architectures import with_dtc
+
             network = with_dtc(network, receptive_field)
             if name == "parts":
                 for block in filter(is_dtc, network.modules()):

@@ -1,6 +1,7 @@
-"""Draw what `speed.py` measured (needs matplotlib):
+"""Draw what `speed.py` or `gpu_report.py` measured (needs matplotlib):
 
 python benchmarks/draw_speed.py speed_cpu.json docs/speed_cpu.png
+python benchmarks/draw_speed.py gpu_report/gpu_report.json docs/gpu_report.png
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from nnunet_dtc.study.figures.style import COLOURS as PALETTE
-from nnunet_dtc.study.figures.style import INK
+from nnunet_dtc.study.figures.style import GRID, INK, MARKERS
 
 COLOURS = dict(zip(("vanilla", "numba", "parts", "reference", "triton"), PALETTE, strict=False))
 MODES = ("step", "forward", "inference")
@@ -31,6 +32,9 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     options = parser.parse_args()
     record = json.loads(options.record.read_text())
+    if "parts" in record:
+        draw_gpu_report(record, options.picture)
+        return
     machine = record["machine"]
     rows = [part for part in ("networks", "operator") if record[part]]  # speed.py --only measures one of them
     if not rows:
@@ -145,6 +149,92 @@ def growth(axis: plt.Axes, rows: list[dict]) -> None:
     axis.set_xlabel("output voxels (millions), 32 channels")
     axis.set_ylabel("ms, forward and backward")
     axis.set_title(f"The operator alone grows linearly with its voxels, {dtype}", fontsize=10, loc="left")
+    axis.legend(fontsize=8, frameon=False)
+
+
+def draw_gpu_report(record: dict, picture: Path) -> None:
+    """One figure of what `gpu_report.py` measured; parts without rows are left out."""
+    panels = {"operator": stages, "gather": reach, "steps": over_vanilla, "scan": lengths}
+    rows = {name: record["parts"].get(name, {}).get("rows", []) for name in panels}
+    rows = {name: [row for row in rows[name] if "failure" not in row] for name in panels if rows[name]}
+    if not rows:
+        raise SystemExit(f"the report has none of the parts {', '.join(panels)}")
+    lines = (len(rows) + 1) // 2
+    figure = plt.figure(figsize=(14, 5.5 * lines), layout="constrained")
+    for place, (name, mine) in enumerate(rows.items()):
+        panels[name](figure.add_subplot(lines, min(2, len(rows)), place + 1), mine)
+    (machine,) = record["parts"]["machine"]["rows"]
+    names = ("driver", "torch", "triton", "commit")
+    title = ", ".join([machine["device"], *(f"{name} {machine[name]}" for name in names if machine.get(name))])
+    figure.suptitle(f"{title}; tiny sizes, to try the script" if record["quick"] else title, color=INK)
+    figure.savefig(picture, dpi=110)
+
+
+def stages(axis: plt.Axes, rows: list[dict]) -> None:
+    """Time of the operator by stage and backend, at the first receptive field."""
+    field = rows[0]["receptive_field"]
+    mine = [row for row in rows if row["receptive_field"] == field]
+    names = list(dict.fromkeys(row["stage"] for row in mine))
+    for number, backend in enumerate(dict.fromkeys(row["backend"] for row in mine)):
+        points = [
+            (names.index(row["stage"]), row["forward_ms"] + row["backward_ms"])
+            for row in mine
+            if row["backend"] == backend
+        ]
+        axis.plot(*zip(*points, strict=True), marker=MARKERS[number], color=PALETTE[number], label=backend)
+    axis.set_xticks(
+        range(len(names)), [name.replace(", ", ",\n", 1).replace(" of ", "\nof ") for name in names], fontsize=7
+    )
+    finish(axis, f"The operator, forward and backward, RF {float(field):g}", "", "ms")
+
+
+def reach(axis: plt.Axes, rows: list[dict]) -> None:
+    """Gather and scatter over the number of samples in reach."""
+    for number, stage in enumerate(dict.fromkeys(row["stage"] for row in rows)):
+        mine = sorted((row for row in rows if row["stage"] == stage), key=lambda row: row["samples_in_reach"])
+        for way, line in (("gather", "-"), ("scatter", "--")):
+            x, y = ([row[key] for row in mine] for key in ("samples_in_reach", f"{way}_ms"))
+            fill = "full" if way == "gather" else "none"
+            style = {"marker": MARKERS[number], "fillstyle": fill, "color": PALETTE[number + 1]}
+            axis.plot(x, y, line, label=f"{way}, {stage}", **style)
+    axis.set_xscale("log")
+    finish(axis, "The gradient of the value", "samples in reach of a voxel", "ms")
+
+
+def over_vanilla(axis: plt.Axes, rows: list[dict]) -> None:
+    """Steps of networks over vanilla's."""
+    mine = [row for row in rows if row["variant"] != "vanilla" and row["over_vanilla"]]
+    names = list(dict.fromkeys((row["network"], row["mode"]) for row in mine))
+    for number, variant in enumerate(dict.fromkeys(row["variant"] for row in mine)):
+        chosen = [row for row in mine if row["variant"] == variant]
+        places = [names.index((row["network"], row["mode"])) for row in chosen]
+        colour, marker = PALETTE[number + 1], MARKERS[number + 1]
+        axis.plot([row["over_vanilla"] for row in chosen], places, marker, color=colour, label=variant, alpha=0.9)
+    axis.axvline(1, color=INK, linewidth=0.8)
+    axis.set_yticks(range(len(names)), [f"{network},\n{mode}" for network, mode in names], fontsize=8)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.grid(color=GRID, linewidth=0.6)
+    axis.set_xlabel("ratio to the same network without DTC")
+    axis.set_title("Time of a training step", fontsize=10, loc="left")
+    axis.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, columnspacing=1)
+
+
+def lengths(axis: plt.Axes, rows: list[dict]) -> None:
+    """The selective scan by length."""
+    for number, backend in enumerate(dict.fromkeys(row["backend"] for row in rows)):
+        points = [(row["length"], row["forward_backward_ms"]) for row in rows if row["backend"] == backend]
+        axis.plot(*zip(*points, strict=True), marker=MARKERS[number], color=PALETTE[number], label=backend)
+    axis.set_xscale("log")
+    finish(axis, "The selective scan, forward and backward", "length of the sequence", "ms")
+
+
+def finish(axis: plt.Axes, title: str, x: str, y: str) -> None:
+    """Titles, and a logarithmic axis for times."""
+    axis.set_yscale("log")
+    axis.grid(color=GRID, linewidth=0.6)
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.set_title(title, fontsize=10, loc="left")
     axis.legend(fontsize=8, frameon=False)
 
 
