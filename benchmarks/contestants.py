@@ -1,6 +1,6 @@
 """What `speed.py` compares: networks as nnU-Net plans them, with and without DTC, and one training step of them.
 
-Needs torch and dynamic-network-architectures alone; neither nnU-Net nor an installed nnunet_dtc, a clone is enough.
+Needs torch, and dynamic-network-architectures for the networks. A clone of nnunet_dtc is enough.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def contestants(device: str) -> list[str]:
 
 @contextlib.contextmanager
 def as_contestant(name: str) -> Iterator[None]:
-    """What is computed inside is computed by that contestant."""
+    """Compute DTC by that contestant's backend inside the ``with``."""
     with use_backend(name) if name in BACKENDS else contextlib.nullcontext():
         yield
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from nnunet_dtc.upsamplers import upsampler_class
 TINY = replace(UNEVEN, features=(4, 8, 8), strides=UNEVEN.strides[:3], kernels=UNEVEN.kernels[:3])
 
 TINY_MAMBAS = {
-    "NnMamba": {"width": 4, "blocks": 1},
+    "NnMamba": {"width": 4, "blocks": 2},
     "SegMamba": {"widths": (4, 4, 8, 8), "bottleneck": 8, "depths": (1, 1, 1, 1)},
 }
 
@@ -143,6 +144,7 @@ def measure(
     """
     torch.manual_seed(0)
     torch.compiler.reset()
+    gc.collect()  # the network before
     network, shape = BUILDERS[name](variant, quick)
     network = network.to(device).train()
     training = torch.compile(network, backend="aot_eager" if quick else "inductor") if compiled else network

@@ -50,7 +50,7 @@ REACHES = (2.0, 4.0, 1.0, 6.0, 8.0, 10.0, 0.0, 16.0, 24.0)
 SAMPLE_BLOCKS = {"SAMPLES": (16, 32, 64, 128), "CHANNELS": (16, 32)}
 TILES = {"TILE": (16, 32, 64), "TILE_CHANNELS": (16, 32, 64), "ROWS": (4, 8, 16, 32)}
 LENGTHS = (1024, 8192, 65536, 262144)
-MEASURED_SECONDS = 0.4
+STEP_SECONDS = 1.5
 
 
 class NotHere(Exception):
@@ -80,11 +80,11 @@ class Setting:
     def stages(self) -> tuple[Stage, ...]:
         return TINY_STAGES if self.quick else STAGES
 
-    def ms(self, call: Callable[[], object]) -> float:
-        """Median milliseconds of a call."""
+    def ms(self, call: Callable[[], object], seconds: float = 0.4) -> float:
+        """Median milliseconds of a call, which is repeated for some seconds."""
         if self.quick:
             return median_ms(call, self.device, rounds=1, warm_up=0)
-        return median_ms(call, self.device, seconds=MEASURED_SECONDS)
+        return median_ms(call, self.device, seconds=seconds)
 
 
 def main() -> None:
@@ -306,13 +306,15 @@ def steps(setting: Setting) -> Iterator[dict | str]:
     """Training steps of networks, over the same network with transposed convolutions."""
     import gpu_networks
 
+    ms = functools.partial(setting.ms, seconds=STEP_SECONDS)
     for compiled in (False, True):
-        for name, variants in gpu_networks.NETWORKS.items():
+        few = 1 if compiled and setting.quick else None  # compiling takes long on a CPU, also what is tiny
+        for name, variants in list(gpu_networks.NETWORKS.items())[:few]:
             vanilla = None
-            for variant in variants:
+            for variant in variants[: few and 2]:
                 row = {"network": name, "mode": "torch.compile" if compiled else "eager", "variant": variant.name}
                 try:
-                    measured = gpu_networks.measure(name, variant, setting.device, setting.quick, compiled, setting.ms)
+                    measured = gpu_networks.measure(name, variant, setting.device, setting.quick, compiled, ms)
                 except Exception as error:  # a missing package, no memory, or a network that is not compiled
                     yield row | {"failure": f"{type(error).__name__}: {self_check.first_line(error)}"}
                     continue

@@ -16,6 +16,7 @@ written after each part.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -98,10 +99,10 @@ def run_part(name: str, device: str, quick: bool, seconds: float) -> dict:
                 code: int | None = process.wait(seconds + GRACE_SECONDS)
             except subprocess.TimeoutExpired:
                 code = None
-            finally:  # with its own processes, also where this one is interrupted
-                if process.poll() is None:
+            finally:  # with the processes that it has started, also where this one is interrupted
+                with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
+                process.wait()
         found = [json.loads(line) for line in lines.read_text().splitlines() if line.endswith("}")]
         last = ([line for line in errors.read_text(errors="replace").splitlines() if line.strip()] or ["no message"])[
             -1

@@ -1,19 +1,19 @@
-"""What does DTC cost beside the same network without it, by each backend, on the device that is there?
+"""Measure what DTC costs over the same network without it, by each backend, on the GPU or on the CPU.
 
     python benchmarks/speed.py                          a table, and its numbers in speed_<device>.json
-    python benchmarks/speed.py --out FILE.json          elsewhere
+    python benchmarks/speed.py --out FILE.json          into another file
     python benchmarks/speed.py --only networks --plans uneven --rounds 3
-    python benchmarks/draw_speed.py FILE.json           the plots, from that file
+    python benchmarks/draw_speed.py FILE.json FILE.png  plots of that file
 
-Needs torch and dynamic-network-architectures; neither nnU-Net nor an installed nnunet_dtc, a clone is enough.
+Needs torch and dynamic-network-architectures. Neither nnU-Net nor an installed nnunet_dtc is needed: a clone is enough.
 
-Networks are those that nnU-Net plans: uneven strides as for BTCV, isotropic, 2D and residual encoder. "vanilla" has
-nnU-Net's transposed convolutions, "parts" DTC blocks as one builds them from torch's parts, the others DTC by one of
-the backends. A step is nnU-Net's: forward with deep supervision, Dice and cross entropy, backward, clipping, SGD; on
-CUDA with float16 autocast and torch.compile. Inference is one patch without gradients. All contestants take turns; a
-ratio is the median over the rounds of the quotient to vanilla's time in the same round. Peak memory is, on CUDA, what
-torch's allocator had handed out at most; on the CPU the growth of a process of its own. Both above what is there
-between two steps: weights, gradients and the optimizer's state.
+The networks are those that nnU-Net plans: with uneven strides as for BTCV, isotropic, 2D, and with a residual encoder.
+"vanilla" has nnU-Net's transposed convolutions, "parts" has DTC blocks built from torch's own functions, and the others
+have DTC by one of the backends. A step is nnU-Net's: forward with deep supervision, Dice and cross entropy, backward,
+clipping, SGD; on CUDA with float16 autocast and torch.compile. Inference is one patch without gradients. In each round
+all networks are measured in turn, and a ratio is the median over the rounds of the time divided by vanilla's time in
+the same round. Peak memory is, on CUDA, the most that torch's allocator had handed out, and on the CPU the growth of a
+process of its own. Both are above the memory between two steps: weights, gradients and the state of the optimizer.
 """
 
 from __future__ import annotations

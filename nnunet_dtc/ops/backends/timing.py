@@ -121,7 +121,7 @@ def median_ms(
     for _ in range(warm_up):
         call()
     timed = _cuda_ms if device.type == "cuda" else _cpu_ms
-    start, times = time.perf_counter(), []
+    start, times = time.perf_counter(), list[float]()
     while len(times) < rounds and (len(times) < FEWEST_ROUNDS or time.perf_counter() - start < seconds):
         times.append(timed(call))
     return statistics.median(times)
