@@ -108,9 +108,19 @@ def scan_backend(device: str, dtype: torch.dtype = torch.float32, backend: str |
 def why_not(kernel: str) -> str | None:
     """Why one of the ``KERNELS`` cannot be used here, None where it can."""
     missing = why_missing(kernel)
-    if KERNEL_DEVICE == "cuda" and not torch.cuda.is_available():
+    if missing is not None or (KERNEL_DEVICE == "cuda" and not torch.cuda.is_available()):
         return missing
-    return check.why_not(kernel, torch.device(KERNEL_DEVICE), missing)
+    return check.why_not(kernel, torch.device(KERNEL_DEVICE))
+
+
+def agree_across_ranks(device: torch.device) -> None:
+    """Let all ranks of a distributed training choose the same backend; all of them must call this at the same step.
+
+    The trainers of this package do when they are initialised.
+    """
+    if device.type == KERNEL_DEVICE:
+        for kernel in KERNELS:
+            check.agree_across_ranks(kernel, device, why_not(kernel))
 
 
 @functools.cache

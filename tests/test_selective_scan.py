@@ -23,6 +23,7 @@ from nnunet_dtc.architectures.selective_scan import (
     why_missing,
     why_not,
 )
+from nnunet_dtc.ops import self_check
 from nnunet_dtc.study.complexity import count_macs
 
 # cases, channels, states, length
@@ -306,13 +307,13 @@ def test_macs_of_a_block_leave_nothing_out():
 
 def forget():
     why_missing.cache_clear()
-    check.verdicts.clear()
+    check.forget()
 
 
 @pytest.fixture(autouse=True)
 def no_check_before(monkeypatch):
     """Kernels are checked only where a test asks for it, and what was found is forgotten."""
-    monkeypatch.setenv(check.VARIABLE, "0")
+    monkeypatch.setenv(self_check.VARIABLE, "0")
     yield
     forget()
 
@@ -493,7 +494,7 @@ def stand_in(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(scan_module, "KERNEL_DEVICE", "cpu")
-    monkeypatch.delenv(check.VARIABLE)
+    monkeypatch.delenv(self_check.VARIABLE)
     use()
     forget()
     return use
@@ -503,10 +504,13 @@ def stand_in(monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("swapped cases", "2 x 5 channels x 16 states x 300 steps in float32: y has an error of .*, the tolerance is"),
-        ("a store is missing", "in float32: y has an error of"),
-        ("a wrong sign", "in float32: the gradient of delta has an error of"),
-        ("it does not compile", "in float32: out of resource: shared memory"),
+        (
+            "swapped cases",
+            "2 x 5 channels x 16 states x 300 steps in float32\\): y has an error of .*, the tolerance",
+        ),
+        ("a store is missing", "in float32\\): y has an error of"),
+        ("a wrong sign", "in float32\\): the gradient of delta has an error of"),
+        ("it does not compile", "in float32\\): .*out of resource: shared memory"),
     ],
 )
 def test_a_kernel_that_is_broken_is_not_used(kind, message, stand_in, monkeypatch):
@@ -524,9 +528,9 @@ def test_a_kernel_that_is_broken_is_not_used(kind, message, stand_in, monkeypatc
     for ours, true in zip(got, expected, strict=True):
         assert torch.equal(ours, true)
     assert re.search(message, scan_note("cpu"))
-    with pytest.raises(ImportError, match="'triton' cannot be used: 2 x 5 channels"):
+    with pytest.raises(ImportError, match=r"'triton' cannot be used: its self-check fails \(2 x 5 channels"):
         scan_backend("cpu", backend="triton")
-    monkeypatch.setenv(check.VARIABLE, "0")
+    monkeypatch.setenv(self_check.VARIABLE, "0")
     assert scan_backend("cpu") == "triton"
 
 
@@ -537,7 +541,7 @@ def test_a_kernel_that_passes_its_check_is_used(stand_in):
         selective_scan(*inputs)
     assert list(counter.get_flop_counts()["Global"]) == [torch.ops.nnunet_dtc.selective_scan_triton]
     assert counter.get_total_flops() == 2 * 3 * 1 * 2 * 3 * 5
-    assert check.verdicts == {("mamba_ssm", "cpu"): why_missing("mamba_ssm"), ("triton", "cpu"): None}
+    assert why_not("triton") is None
     assert scan_note("cpu") == "The selective scan is computed by Triton."
 
 
@@ -573,24 +577,33 @@ def test_ranks_take_the_same_backend(tmp_path):
     """One rank of two computes wrongly, so neither uses the kernel."""
     code = f"""
         import sys, warnings, torch
+        from nnunet_dtc.architectures import selective_scan
         from nnunet_dtc.architectures.scan import check
         rank = int(sys.argv[1])
+        class Case:
+            tolerance = 0.5
+            def errors(self, device):
+                return {{"y": float(rank)}}
         torch.distributed.init_process_group("gloo", init_method="file://{tmp_path}/ranks", rank=rank, world_size=2)
-        check.find_problem = lambda *_: "it computes wrongly" if rank else None
+        check.cases = lambda kernel: [Case()]
+        selective_scan.KERNEL_DEVICE = "cpu"
+        selective_scan.why_missing = lambda kernel: None
         warnings.simplefilter("ignore")
-        print(check.why_not("triton", torch.device("cpu")))
+        selective_scan.agree_across_ranks(torch.device("cpu"))
+        print(selective_scan.scan_backend("cpu"), selective_scan.why_not("triton"))
         torch.distributed.destroy_process_group()
     """
     lines = code.strip("\n").splitlines()
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", "\n".join(line[8:] for line in lines), str(rank)],
-            env=os.environ | {check.VARIABLE: "1"}, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {self_check.VARIABLE: "1"}, stdout=subprocess.PIPE, text=True,
         )
         for rank in range(2)
     ]  # fmt: skip
     printed = [process.communicate(timeout=300)[0].strip() for process in ranks]
-    assert printed == ["its check fails on another rank", "it computes wrongly"]
+    assert printed[0] == "torch another rank of this training cannot use them"
+    assert printed[1].startswith("torch its self-check fails")
 
 
 def compiled_mamba(monkeypatch):

@@ -9,7 +9,7 @@ from torch import nn
 from nnunet_dtc.architectures import NETWORKS, build_network, planned_settings
 from nnunet_dtc.architectures.mamba import SelectiveSSM
 from nnunet_dtc.architectures.networks import check_patch
-from nnunet_dtc.architectures.selective_scan import scan_note
+from nnunet_dtc.architectures.selective_scan import agree_across_ranks, scan_note
 from nnunet_dtc.registry import NETWORKS as ENTRIES
 from nnunet_dtc.trainers.base import WithoutDeepSupervision
 from nnunet_dtc.trainers.names import DEFAULT_OPTIMIZER
@@ -73,6 +73,7 @@ class PaperNetworkTrainer(WithoutDeepSupervision):
             f"{self.weight_decay:g}"
         )
         if any(isinstance(module, SelectiveSSM) for module in self.network.modules()):
+            agree_across_ranks(self.device)
             self.print_to_log_file(scan_note(self.device.type))
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:

@@ -53,6 +53,7 @@ class Verdict:
 
 
 _verdicts: dict[tuple[str, str], Verdict] = {}  # by kernel and device
+_agreed: dict[tuple[str, str], str] = {}  # why the ranks of this training do not use a kernel
 _lock = threading.Lock()
 
 
@@ -69,10 +70,12 @@ def verdict(kernel: str, device: torch.device | str, cases: Callable[[], Sequenc
     """
     device = _with_index(device)
     key = kernel, str(device)
-    if (known := _verdicts.get(key)) is not None:
-        return known
+    if key in _agreed:
+        return Verdict(_agreed[key])
     if os.environ.get(VARIABLE, "").strip() == "0":
         return Verdict(None)
+    if (known := _verdicts.get(key)) is not None:
+        return known
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return Verdict("its self-check cannot run while a CUDA graph is captured", is_final=False)
     with _lock:
@@ -88,6 +91,7 @@ def verdict(kernel: str, device: torch.device | str, cases: Callable[[], Sequenc
 def forget() -> None:
     """Check all kernels anew at their next use."""
     _verdicts.clear()
+    _agreed.clear()
 
 
 def agree_across_ranks(kernel: str, device: torch.device | str, problem: str | None) -> str | None:
@@ -112,7 +116,7 @@ def agree_across_ranks(kernel: str, device: torch.device | str, problem: str | N
     if not fails.item():
         return None
     problem = problem or "another rank of this training cannot use them"
-    _verdicts[kernel, str(device)] = Verdict(problem)  # also where the check would be repeated: the others have decided
+    _agreed[kernel, str(device)] = problem
     return problem
 
 
