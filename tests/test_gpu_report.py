@@ -7,8 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu_report.py"
@@ -122,6 +124,38 @@ def test_tables(report):
         "|  | 0.123 | yes |",
         "|  |  |  |",
     ]
+
+
+def test_its_figure(tmp_path):
+    """From a report with a failure in each part that has them, a part without rows and an infinite field."""
+    stages = ["2 x 32 channels of 48x96x96, stride (1, 2, 2)", "2 x 64 channels of 24x48x48, stride (2, 2, 2)"]
+    step = {"network": "a network", "mode": "eager"}
+    rows = {
+        "machine": [{"device": "a card", "torch": "2.14", "triton": None}],
+        "operator": [
+            {"stage": stage, "receptive_field": field, "backend": backend, "forward_ms": 1.0, "backward_ms": 2.0}
+            for field in (2.0, "inf") for stage in stages for backend in ("reference", "triton, gather")
+        ],
+        "gather": [{"stage": stages[0], "samples_in_reach": 108, "gather_ms": 1.0, "scatter_ms": 2.0}],
+        "steps": [
+            {**step, "variant": "vanilla", "over_vanilla": 1.0},
+            {**step, "variant": "DTC, RF 2", "over_vanilla": 1.1},
+            {**step, "variant": "DTC, RF 10", "failure": "no memory"},
+            {**step, "variant": "DTC, RF 2", "network": "another, whose vanilla failed", "over_vanilla": None},
+        ],
+        "scan": [],
+    }  # fmt: skip
+    record = {"quick": False, "parts": {name: {"rows": found} for name, found in rows.items()}}
+    (tmp_path / "report.json").write_text(json.dumps(record))
+    command = [sys.executable, ROOT / "benchmarks" / "draw_speed.py", tmp_path / "report.json", tmp_path / "figure.png"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pixels = np.asarray(Image.open(tmp_path / "figure.png").convert("L"))
+    # two rows of two panels, of which the last is empty
+    halves = [np.split(half, [pixels.shape[1] // 2], 1) for half in np.split(pixels, [pixels.shape[0] // 2])]
+    dark = [[(panel < 200).mean() for panel in half] for half in halves]
+    assert min(dark[0][0], dark[0][1], dark[1][0]) > 0.005
+    assert dark[1][1] < 0.005
 
 
 def test_the_networks_need_neither_nnunet_nor_an_installation():
