@@ -618,7 +618,7 @@ def test_all_steps_with_failures_between(demo, tmp_path, monkeypatch, held_out):
     """Held-out cases on a CPU, validation cases on a GPU; after a failure the same step continues."""
     nnunet = FakeNNUNet()
     monkeypatch.setattr(demo, "run_steps", nnunet)
-    monkeypatch.setattr(demo, "_cuda", lambda: not held_out)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: not held_out)
     monkeypatch.setattr(demo.signal, "signal", lambda *_: None)
     source, folder = tiny_dataset(tmp_path / "data", held_out), tmp_path / "demo"
 
