@@ -1,9 +1,9 @@
-"""Real volumes through nnU-Net's own commands, each a process of its own.
+"""A small phantom, and real volumes where they are available, through nnU-Net's own commands.
 
-A test file asks for a ``workspace``: an ``nnUNet_raw``, ``nnUNet_preprocessed`` and ``nnUNet_results`` of its own, made
-of 12 of the hippocampus volumes of the Medical Segmentation Decathlon. The trainers are registered by the environment
-variable ``nnUNet_extTrainer``, never in the installed nnU-Net. Plans are nnU-Net's, with the networks and patches made
-small by hand.
+A test file asks for a ``workspace``: an ``nnUNet_raw``, ``nnUNet_preprocessed`` and ``nnUNet_results`` of its own, with
+a phantom of 12 cases. ``test_real_volumes.py`` uses hippocampus volumes of the Medical Segmentation Decathlon instead.
+The trainers are registered by the environment variable ``nnUNet_extTrainer``, never in the installed nnU-Net. Plans are
+nnU-Net's, with the networks and patches made small by hand.
 """
 
 import contextlib
@@ -26,9 +26,10 @@ from nnunet_dtc.plugin.registration import EXT_VARIABLE, ext_trainer_folder
 DATA_VARIABLE = "NNUNET_DTC_DATA"
 DATA_FALLBACK = Path(__file__).parents[2].parent / "shared" / "data"
 CASES_TRAINING, CASES_HELD_OUT = 10, 2
-DATASET_ID, DATASET_NAME = 4, "Hippocampus"
+DATASET_ID, DATASET_NAME = 4, "Phantom"
 LABELS = {"background": 0, "anterior": 1, "posterior": 2}
 TIMEOUT_S = 600
+SHORT_ITERATIONS = 3  # of an epoch in ``one_process.py``
 ONE_PROCESS = Path(__file__).with_name("one_process.py")
 ENVIRONMENT = {
     "nnUNet_n_proc_DA": "1",  # 0 breaks the planner
@@ -63,10 +64,33 @@ SMALL_FEATURES_2D = [16, 32, 32]
 
 
 def find_data() -> Path | None:
-    """The folder with ``hippocampus/images`` and ``hippocampus/labels``, None where it is not there."""
+    """The folder with ``hippocampus/images`` and ``hippocampus/labels``, or None if there is none."""
     folder = Path(os.environ.get(DATA_VARIABLE) or DATA_FALLBACK)
-    there = all((folder / "hippocampus" / part).is_dir() for part in ("images", "labels"))
-    return folder / "hippocampus" if there else None
+    complete = all((folder / "hippocampus" / part).is_dir() for part in ("images", "labels"))
+    return folder / "hippocampus" if complete else None
+
+
+def write_phantom(folder: Path) -> Path:
+    """Write ``images`` and ``labels`` of ellipsoids with two halves, each case with another size, position and noise.
+
+    The volumes have 1 mm voxels. With ``SPACING_3D`` they are longer than the patch on one axis, so that several
+    patches cover them.
+    """
+    import SimpleITK as sitk
+
+    random = np.random.default_rng(0)
+    for case in range(CASES_TRAINING + CASES_HELD_OUT):
+        shape = np.array([24 + case % 2, 45 + case % 5, 25 + case % 3])  # z, y, x
+        centre = shape / 2 + random.uniform(-2, 2, 3)
+        radii = random.uniform([5, 12, 6], [8, 16, 8])
+        z, y, x = np.indices(shape)
+        inside = sum(((axis - at) / radius) ** 2 for axis, at, radius in zip((z, y, x), centre, radii, strict=True)) < 1
+        label = (inside * np.where(y < centre[1], 1, 2)).astype(np.uint8)
+        image = (np.array([40, 120, 200])[label] + random.normal(0, 20, shape)).astype(np.float32)
+        for part, array in (("images", image), ("labels", label)):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+            sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / part / f"phantom_{case:02d}.nii.gz"))
+    return folder
 
 
 class CommandFailed(AssertionError):
@@ -149,16 +173,16 @@ class Workspace:
         (self.raw / dataset / "dataset.json").write_text(json.dumps(content))
         return dataset
 
-    def plan_and_preprocess(self, *more: object) -> None:
+    @staticmethod
+    def plan_and_preprocess_command(*more: object) -> tuple[object, ...]:
         """``nnUNetv2_plan_and_preprocess`` with the coarse spacing."""
-        self.run(
-            *("nnUNetv2_plan_and_preprocess", "-overwrite_target_spacing", *SPACING_3D),
-            *("-npfp", 1, "-np", 1, "--no_pbar", *more),
-        )
+        command = ("nnUNetv2_plan_and_preprocess", "-overwrite_target_spacing", *SPACING_3D)
+        return (*command, "-npfp", 1, "-np", 1, "--no_pbar", *more)
 
-    def plan(self, planner: str, *more: object) -> None:
+    @staticmethod
+    def plan_command(planner: str, *more: object) -> tuple[object, ...]:
         """``nnUNetv2_plan_experiment`` with the coarse spacing."""
-        self.run("nnUNetv2_plan_experiment", "-pl", planner, "-overwrite_target_spacing", *SPACING_3D, *more)
+        return ("nnUNetv2_plan_experiment", "-pl", planner, "-overwrite_target_spacing", *SPACING_3D, *more)
 
     def read_plans(self, dataset: str, plans: str = "nnUNetPlans") -> dict:
         return json.loads((self.preprocessed / dataset / f"{plans}.json").read_text())
@@ -262,12 +286,24 @@ class Workspace:
             raise CommandFailed(self.describe(log, code))
         return printed
 
-    def run_in_one_process(self, commands: Iterable[Sequence[object] | str], env: dict[str, str] | None = None) -> str:
+    def run_in_one_process(
+        self,
+        commands: Iterable[Sequence[object] | str],
+        *,
+        iterations: int = SHORT_ITERATIONS,
+        env: dict[str, str] | None = None,
+    ) -> str:
         """Run nnU-Net's commands, made short, one after the other by ``one_process.py``. Returns what they printed."""
+        return self.run(*self.one_process_command(commands, iterations), env=env, timeout_s=2 * TIMEOUT_S)
+
+    def one_process_command(
+        self, commands: Iterable[Sequence[object] | str], iterations: int = SHORT_ITERATIONS
+    ) -> tuple[object, ...]:
+        """The command of ``run_in_one_process``."""
         lines = [command if isinstance(command, str) else " ".join(map(str, command)) for command in commands]
         file = self.root / f"commands_{len(list(self.root.glob('commands_*.txt')))}.txt"
         file.write_text("\n".join(lines))
-        return self.run("python", ONE_PROCESS, file, env=env, timeout_s=2 * TIMEOUT_S)
+        return ("python", ONE_PROCESS, file, iterations)
 
     @staticmethod
     def describe(log: Path, code: object) -> str:
@@ -275,6 +311,14 @@ class Workspace:
         return f"exit status {code}; the end of {log}:\n{tail}"
 
     # nnU-Net's commands, as short as the tests need them
+
+    @staticmethod
+    def train_command(
+        dataset: str, configuration: str, fold: int | str, trainer: str, *more: object, plans: str = "nnUNetPlans"
+    ) -> tuple[object, ...]:
+        """``nnUNetv2_train`` on the CPU."""
+        command = ("nnUNetv2_train", dataset, configuration, fold, "-tr", trainer, "-p", plans)
+        return (*command, "-device", "cpu", *more)
 
     def train(
         self,
@@ -285,9 +329,14 @@ class Workspace:
         *more: object,
         plans: str = "nnUNetPlans",
     ) -> Path:
-        """``nnUNetv2_train`` on the CPU. Returns the fold's folder."""
-        self.run("nnUNetv2_train", dataset, configuration, fold, "-tr", trainer, "-p", plans, "-device", "cpu", *more)
+        """Run ``train_command``. Returns the fold's folder."""
+        self.run(*self.train_command(dataset, configuration, fold, trainer, *more, plans=plans))
         return self.fold_folder(dataset, configuration, fold, trainer, plans)
+
+    def train_shortly(self, dataset: str, configuration: str, fold: int | str, trainer: str, *more: object) -> Path:
+        """Run ``train_command`` with epochs of ``SHORT_ITERATIONS``. Returns the fold's folder."""
+        self.run_in_one_process([self.train_command(dataset, configuration, fold, trainer, *more)])
+        return self.fold_folder(dataset, configuration, fold, trainer)
 
     def model_folder(self, dataset: str, configuration: str, trainer: str, plans: str = "nnUNetPlans") -> Path:
         return self.results / dataset / f"{trainer}__{plans}__{configuration}"
@@ -297,29 +346,30 @@ class Workspace:
     ) -> Path:
         return self.model_folder(dataset, configuration, trainer, plans) / f"fold_{fold}"
 
-    def predict(
+    def predict_command(
         self,
-        output: str | Path,
+        folder: Path,
         dataset: str,
         configuration: str,
         trainer: str,
         *more: object,
         folds: tuple[int | str, ...] = (0,),
-        plans: str = "nnUNetPlans",
         workers: int = 0,
-        env: dict[str, str] | None = None,
-    ) -> Path:
-        """``nnUNetv2_predict`` of the held-out cases on the CPU. Returns the folder of the predictions."""
-        folder = self.root / output
-        self.run(
+    ) -> tuple[object, ...]:
+        """``nnUNetv2_predict`` of the held-out cases on the CPU."""
+        return (
             "nnUNetv2_predict",
             *("-i", self.images_held_out, "-o", folder, "-d", dataset, "-c", configuration, "-tr", trainer),
-            *("-p", plans, "-f", *folds, "-device", "cpu", "-npp", workers, "-nps", workers),
+            *("-f", *folds, "-device", "cpu", "-npp", workers, "-nps", workers),
             "--disable_progress_bar",
             *more,
-            env=env,
         )
-        return folder
+
+    def read_label(self, case: str) -> np.ndarray:
+        """The true label map of a held-out case."""
+        import SimpleITK as sitk
+
+        return sitk.GetArrayFromImage(sitk.ReadImage(str(self.labels_held_out / f"{case}.nii.gz")))
 
     def read_predictions(self, folder: Path) -> dict[str, np.ndarray]:
         """The label maps of the held-out cases in a folder, each on the grid of its image."""
@@ -386,21 +436,6 @@ class Workspace:
 
 
 @pytest.fixture(scope="session")
-def data() -> Path:
-    """The hippocampus volumes; what needs them is skipped where they are not there."""
-    if os.name == "nt":
-        pytest.skip("the commands are started and ended as POSIX process groups")
-    folder = find_data()
-    if folder is None:
-        wanted = os.environ.get(DATA_VARIABLE)
-        pytest.skip(
-            "no hippocampus volumes (hippocampus/images, hippocampus/labels) "
-            + (f"in {DATA_VARIABLE}={wanted}" if wanted else f"in {DATA_FALLBACK}, and {DATA_VARIABLE} is not set")
-        )
-    return folder
-
-
-@pytest.fixture(scope="session")
 def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all workers of pytest-xdist share."""
     base = tmp_path_factory.getbasetemp()
@@ -408,25 +443,52 @@ def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def preprocessed_once(data: Path, session_folder: Path) -> Workspace:
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the phantom's images and labels."""
+    if os.name == "nt":
+        pytest.skip("the commands are started and ended as POSIX process groups")
+    return write_phantom(tmp_path_factory.mktemp("phantom"))
+
+
+@pytest.fixture(scope="session")
+def real_volumes() -> Path:
+    """The folder of the hippocampus volumes. Tests that need them are skipped without them."""
+    if os.name == "nt":
+        pytest.skip("the commands are started and ended as POSIX process groups")
+    if (folder := find_data()) is None:
+        wanted = os.environ.get(DATA_VARIABLE)
+        where = f"{DATA_VARIABLE}={wanted}" if wanted else f"{DATA_FALLBACK}, and {DATA_VARIABLE} is not set"
+        pytest.skip(f"no hippocampus volumes (hippocampus/images, hippocampus/labels) in {where}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def preprocessed_once(phantom: Path, session_folder: Path) -> Workspace:
     """The default data set, planned and preprocessed once for all workers; to be copied, not to be changed."""
     import fcntl
 
-    workspace = Workspace(session_folder / "preprocessed_once", data)
+    workspace = Workspace(session_folder / "preprocessed_once", phantom)
     done = workspace.root / "done"
     with (session_folder / "preprocessed_once.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.is_file():
             workspace.write_raw()
-            workspace.plan_and_preprocess("-d", DATASET_ID, "-c", "2d", "3d_fullres", "--verify_dataset_integrity")
+            configurations = ("-c", "2d", "3d_fullres", "--verify_dataset_integrity")
+            workspace.run_in_one_process([workspace.plan_and_preprocess_command("-d", DATASET_ID, *configurations)])
             done.touch()
     return workspace
 
 
 @pytest.fixture(scope="module")
-def empty_workspace(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def empty_workspace(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace without a data set."""
-    return Workspace(tmp_path_factory.mktemp("workspace"), data)
+    return Workspace(tmp_path_factory.mktemp("workspace"), phantom)
+
+
+@pytest.fixture(scope="module")
+def real_workspace(real_volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace without a data set, with the hippocampus volumes as its cases."""
+    return Workspace(tmp_path_factory.mktemp("workspace"), real_volumes)
 
 
 @pytest.fixture(scope="module")

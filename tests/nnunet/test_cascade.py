@@ -11,12 +11,13 @@ import pytest
 pytestmark = pytest.mark.nnunet
 
 TRAINER = "nnUNetTrainerDTC_1epochs"
+STAGES = ("3d_lowres", "3d_cascade_fullres")
 FACTOR = 1.5  # of the low resolution's spacing
 
 
 @pytest.fixture(scope="module")
 def cascade_plans(workspace, dataset):
-    """The workspace with both stages in its plans, and 3d_lowres preprocessed."""
+    """Both stages in the workspace's plans."""
     plans = workspace.read_plans(dataset)
     configurations = plans["configurations"]
     lowres = deepcopy(configurations["3d_fullres"])
@@ -29,30 +30,39 @@ def cascade_plans(workspace, dataset):
     configurations["3d_lowres"] = lowres
     configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
     workspace.write_plans(dataset, plans)
-    workspace.run("nnUNetv2_preprocess", "-d", 4, "-c", "3d_lowres", "-np", 1, "--no_pbar")
-    return plans
 
 
 @pytest.fixture(scope="module")
-def lowres(workspace, dataset, cascade_plans):
-    """The first stage, of all cases, so that its validation predicts each case for the second stage."""
-    return workspace.train(dataset, "3d_lowres", "all", TRAINER)
+def finished(workspace, dataset, cascade_plans):
+    """The folder with the predictions of the held-out cases, those of the second stage made with those of the first.
+
+    The first stage is trained on all cases, so that its validation predicts each case for the second stage.
+    """
+    first, second = (workspace.root / f"predicted_{stage}" for stage in STAGES)
+    previous = ("-prev_stage_predictions", first)
+    workspace.run_in_one_process(
+        [
+            ("nnUNetv2_preprocess", "-d", 4, "-c", "3d_lowres", "-np", 1, "--no_pbar"),
+            workspace.train_command(dataset, "3d_lowres", "all", TRAINER),
+            workspace.train_command(dataset, "3d_cascade_fullres", 0, TRAINER),
+            workspace.predict_command(first, dataset, "3d_lowres", TRAINER, folds=("all",)),
+            workspace.predict_command(second, dataset, "3d_cascade_fullres", TRAINER, *previous),
+        ]
+    )
+    return workspace.root
 
 
 @pytest.fixture(scope="module")
-def fullres(workspace, dataset, lowres):
-    return workspace.train(dataset, "3d_cascade_fullres", 0, TRAINER)
+def lowres(workspace, dataset, finished):
+    return workspace.fold_folder(dataset, "3d_lowres", "all", TRAINER)
 
 
 @pytest.fixture(scope="module")
-def predictions(workspace, dataset, lowres, fullres):
-    """The held-out cases by each stage, the second one on the predictions of the first."""
-    first = workspace.predict("predicted_lowres", dataset, "3d_lowres", TRAINER, folds=("all",))
-    second = workspace.predict("predicted", dataset, "3d_cascade_fullres", TRAINER, "-prev_stage_predictions", first)
-    return {"3d_lowres": workspace.read_predictions(first), "3d_cascade_fullres": workspace.read_predictions(second)}
+def fullres(workspace, dataset, finished):
+    return workspace.fold_folder(dataset, "3d_cascade_fullres", 0, TRAINER)
 
 
-def test_plans(workspace, dataset, cascade_plans):
+def test_plans(workspace, dataset, finished):
     preprocessed = workspace.preprocessed / dataset / "nnUNetPlans_3d_lowres"
     assert {file.stem for file in preprocessed.glob("*.pkl")} == set(workspace.training)
 
@@ -72,8 +82,9 @@ def test_second_stage_takes_the_first_as_channels(workspace, fullres):
     assert first.shape[1] == 1 + 2  # the image, and one channel per label of the first stage
 
 
-@pytest.mark.parametrize("configuration", ["3d_lowres", "3d_cascade_fullres"])
-def test_prediction(workspace, predictions, configuration):
-    assert set(predictions[configuration]) == set(workspace.held_out)
-    for labels in predictions[configuration].values():
+@pytest.mark.parametrize("configuration", STAGES)
+def test_prediction(workspace, finished, configuration):
+    predictions = workspace.read_predictions(finished / f"predicted_{configuration}")
+    assert set(predictions) == set(workspace.held_out)
+    for labels in predictions.values():
         assert set(np.unique(labels)) <= {0, 1, 2}

@@ -14,7 +14,7 @@ BOUND_MM = 4 / 4 * 1.6  # RF / 4 voxels of twice and four times the spacing
 @pytest.fixture(scope="module")
 def fold(workspace, dataset):
     workspace.shrink_plans(dataset, features_2d=(4, 8, 16))
-    return workspace.train(dataset, "2d", 0, TRAINER)
+    return workspace.train_shortly(dataset, "2d", 0, TRAINER)
 
 
 def read(file):

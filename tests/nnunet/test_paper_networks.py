@@ -60,7 +60,7 @@ def commands_here(dataset, images, root):
         train = ("nnUNetv2_train", dataset, configuration)
         yield ("stopped", *train, 0, *of, "-device cpu")
         yield (*train, 0, *of, "-device cpu --c")
-        yield (*train, 1, *of, "-device cpu")
+        yield ("unvalidated", *train, 1, *of, "-device cpu")
         yield predict(name, dataset, images, root / "folds", "-f 0 1", "" if name in MIRRORED else "--disable_tta")
         yield predict(name, dataset, images, root / "here", "-f 0 --disable_tta")
         archive = root / f"{name}.zip"
@@ -105,7 +105,7 @@ def installed(trained, dataset, images):
     results = trained.root / "installed"
     results.mkdir()
     env = trained.environment(results=results, only_results=True)
-    trained.run_in_one_process(commands_elsewhere(dataset, images, trained.root), env)
+    trained.run_in_one_process(commands_elsewhere(dataset, images, trained.root), env=env)
     return trained
 
 

@@ -10,6 +10,7 @@ pytestmark = pytest.mark.nnunet
 TRAINER = "nnUNetTrainerDTC_1epochs"
 REGIONS_ID, IGNORE_ID = 5, 6
 IGNORE = 3
+ITERATIONS = 40  # enough to find some foreground
 
 
 def ignore_slabs(labels: np.ndarray) -> np.ndarray:
@@ -24,37 +25,45 @@ def datasets(empty_workspace):
     """The names of both data sets, planned and preprocessed by one command, with small plans."""
     regions = empty_workspace.write_raw(
         REGIONS_ID,
-        "HippocampusRegions",
+        "PhantomRegions",
         {"background": 0, "whole": [1, 2], "posterior": 2},
         regions_class_order=[1, 2],
     )
     ignore = empty_workspace.write_raw(
         IGNORE_ID,
-        "HippocampusIgnore",
+        "PhantomIgnore",
         {"background": 0, "anterior": 1, "posterior": 2, "ignore": IGNORE},
         ignore_slabs,
     )
-    empty_workspace.plan_and_preprocess("-d", REGIONS_ID, IGNORE_ID, "-c", "3d_fullres")
+    planning = empty_workspace.plan_and_preprocess_command("-d", REGIONS_ID, IGNORE_ID, "-c", "3d_fullres")
+    empty_workspace.run_in_one_process([planning])
     for dataset in (regions, ignore):
         empty_workspace.shrink_plans(dataset)
     return {"regions": regions, "ignore": ignore}
 
 
 @pytest.fixture(scope="module")
-def folds(empty_workspace, datasets):
-    """Both kinds' trained folds."""
-    return {kind: empty_workspace.train(name, "3d_fullres", 0, TRAINER) for kind, name in datasets.items()}
+def finished(empty_workspace, datasets):
+    """The folder after both trainings and predictions of the held-out cases."""
+    root, of = empty_workspace.root, ("3d_fullres", TRAINER)
+    trainings = [empty_workspace.train_command(name, "3d_fullres", 0, TRAINER) for name in datasets.values()]
+    predictions = [
+        empty_workspace.predict_command(root / f"predicted_{kind}", name, *of) for kind, name in datasets.items()
+    ]
+    empty_workspace.run_in_one_process([*trainings, *predictions], iterations=ITERATIONS)
+    return root
 
 
 @pytest.fixture(scope="module")
-def predictions(empty_workspace, datasets, folds):
+def folds(empty_workspace, datasets, finished):
+    """Both kinds' trained folds."""
+    return {kind: empty_workspace.fold_folder(name, "3d_fullres", 0, TRAINER) for kind, name in datasets.items()}
+
+
+@pytest.fixture(scope="module")
+def predictions(empty_workspace, finished):
     """Both kinds' label maps of the held-out cases."""
-    return {
-        kind: empty_workspace.read_predictions(
-            empty_workspace.predict(f"predicted_{kind}", name, "3d_fullres", TRAINER)
-        )
-        for kind, name in datasets.items()
-    }
+    return {kind: empty_workspace.read_predictions(finished / f"predicted_{kind}") for kind in ("regions", "ignore")}
 
 
 def test_labels_to_train_with(empty_workspace, datasets):

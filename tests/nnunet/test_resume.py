@@ -9,6 +9,7 @@ pytestmark = pytest.mark.nnunet
 
 TRAINER, EPOCHS = "nnUNetTrainerDTC_5epochs", 5
 FINISHED = 3  # epochs that are over when the training is killed
+ITERATIONS = 60  # of an epoch, so that it takes a second
 PATIENCE_S = 400
 
 
@@ -25,13 +26,14 @@ def killed(workspace, dataset):
     """The fold's folder after SIGKILL in the middle of epoch 3 (nnU-Net counts from 0)."""
     workspace.shrink_plans(dataset, features_2d=(4, 8, 16))  # five epochs, and nobody asks how good they are
     fold = workspace.fold_folder(dataset, "2d", 0, TRAINER)
-    with workspace.start("nnUNetv2_train", dataset, "2d", 0, "-tr", TRAINER, "-device", "cpu") as (process, log):
+    command = workspace.one_process_command([workspace.train_command(dataset, "2d", 0, TRAINER)], ITERATIONS)
+    with workspace.start(*command) as (process, log):
         until = time.monotonic() + PATIENCE_S
         while not any(FINISHED in epochs_in(file) for file in training_logs(fold)):
             assert process.poll() is None, workspace.describe(log, process.returncode)
             assert time.monotonic() < until, workspace.describe(log, f"none after {PATIENCE_S} s")
-            time.sleep(0.1)
-        time.sleep(0.5)
+            time.sleep(0.05)
+        time.sleep(0.2)
         assert process.poll() is None, workspace.describe(log, process.returncode)
     return fold
 
@@ -46,7 +48,7 @@ def latest(workspace, killed):
 def resumed(workspace, dataset, killed, latest):
     """The fold's folder after ``--c``, and the log of that second run."""
     before = set(training_logs(killed))
-    assert workspace.train(dataset, "2d", 0, TRAINER, "--c") == killed
+    assert workspace.train_shortly(dataset, "2d", 0, TRAINER, "--c") == killed
     [log] = set(training_logs(killed)) - before
     return killed, log
 

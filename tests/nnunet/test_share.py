@@ -15,38 +15,59 @@ VANILLA, DTC = "nnUNetTrainer_1epochs", "nnUNetTrainerDTC_RF2.5_1epochs"
 CONFIGURATION, FOLDS = "3d_fullres", (0, 1)
 
 
+ITERATIONS = 40  # enough to find some foreground
+
+
 @pytest.fixture(scope="module")
-def models(workspace, dataset):
+def finished(workspace, dataset):
+    """The folder after all commands, the export after the comparison, so that nnU-Net finds the ensembles as well."""
+    root, of = workspace.root, ("-c", CONFIGURATION, "-f", *FOLDS)
+    predicted = root / "predicted"
+    described = ("-djfile", predicted / "dataset.json", "-pfile", predicted / "plans.json")
+    workspace.run_in_one_process(
+        [
+            *(
+                workspace.train_command(dataset, CONFIGURATION, fold, trainer, "--npz")
+                for trainer in (VANILLA, DTC)
+                for fold in FOLDS
+            ),
+            workspace.predict_command(
+                predicted, dataset, CONFIGURATION, DTC, "--save_probabilities", folds=FOLDS, workers=1
+            ),
+            ("nnUNetv2_evaluate_folder", workspace.labels_held_out, predicted, "-np", 1, *described),
+            ("nnUNetv2_find_best_configuration", dataset, *of, "-tr", VANILLA, DTC, "-np", 1),
+            ("nnUNetv2_export_model_to_zip", "-d", dataset, *of, "-tr", DTC, "-o", root / "model.zip"),
+        ],
+        iterations=ITERATIONS,
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def models(workspace, dataset, finished):
     """Two folds of both trainers with ``--npz``: trainer to the folders of its folds."""
     return {
-        trainer: [workspace.train(dataset, CONFIGURATION, fold, trainer, "--npz") for fold in FOLDS]
+        trainer: [workspace.fold_folder(dataset, CONFIGURATION, fold, trainer) for fold in FOLDS]
         for trainer in (VANILLA, DTC)
     }
 
 
 @pytest.fixture(scope="module")
-def predicted(workspace, dataset, models):
+def predicted(finished):
     """The held-out cases by both folds of the DTC model, with probabilities, by nnU-Net's worker processes."""
-    return workspace.predict("predicted", dataset, CONFIGURATION, DTC, "--save_probabilities", folds=FOLDS, workers=1)
+    return finished / "predicted"
 
 
 @pytest.fixture(scope="module")
-def best(workspace, dataset, models):
+def best(workspace, dataset, finished):
     """What nnUNetv2_find_best_configuration found."""
-    workspace.run(
-        *("nnUNetv2_find_best_configuration", dataset, "-c", CONFIGURATION, "-tr", VANILLA, DTC, "-f", *FOLDS, "-np", 1)
-    )
     return json.loads((workspace.results / dataset / "inference_information.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def exported(workspace, dataset, best):
-    """The DTC model as a zip file (after the comparison, so that nnU-Net looks through the ensembles too)."""
-    archive = workspace.root / "model.zip"
-    workspace.run(
-        "nnUNetv2_export_model_to_zip", "-d", dataset, "-o", archive, "-c", CONFIGURATION, "-tr", DTC, "-f", *FOLDS
-    )
-    return archive
+def exported(finished):
+    """The DTC model as a zip file."""
+    return finished / "model.zip"
 
 
 @pytest.mark.parametrize(("trainer", "dtc"), [(VANILLA, False), (DTC, True)])
@@ -73,18 +94,12 @@ def test_prediction_by_two_folds(workspace, predicted):
 
 
 def test_evaluation(workspace, predicted):
-    import SimpleITK as sitk
-
-    workspace.run(
-        *("nnUNetv2_evaluate_folder", workspace.labels_held_out, predicted, "-np", 1),
-        *("-djfile", predicted / "dataset.json", "-pfile", predicted / "plans.json"),
-    )
     summary = json.loads((predicted / "summary.json").read_text())
     predictions = workspace.read_predictions(predicted)
     assert len(summary["metric_per_case"]) == len(predictions)
     for entry in summary["metric_per_case"]:
         case = entry["prediction_file"].rpartition("/")[2].removesuffix(".nii.gz")
-        truth = sitk.GetArrayFromImage(sitk.ReadImage(str(workspace.labels_held_out / f"{case}.nii.gz")))
+        truth = workspace.read_label(case)
         for label in (1, 2):
             ours, theirs = predictions[case] == label, truth == label
             dice = 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum())
@@ -129,9 +144,13 @@ def test_installed_elsewhere_it_predicts_the_same(workspace, predicted, exported
         "nnUNet_results",
         "nnUNet_extTrainer",
     }
-    workspace.run("nnUNetv2_install_pretrained_model_from_zip", exported, env=env)
-    again = workspace.predict(
-        "predicted_elsewhere", "4", CONFIGURATION, DTC, "--save_probabilities", folds=FOLDS, env=env
+    again = workspace.root / "predicted_elsewhere"
+    workspace.run_in_one_process(
+        [
+            ("nnUNetv2_install_pretrained_model_from_zip", exported),
+            workspace.predict_command(again, "4", CONFIGURATION, DTC, "--save_probabilities", folds=FOLDS),
+        ],
+        env=env,
     )
 
     first, second = workspace.read_predictions(predicted), workspace.read_predictions(again)

@@ -18,7 +18,7 @@ AGAIN = "nnUNetTrainerDTC_1epochs_rep2"
 @pytest.fixture(scope="module")
 def vanilla(workspace, dataset):
     """A really trained vanilla checkpoint."""
-    fold = workspace.train(dataset, "3d_fullres", 0, VANILLA)
+    fold = workspace.train_shortly(dataset, "3d_fullres", 0, VANILLA)
     workspace.check_model(fold, epochs=1, dtc=False)
     return fold / "checkpoint_final.pth"
 
@@ -136,10 +136,8 @@ class TestRefusals:
 
 
 def test_nnunet_takes_the_pretrained_weights(workspace, dataset, pretrained):
-    printed = workspace.run(
-        *("nnUNetv2_train", dataset, "3d_fullres", 0, "-tr", DTC, "-device", "cpu"),
-        *("-pretrained_weights", pretrained),
-    )
+    command = workspace.train_command(dataset, "3d_fullres", 0, DTC, "-pretrained_weights", pretrained)
+    printed = workspace.run_in_one_process([command])
     fold = workspace.fold_folder(dataset, "3d_fullres", 0, DTC)
     assert f"Loading pretrained weights from file  {pretrained}" in printed
     assert re.search(r"^decoder\.transpconvs\.0\.coords\.weight shape", printed, re.MULTILINE)
@@ -197,7 +195,7 @@ def test_the_same_function_bit_for_bit(workspace, vanilla, loaded):
 
 
 def test_the_training_goes_on(workspace, dataset, latest):
-    fold = workspace.train(dataset, "3d_fullres", 0, AGAIN, "--c")
+    fold = workspace.train_shortly(dataset, "3d_fullres", 0, AGAIN, "--c")
     [log] = fold.glob("training_log_*.txt")
     assert re.findall(r"Epoch (\d+) *$", log.read_text(), re.MULTILINE) == ["0"]
     weights = workspace.check_model(fold, epochs=1)["network_weights"]

@@ -1,0 +1,21 @@
+"""Hippocampus volumes of the Medical Segmentation Decathlon: planned, trained and predicted with DTC."""
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.nnunet
+
+TRAINER = "nnUNetTrainerDTC_1epochs"
+
+
+def test_one_epoch_finds_the_hippocampus(real_workspace):
+    dataset = real_workspace.write_raw(name="Hippocampus")
+    real_workspace.run(*real_workspace.plan_and_preprocess_command("-d", dataset, "-c", "3d_fullres"))
+    real_workspace.shrink_plans(dataset)
+    real_workspace.check_model(real_workspace.train(dataset, "3d_fullres", 0, TRAINER), epochs=1)
+    predicted = real_workspace.root / "predicted"
+    real_workspace.run(*real_workspace.predict_command(predicted, dataset, "3d_fullres", TRAINER))
+    for case, labels in real_workspace.read_predictions(predicted).items():
+        truth = real_workspace.read_label(case)
+        assert set(np.unique(labels)) == {0, 1, 2}
+        assert 2 * ((labels > 0) & (truth > 0)).sum() / ((labels > 0).sum() + (truth > 0).sum()) > 0.5
