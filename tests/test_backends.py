@@ -5,7 +5,6 @@ since it must be chosen before Triton is imported.
 """
 
 import copy
-import dataclasses
 import math
 import os
 import re
@@ -411,22 +410,23 @@ def test_the_same_bits_every_time(name, monkeypatch):
 
 @pytest.mark.parametrize("receptive_field", [0, 1, 2.5, 10, math.inf])
 @pytest.mark.parametrize(("size", "stride"), [((4, 7), (2, 3)), ((1, 2, 9), (3, 1, 2))])
-def test_no_sample_in_reach_is_beyond_the_window(size, stride, receptive_field):
+def test_no_sample_touches_a_voxel_beyond_its_reach(size, stride, receptive_field):
     cuda = pytest.importorskip("nnunet_dtc.ops.backends.cuda", exc_type=ImportError)
     geometry = cuda.Geometry(torch.zeros(1, 1, *size), stride, Deformation(receptive_field))
-    for extent, step, (lead, reach) in zip(size, stride, geometry.windows[-len(size) :], strict=True):
+    in_reach = 1
+    for extent, step, reach in zip(size, stride, geometry.reaches[-len(size) :], strict=True):
         bound = extent / 2 if math.isinf(receptive_field) else receptive_field / 4
-        seen = set()  # how far samples that touch a voxel lie from its first one
+        seen = set()  # how far the voxels that a sample touches lie from its own
         for sample in range(extent * step):
             regular = (sample + 0.5) / step - 0.5
-            for share in range(-100, 101):
-                position = min(max(regular + bound * share / 100, 0), extent - 1)
+            for part in range(-100, 101):
+                position = min(max(regular + bound * part / 100, 0), extent - 1)
                 below = math.floor(position)
                 touched = {below, below + 1} if position > below else {below}
-                seen |= {sample - step * voxel for voxel in touched}
-        assert -lead <= min(seen)
-        assert max(seen) <= reach - lead - 1
-        assert reach <= 2 * extent * step
+                seen |= {abs(sample // step - voxel) for voxel in touched}
+        assert max(seen) <= reach <= max(seen) + 1
+        in_reach *= min(2 * reach + 1, extent) * step
+    assert geometry.samples_in_reach == in_reach
 
 
 @needs_triton
@@ -444,25 +444,44 @@ def test_more_cases_than_cudas_grids_have(monkeypatch):
             assert torch.equal(ours, theirs)
 
 
-def test_a_gpu_on_which_triton_cannot_compile(monkeypatch):
-    """The reference computes there, and a warning says why it is slow."""
-    cuda = pytest.importorskip("nnunet_dtc.ops.backends.cuda", exc_type=ImportError)
-
-    def fails(*_, **__):
-        raise RuntimeError("Failed to find C compiler.\nPlease specify it")
-
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 1))
-    assert "compute capability 6.1, and Triton needs 7.0" in cuda.why_not()
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
-    monkeypatch.setattr(torch, "zeros", fails)
-    reason = cuda.why_not()
-    assert reason == "Triton cannot compile for this GPU: Failed to find C compiler."
-    there = dataclasses.replace(BACKENDS["triton"], why_not=lambda: reason)
-    monkeypatch.setitem(backends.BACKENDS, "triton", there)
-    backends._say_slow.cache_clear()
-    with pytest.warns(UserWarning, match=r"slow in 3D: .* C compiler"):
-        assert backend_for("cuda").name == "reference"
-    backends._say_slow.cache_clear()
+@pytest.mark.skipif(INTERPRETS, reason="in a process of its own")
+@pytest.mark.parametrize(
+    ("capability", "reason"),
+    [
+        ((6, 1), "the GPU has compute capability 6.1, and Triton needs 7.0 or later"),
+        ((8, 0), "Triton's kernels are not used: its self-check fails"),
+    ],
+)
+def test_a_gpu_that_triton_cannot_use(capability, reason):
+    """The reference computes there, and one warning says why it is slow."""
+    pytest.importorskip("triton")
+    printed = python(f"""
+        import os, warnings
+        os.environ["TRITON_INTERPRET"] = "1"
+        import torch
+        from nnunet_dtc.ops import self_check
+        from nnunet_dtc.ops.backends import BACKENDS, backend_for, cuda
+        def fails(*_, **__):
+            raise RuntimeError("Failed to find C compiler.\\nPlease specify it")
+        cuda.launch_forward = fails
+        torch.cuda.is_available = lambda: True
+        torch.cuda.current_device = lambda: 0
+        torch.cuda.is_current_stream_capturing = lambda: False
+        torch.cuda.get_device_capability = lambda *_: {capability}
+        torch.cuda.get_device_name = lambda *_: "a card"
+        torch.cuda.device = lambda device: warnings.catch_warnings()  # any context manager
+        torch.Tensor.to = lambda self, *_: self
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            names = [backend_for("cuda").name for _ in range(2)]
+        print(names, len(caught), caught[0].message)
+    """)
+    assert printed.startswith(
+        "['reference', 'reference'] 1 DTC is computed by torch's grid_sample, which is slow in 3D"
+    )
+    assert reason in printed
+    if capability == (8, 0):
+        assert "RuntimeError: Failed to find C compiler. a card (compute capability 8.0), driver" in printed
 
 
 @needs_triton
@@ -473,7 +492,7 @@ def test_triton_gathers_where_deterministic_algorithms_are_wanted(monkeypatch):
     monkeypatch.setattr(cuda, "MOST_GATHERED_SLOWLY", 100)
     leaves, upstream = inputs((4, 5), (2, 2), name="triton")
     geometry = cuda.Geometry(leaves[1], (2, 2), Deformation(2))
-    assert geometry.windows == [(0, 1), (2, 6), (2, 6)]  # 36 samples
+    assert geometry.samples_in_reach == 36
     assert not cuda.gathers_gradient(geometry, Deformation(2))
     scattered = computed("triton", leaves, upstream, (2, 2), 2)
     torch.use_deterministic_algorithms(True)

@@ -86,7 +86,7 @@ def test_an_error_beyond_the_tolerance_is_a_problem(found):
 
 def test_an_exception_is_a_problem_with_its_first_line():
     problem = verdict_of(RuntimeError("Failed to find C compiler.\nPlease ...")).problem
-    assert "RuntimeError: Failed to find C compiler." in problem
+    assert "RuntimeError: Failed to find C compiler" in problem
     assert "Please" not in problem
 
 

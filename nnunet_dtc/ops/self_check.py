@@ -144,8 +144,8 @@ def driver_version() -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    return (str(error).strip() or repr(error)).splitlines()[0]
+    """The first line of an error's message without its full stop, or its type where it has none."""
+    return (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
 
 
 def _with_index(device: torch.device | str) -> torch.device:
