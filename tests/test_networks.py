@@ -223,9 +223,9 @@ def test_segmambas_difference_to_its_published_size_is_what_the_docs_say():
     assert (count(network) + another_one - of_norms) / 1e6 == pytest.approx(67.42, abs=0.005)
     text = " ".join((Path(__file__).parents[1] / "docs" / "networks.md").read_text().split())
     for said in (
-        f"67.42 M is the published code with 4 channels and 4 classes; ours has {count(network):,} then",
-        f"one convolution 1 less per stage, {another_one:,} parameters",
-        f"which the published code does without parameters, are {of_norms:,}.",
+        f"67.42 M is for the published code with 4 channels and 4 classes; ours has {count(network):,} parameters",
+        f"one convolution of kernel 1 less per stage, {another_one:,} parameters",
+        f"which have no parameters in the published code, have {of_norms:,}.",
     ):
         assert said in text
 
