@@ -10,6 +10,7 @@ import re
 import shutil
 import stat
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def folders(tmp_path, monkeypatch):
         program = programs / name
         program.write_text(STAND_IN.format(python=sys.executable, root=str(tmp_path)))
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(predictions, "_program", lambda command: str(programs / command))
+    monkeypatch.setattr(shutil, "which", lambda command, **options: str(programs / command))
     return made
 
 
@@ -283,6 +284,23 @@ def test_by_the_command_line(folders, tmp_path):
     assert "ensemble is used again" in resumed.output
 
 
+def with_few_workers(monkeypatch, folder):
+    """Let nnU-Net start one worker of each kind instead of three, because each takes seconds to start."""
+    which = shutil.which
+    found = which("nnUNetv2_predict_from_modelfolder", path=str(Path(sys.executable).parent))
+    program = folder / "predict"
+    program.write_text(
+        f"#!{sys.executable}\nimport os, sys\n"
+        f"os.execv({found!r}, [{found!r}, *sys.argv[1:], '-npp', '1', '-nps', '1'])\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(
+        shutil,
+        "which",
+        lambda command, **options: str(program) if "predict" in command else which(command, **options),
+    )
+
+
 @pytest.mark.nnunet
 def test_nnunet_itself_averages_softmax(tmp_path, monkeypatch):
     """Two folds of random weights; the oracle is the mean of the softmax of nnU-Net's networks on one patch."""
@@ -290,6 +308,7 @@ def test_nnunet_itself_averages_softmax(tmp_path, monkeypatch):
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    with_few_workers(monkeypatch, tmp_path)
     folders = Folders(tmp_path, monkeypatch)
     plans = small_plans()
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
