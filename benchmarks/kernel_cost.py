@@ -4,11 +4,11 @@
     python benchmarks/kernel_cost.py [--arch 90] [--dtype float16] [--rf 2] [--batch 2] [--json FILE]
 
 The script calls the CUDA backend's own forward and backward functions on meta tensors of a BTCV-like plan (patch
-48 x 192 x 192, features 32 to 320). A stand-in for Triton's driver compiles every kernel with the specialisation that a
-GPU would get, and launches nothing. For each kernel it prints registers, spilled bytes, and the warp instructions that a
-launch issues: the instructions of the disassembled program, each loop multiplied by its number of iterations, times
-warps, times programs. Both sides of a branch count. The last column divides them by the issue rate of an H100 (132
-multiprocessors, 4 instructions a cycle, 1.7 GHz): a lower bound for the time, which tells two versions of a kernel
+48 x 192 x 192, features 32 to 320). A stand-in for Triton's driver compiles every kernel with the specialisation that
+a GPU would get, and launches nothing. For each kernel it prints registers, spilled bytes, and the warp instructions
+that a launch issues: the instructions of the disassembled program, each loop multiplied by its number of iterations,
+times warps, times programs. Both sides of a branch count. The last column divides them by the issue rate of an H100
+(132 multiprocessors, 4 instructions a cycle, 1.7 GHz): a lower bound for the time, which tells two versions of a kernel
 apart but is no measurement.
 """
 
