@@ -353,7 +353,8 @@ def test_a_validation_that_was_interrupted(folders):
 def test_the_status_names_what_failed_with_the_end_of_its_log(folders):
     study = study_of(folders.root)
     log = folders.root / "log.txt"
-    log.write_text("\n".join(f"line {k}" for k in range(40)) + "\nCUDA out of memory\n")
+    lines = ["$ first try", "OSError: of the first try", "$ second try", "RuntimeError: the cause"]
+    log.write_text("\n".join([*lines, *(f"line {k}" for k in range(40)), "CUDA out of memory", ""]))
     note(study, "train", STUDY["trainers"][1], "fold_1", state="failed", log=str(log))
     done = CliRunner().invoke(app, ["study", "status", str(study.file)], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
@@ -362,6 +363,8 @@ def test_the_status_names_what_failed_with_the_end_of_its_log(folders):
     assert "CUDA out of memory" in done.output
     assert "line 39" in done.output
     assert "line 3\n" not in done.output
+    assert "RuntimeError: the cause" in done.output
+    assert "of the first try" not in done.output
 
 
 # what it will do

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from nnunet_dtc.study.workflow.definition import Study
     from nnunet_dtc.study.workflow.status import TrainingStatus
 
-TAIL_LINES = 15
 WATCHED_EVERY_S = 10.0
 
 
@@ -202,16 +201,14 @@ def _run(study: Study, profile: str, more: Sequence[str]) -> None:
 
 def _show(study: Study) -> None:
     from nnunet_dtc.study.workflow.model_files import StudyFiles
-    from nnunet_dtc.study.workflow.status import failed_jobs, read_status, summary_line
+    from nnunet_dtc.study.workflow.status import failed_jobs, log_end, read_status, summary_line
 
     trainings = read_status(StudyFiles(study))
     out.print(_table(trainings))
     say(summary_line(trainings))
     for note in failed_jobs(study):
         say("", f"failed: {note.job} (on {note.where}); the end of {note.log}:")
-        log = Path(note.log)
-        if log.is_file():
-            say(*(f"  {line}" for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]))
+        say(*(f"  {line}" for line in log_end(Path(note.log))))
     if (page := study.folder / "index.html").is_file():
         say(f"page: {page}")
 

@@ -81,7 +81,14 @@ def study(workspace):
 def write_study(workspace, name, **content):
     file = workspace.root / f"{name}.yaml"
     folders = {f"nnUNet_{part}": str(getattr(workspace, part)) for part in ("raw", "preprocessed", "results")}
-    content = {"dataset": 4, "configuration": "2d", "folds": [0], "device": "cpu", **folders, **content}
+    content = {
+        "dataset": next(workspace.raw.iterdir()).name,
+        "configuration": "2d",
+        "folds": [0],
+        "device": "cpu",
+        **folders,
+        **content,
+    }
     file.write_text(yaml.safe_dump(content))
     return file
 

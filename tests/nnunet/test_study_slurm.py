@@ -146,7 +146,14 @@ def env(workspace, dataset):
 def test_a_training_that_the_time_limit_ends_goes_on_in_the_next_try(slurm, workspace, dataset, env):
     file = workspace.root / "cluster.yaml"
     folders = {f"nnUNet_{part}": str(getattr(workspace, part)) for part in ("raw", "preprocessed", "results")}
-    content = {"dataset": 4, "configuration": "2d", "trainers": [TRAINER], "folds": [0], "device": "cpu", **folders}
+    content = {
+        "dataset": dataset,
+        "configuration": "2d",
+        "trainers": [TRAINER],
+        "folds": [0],
+        "device": "cpu",
+        **folders,
+    }
     file.write_text(yaml.safe_dump(content))
     resources = [f"{job}:mem_mb=1500" for job in ("preprocess", "train", "validate")]
     printed = workspace.run(

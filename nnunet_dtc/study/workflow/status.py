@@ -29,6 +29,7 @@ __all__ = [
     "counted",
     "epochs_of",
     "failed_jobs",
+    "log_end",
     "note_file",
     "read_progress",
     "read_status",
@@ -43,6 +44,8 @@ SILENT_S = 8 * HEARTBEAT_S  # a job on another machine that is silent for so lon
 STATES = ("finished", "validating", "training", "waiting", "interrupted", "failed", "begun", "to do")
 """Of a training; "begun" is one that nnU-Net began without the study."""
 
+_LOG_LINES = 15
+_ERROR = re.compile(r"[\w.]*(Error|Exception)\b")
 _RECENT = 20  # epochs whose median duration is the one to come
 _EPOCH = re.compile(r": Epoch (\d+) *$")
 _SECONDS = re.compile(r": Epoch time: ([\d.]+) s")
@@ -174,6 +177,17 @@ def failed_jobs(study: Study) -> list[JobNote]:
     """The jobs whose last try failed."""
     notes = (read_note(file) for file in sorted((study.folder / "jobs").rglob("*.json")))
     return [note for note in notes if note is not None and note.state == "failed"]
+
+
+def log_end(log: Path) -> list[str]:
+    """The last lines of a job's log. The first error of its last try stands before them: nnU-Net's worker processes
+    print errors of their own after it.
+    """
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    lines = text.rpartition("\n$ ")[2].splitlines()
+    end = lines[-_LOG_LINES:]
+    first = next((line for line in lines[:-_LOG_LINES] if _ERROR.match(line)), None)
+    return end if first is None else [first, "...", *end]
 
 
 def seconds_per_epoch(files: StudyFiles) -> dict[str, float]:
