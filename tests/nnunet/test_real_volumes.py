@@ -10,7 +10,7 @@ TRAINER = "nnUNetTrainerDTC_1epochs"
 
 def test_one_epoch_finds_the_hippocampus(real_workspace):
     dataset = real_workspace.write_raw(name="Hippocampus")
-    real_workspace.run(*real_workspace.plan_and_preprocess_command("-d", dataset, "-c", "3d_fullres"))
+    real_workspace.run(*real_workspace.plan_and_preprocess_command("-d", 4, "-c", "3d_fullres"))
     real_workspace.shrink_plans(dataset)
     real_workspace.check_model(real_workspace.train(dataset, "3d_fullres", 0, TRAINER), epochs=1)
     predicted = real_workspace.root / "predicted"
