@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import threading
-import warnings
 from pathlib import Path
 
 import pytest
@@ -288,12 +287,13 @@ def test_positions_that_are_not_finite_agree_with_loops(name, size, stride, bad,
     assert_agree(computed(name, leaves, upstream, stride, 5), wanted, torch.float32)
 
 
-@pytest.mark.skipif(INTERPRETS, reason="computed by the reference")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("bad", "of_weights"), [*NOT_FINITE, (1e38, 0)])
 @pytest.mark.parametrize("variant", [{"offset": "linear"}, {"offset": "linear", "weight": "linear"}])
 @pytest.mark.parametrize(("size", "stride"), [((3, 5), (2, 2)), ((2, 1, 3), (1, 2, 2))])
 def test_unbounded_positions_that_are_not_finite_agree_with_loops(name, size, stride, variant, bad, of_weights):
+    if INTERPRETS and len(size) == 3:
+        pytest.skip("takes the interpreter too long")
     leaves, upstream = inputs(size, stride, name=name)
     spoil(leaves[2], bad, of_weights, len(size))
     for receptive_field in (0, 3):
@@ -309,30 +309,12 @@ def test_a_diverged_block_has_no_loss_and_no_crash(name, size, variant):
     block = dtc_class(len(size))(4, 3, 2, **variant).to(device_of(name))
     block.coords.weight.data.view(-1)[0] = math.nan
     x = torch.randn(2, 4, *size, device=device_of(name), requires_grad=True)
-    with use_backend(name), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # variants without a bound are the reference's
+    with use_backend(name):
         result = block(x)
     assert result.isfinite().all()
     result.sum().backward()
     assert block.value.weight.grad.isfinite().all()
     assert x.grad.isnan().any()  # through the head's weight: the training is seen to have diverged
-
-
-@needs_triton
-@pytest.mark.parametrize(
-    "variant", [{"offset": "linear"}, {"weight": "linear"}, {"offset": "linear", "weight": "none"}]
-)
-def test_on_cuda_the_reference_computes_shifts_without_a_bound(variant):
-    leaves, upstream = inputs((3, 4, 5), (1, 2, 2), name="triton", weight=variant.get("weight", "sigmoid"))
-    with torch.no_grad():
-        leaves[2].mul_(50)
-    backends._say_unbounded.cache_clear()
-    with pytest.warns(UserWarning, match="computed by the reference, not by triton"):
-        got = computed("triton", leaves, upstream, (1, 2, 2), 4, **variant)
-    again = computed("reference", leaves, upstream, (1, 2, 2), 4, **variant)
-    assert torch.equal(got[0], again[0])
-    for ours, theirs in zip(got, again, strict=True):
-        torch.testing.assert_close(ours, theirs)  # on CUDA grid_sample adds gradients in any order
 
 
 UNBOUNDED = [
@@ -341,7 +323,7 @@ UNBOUNDED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "triton"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("variant", UNBOUNDED)
 @pytest.mark.parametrize(("size", "stride"), [CASES[0], CASES[2]])
 def test_gradients_of_shifts_without_a_bound_agree_with_loops(name, size, stride, variant):
@@ -349,24 +331,6 @@ def test_gradients_of_shifts_without_a_bound_agree_with_loops(name, size, stride
     wanted = expected(leaves, upstream, stride, 2.5, **variant)
     assert wanted[3].abs().sum() > 0
     assert_agree(computed(name, leaves, upstream, stride, 2.5, **variant), wanted, torch.float32)
-
-
-@needs_triton
-@pytest.mark.filterwarnings("error")
-def test_that_is_said_once():
-    device = device_of("triton")
-    backends._say_unbounded.cache_clear()
-    with use_backend("triton"):
-        with pytest.warns(UserWarning, match="without a bound"):
-            backend_for(device, bounded=False)
-        assert backend_for(device, bounded=False).name == "reference"
-        assert backend_for(device, bounded=True).name == "triton"
-
-
-@needs_numba
-def test_numba_computes_shifts_without_a_bound():
-    with use_backend("numba"):
-        assert backend_for("cpu", bounded=False).name == "numba"
 
 
 @needs_numba

@@ -27,6 +27,7 @@ CPU = torch.device("cpu")
 SMALL = (  # both ways to the gradient of the value, 3D and 2D; the interpreter takes seconds for more
     OperatorCase((1, 2, 3), (1, 2, 1), 2.0, 3, torch.float32, has_base=True, gathers=True),
     OperatorCase((2, 3), (2, 1), 10.0, 3, torch.float16, has_base=False, gathers=False),
+    OperatorCase((2, 2), (1, 2), 4.0, 2, torch.float32, has_base=False, gathers=False, offset="linear", weight="none"),
 )
 LERP = "(fx if corner & 1 else 1.0 - fx) * (fy if (corner >> 1) & 1 else 1.0 - fy)"
 STORED = "tl.store(place, row.to(grad_value.dtype.element_ty), mask=((x < W) & wanted)[:, None])"
@@ -35,6 +36,7 @@ BROKEN = {  # a change of the kernels' source, and which result of which case it
     "swapped axes": (LERP, LERP.replace("fx", "f_").replace("fy", "fx").replace("f_", "fy"), "output", 0),
     "missing store": (STORED, "pass", "value", 0),
     "another bound": ("y, H, RH, SH, 1,", "y, H, 0.9 * RH, SH, 1,", "output", 0),
+    "tanh in DySample": ('if OFFSET == "tanh":', "if True:", "output", 2),
     "no scatter": ("corner_weight[:, None] * upstream, sem", "0.0 * upstream, sem", "value", 1),
 }
 
@@ -139,12 +141,12 @@ def test_the_note_of_a_training_names_the_backend_and_the_reason(monkeypatch):
     monkeypatch.delenv(backends.VARIABLE, raising=False)
     numba = dataclasses.replace(BACKENDS["numba"], why_not=lambda: "numba is not installed")
     monkeypatch.setitem(BACKENDS, "numba", numba)
-    note = backend_note(CPU, [Deformation(), Deformation(10)])
+    note = backend_note(CPU)
     assert note == "DTC is computed by the backend 'reference' on cpu: numba is not installed"
     monkeypatch.setitem(BACKENDS, "numba", dataclasses.replace(numba, why_not=lambda: None))
-    assert backend_note(CPU, [Deformation()]) == "DTC is computed by the backend 'numba' on cpu"
+    assert backend_note(CPU) == "DTC is computed by the backend 'numba' on cpu"
     monkeypatch.setenv(backends.VARIABLE, "reference")
-    assert backend_note(CPU, [Deformation()]).endswith("because it was chosen by NNUNET_DTC_BACKEND")
+    assert backend_note(CPU).endswith("because it was chosen by NNUNET_DTC_BACKEND")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,12 @@ from nnunet_dtc.ops.backends import OLDEST_GPU, cuda, triton_kernels  # noqa: E4
 SHAPE = {"SD": 1, "SH": 2, "SW": 2, "AXES": 3}
 SAMPLES = SHAPE | {"BM": cuda.SAMPLES, "BC": cuda.CHANNELS}
 KERNELS = {  # constants, the maps that are float32 in any case, and warps
-    "forward_kernel": (SAMPLES | {"WEIGHTED": True, "HAS_BASE": True}, (), 1),
-    "coords_kernel": (SAMPLES | {"WEIGHTED": True, "COORDS": True, "POSITIONS": True}, ("positions",), 1),
+    "forward_kernel": (SAMPLES | {"OFFSET": "tanh", "WEIGHT": "sigmoid", "HAS_BASE": True}, (), 1),
+    "coords_kernel": (
+        SAMPLES | {"OFFSET": "tanh", "WEIGHT": "sigmoid", "COORDS": True, "POSITIONS": True},
+        ("positions",),
+        1,
+    ),
     "gather_kernel": (
         SHAPE | {"EZ": 1, "EY": 1, "EX": 1, "SLOTS": 2, "ROLLED": True, "BX": cuda.TILE // 2, "BC": cuda.TILE_CHANNELS},
         ("positions",),
@@ -33,7 +37,9 @@ OTHERWISE = {  # a size of one is a constant for Triton, as every integer of tha
     "one voxel and channel": {"C": 1, "D": 1, "H": 1, "W": 1, "EZ": 0, "EY": 0, "EX": 0, "ROLLED": False},
     "2D": IN_2D,
     "2D, one pixel": IN_2D | {"H": 1, "W": 1, "EY": 0, "EX": 0, "ROLLED": False},
-    "without weight": {"WEIGHTED": False},
+    "without weight": {"WEIGHT": "none"},
+    "without tanh and weight": {"OFFSET": "linear", "WEIGHT": "none"},
+    "without tanh and sigmoid": {"OFFSET": "linear", "WEIGHT": "linear"},
     "without base": {"HAS_BASE": False},
     "coordinates alone": {"POSITIONS": False},
     "value alone": {"COORDS": False},

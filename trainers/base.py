@@ -54,8 +54,8 @@ class NamedTrainer(nnUNetTrainer):
         self.check_patch(self.configuration_manager)
         backends.agree_across_ranks(self.device)
         super().initialize()
-        if deformations := [block.deformation for block in self.network.modules() if is_dtc(block)]:
-            self.print_to_log_file(backends.backend_note(self.device, deformations))
+        if any(is_dtc(module) for module in self.network.modules()):
+            self.print_to_log_file(backends.backend_note(self.device))
 
     @classmethod
     def check_patch(cls, configuration: ConfigurationManager) -> None:

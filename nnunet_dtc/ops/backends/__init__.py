@@ -7,16 +7,15 @@
 =============  ==================  =====================================================================
 
 The backend is chosen by the device of the tensors and by what is installed. The environment variable
-``NNUNET_DTC_BACKEND`` or :func:`use_backend` force one by its name. On CUDA, shifts without a bound (table 4's rows
-without tanh or without sigmoid, and DySample) are always computed by the reference. All give the same numbers, up to
-round-off, and the same gradient at voxel centres, where linear interpolation is not differentiable.
+``NNUNET_DTC_BACKEND`` or :func:`use_backend` force one by its name. All give the same numbers, up to round-off, and the
+same gradient at voxel centres, where linear interpolation is not differentiable.
 """
 
 import functools
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -139,7 +138,6 @@ BACKENDS: dict[str, Backend] = {
     )
 }
 _FASTEST_FIRST = ("triton", "numba", "reference")
-_BOUNDED_ONLY = ("triton",)  # backends without a way to compute shifts that have no bound
 _forced: str | None = None  # by use_backend; the variable is read where this is None
 
 
@@ -154,24 +152,21 @@ def agree_across_ranks(device: torch.device) -> None:
         self_check.agree_across_ranks("triton", device, BACKENDS["triton"].why_not())
 
 
-def backend_note(device: torch.device, deformations: Iterable[Deformation]) -> str:
-    """A sentence for the log of a training: which backend computes its DTC blocks, and why it is not a faster one.
+def backend_note(device: torch.device) -> str:
+    """A sentence for the log of a training: which backend computes DTC, and why it is not a faster one.
 
     Args:
         device: where the network is.
-        deformations: of its DTC blocks.
     """
-    bounded = all(deformation.is_bounded for deformation in deformations)
-    name = backend_for(device.type, bounded=bounded).name
+    name = backend_for(device.type).name
     note = f"DTC is computed by the backend {name!r} on {device.type}"
     if name != "reference":
         return note
     if _forced is not None or os.environ.get(VARIABLE, "").strip():
         return f"{note}, because it was chosen by {VARIABLE if _forced is None else 'use_backend'}"
     fast = [backend for backend in BACKENDS.values() if backend.device == device.type]
-    if reasons := [reason for backend in fast if (reason := backend.why_not()) is not None]:
-        return f"{note}: {'; '.join(reasons)}"
-    return note if bounded else f"{note}, because shifts without tanh or without sigmoid have no bound"
+    reasons = [reason for backend in fast if (reason := backend.why_not()) is not None]
+    return f"{note}: {'; '.join(reasons)}" if reasons else note
 
 
 @contextmanager
@@ -196,23 +191,21 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = before
 
 
-def backend_for(device: str, *, bounded: bool = True) -> Backend:
+def backend_for(device: str) -> Backend:
     """The backend for tensors on a type of device, "cpu", "cuda", ...
 
     Args:
         device: the type of the device.
-        bounded: whether the shifts have a bound, see :attr:`nnunet_dtc.ops.deformation.Deformation.is_bounded`.
 
     Raises:
         ValueError: a name was forced that no backend has.
         RuntimeError: the backend that was forced cannot be used here, or not on that device.
     """
-    name = _choice(_forced, device, bounded)
-    return BACKENDS[name]
+    return BACKENDS[_choice(_forced, device)]
 
 
 @constant_result
-def _choice(forced: str | None, device: str, bounded: bool) -> str:
+def _choice(forced: str | None, device: str) -> str:
     """The backend's name."""
     source = "use_backend"
     if forced is None and (variable := os.environ.get(VARIABLE, "").strip()):
@@ -232,10 +225,7 @@ def _choice(forced: str | None, device: str, bounded: bool) -> str:
         )
         if chosen.name == "reference" and BACKENDS["triton"].takes(device):
             _say_slow(BACKENDS["triton"].why_not())
-    if bounded or chosen.name not in _BOUNDED_ONLY:
-        return chosen.name
-    _say_unbounded(chosen.name)
-    return "reference"
+    return chosen.name
 
 
 def _usable(name: str, source: str) -> Backend:
@@ -257,15 +247,6 @@ def _say_slow(reason: str | None) -> None:
     warnings.warn(f"DTC is computed by torch's grid_sample, which is slow in 3D: {reason}", stacklevel=2)
 
 
-@functools.cache
-def _say_unbounded(name: str) -> None:
-    warnings.warn(
-        f"shifts without a bound (DTC without tanh or without sigmoid, DySample) are computed by the reference, not by "
-        f"{name}",
-        stacklevel=2,
-    )
-
-
 def upsample(
     base: Tensor | None,
     value: Tensor,
@@ -279,7 +260,7 @@ def upsample(
     """
     if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():  # for others to read: torch's own functions alone
         return reference.forward(base, value, coords, stride, deformation)
-    backend = backend_for(value.device.type, bounded=deformation.is_bounded)
+    backend = backend_for(value.device.type)
     return backend.operator(
         base, value, coords, stride, deformation.receptive_field, deformation.offset, deformation.weight
     )

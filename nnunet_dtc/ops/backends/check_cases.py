@@ -1,7 +1,7 @@
 """The random cases in which the Triton kernels are compared with the reference, see :mod:`nnunet_dtc.ops.self_check`.
 
 Together they launch every kernel: 3D and 2D, half and full precision, with and without a base, the gather with and
-without rolling rows, the scatter, and sizes that fill no block.
+without rolling rows, the scatter, and sizes that fill no block, DTC and DySample.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nnunet_dtc.ops.backends import reference
-from nnunet_dtc.ops.deformation import Deformation
+from nnunet_dtc.ops.deformation import Deformation, Offset, Weight
 
 TOLERANCE = {torch.float32: 2e-4, torch.float16: 8e-3, torch.bfloat16: 6e-2}
 
@@ -29,6 +29,7 @@ class OperatorCase:
         dtype: of all tensors.
         has_base: whether there is a base.
         gathers: whether the gradient of the value is gathered, or added atomically.
+        offset, weight: the activations of the coordinates, see :class:`nnunet_dtc.ops.deformation.Deformation`.
         seed: of the random numbers; no sample of these cases lies where the interpolation is not differentiable.
     """
 
@@ -39,6 +40,8 @@ class OperatorCase:
     dtype: torch.dtype
     has_base: bool
     gathers: bool
+    offset: Offset = "tanh"
+    weight: Weight = "sigmoid"
     seed: int = 0
 
     @property
@@ -64,9 +67,9 @@ class OperatorCase:
             numbers = torch.randn(2, channels, *size, generator=generator, device="cpu", dtype=torch.float32)
             return numbers.to(self.dtype)
 
-        value, coords = normal(self.channels, self.size), normal(2 * len(self.size), out)
+        variant = self.stride, Deformation(self.receptive_field, self.offset, self.weight)
+        value, coords = normal(self.channels, self.size), normal(variant[1].channels(len(self.size)), out)
         base, grad = normal(self.channels, out), normal(self.channels, out)
-        variant = self.stride, Deformation(self.receptive_field)
         there = [tensor.to(device) for tensor in (value, coords, base, grad)]
         exact = [tensor.double() for tensor in (value, coords, base, grad)]
 
@@ -95,6 +98,7 @@ CASES = (
     OperatorCase((2, 3, 5), (2, 2, 2), 10.0, 32, torch.float32, False, False),
     OperatorCase((9, 16), (2, 2), 2.0, 33, torch.float16, True, True),
     OperatorCase((5, 7), (3, 1), math.inf, 5, torch.float32, False, True),
+    OperatorCase((4, 5), (1, 2), 4.0, 17, torch.float32, False, False, "linear", "none"),  # DySample
 )
 
 

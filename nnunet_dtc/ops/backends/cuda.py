@@ -100,7 +100,7 @@ def launch_forward(
         triton_kernels.forward_kernel[geometry.sample_grid](
             out, out if base is None else base.contiguous(), geometry.channels_last(value), coords.contiguous(),
             *geometry.sizes, *geometry.bounds, *geometry.stride,
-            AXES=geometry.axes, WEIGHTED=geometry.weighted, HAS_BASE=base is not None,
+            AXES=geometry.axes, OFFSET=deformation.offset, WEIGHT=deformation.weight, HAS_BASE=base is not None,
             BM=SAMPLES, BC=CHANNELS, num_warps=1,
         )  # fmt: skip
     return out
@@ -146,7 +146,8 @@ def launch_backward(
             triton_kernels.coords_kernel[geometry.sample_grid](
                 by_coords, positions, grad, geometry.channels_last(value), coords,
                 *geometry.sizes, *geometry.bounds, *geometry.stride,
-                WEIGHTED=geometry.weighted, COORDS=wants_coords, POSITIONS=wants_value, **block,
+                OFFSET=deformation.offset, WEIGHT=deformation.weight,
+                COORDS=wants_coords, POSITIONS=wants_value, **block,
             )  # fmt: skip
             if gathers:
                 tile = Tile(geometry)
@@ -185,7 +186,8 @@ class Geometry(Volume):
         blocks = triton.cdiv(math.prod(self.extents) * math.prod(self.stride), SAMPLES)
         self.sample_grid = (blocks, self.batch)
         self.scatter_grid = (blocks, self.pitch // CHANNELS, self.batch)
-        axes = list(zip(self.extents, self.stride, self.bounds, strict=True))
+        longest = self.bounds if deformation.is_bounded else self.extents  # the whole map
+        axes = list(zip(self.extents, self.stride, longest, strict=True))
         self.reaches = tuple(
             min(math.ceil(1.5 + bound - 1 / (2 * step)) - 1, size - 1) if axis >= 3 - self.axes else 0
             for axis, (size, step, bound) in enumerate(axes)
@@ -219,7 +221,7 @@ class Tile:
         depth, rows, row = geometry.extents
         self.slots = triton.next_power_of_2(geometry.stride[-1])
         self.voxels = max(TILE // self.slots, 1)
-        self.rolled = geometry.reaches[1] == 1
+        self.rolled = geometry.reaches[1] == 1 >= geometry.reaches[2]  # the last axis is unrolled there
         self.channels = TILE_CHANNELS if geometry.pitch % TILE_CHANNELS == 0 else CHANNELS
         others = geometry.pitch // self.channels * geometry.batch
         tiles = triton.cdiv(row, self.voxels) * depth

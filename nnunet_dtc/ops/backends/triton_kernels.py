@@ -18,19 +18,24 @@ import triton.language as tl
 
 
 @triton.jit
-def _activations(coords, sample, inside, total, n, AXIS: tl.constexpr, AXES: tl.constexpr, WEIGHTED: tl.constexpr):
+def _activations(
+    coords, sample, inside, total, n, AXIS: tl.constexpr, AXES: tl.constexpr, OFFSET: tl.constexpr, WEIGHT: tl.constexpr
+):
     """Offset and Weight of equation 1 of a block of samples, for one of three axes."""
-    heads: tl.constexpr = 2 * AXES if WEIGHTED else AXES
+    heads: tl.constexpr = AXES if WEIGHT == "none" else 2 * AXES
     head: tl.constexpr = AXIS - (3 - AXES)
     row = coords + (n.to(tl.int64) * heads + head) * total
     raw = tl.load(row + sample, mask=inside, other=0.0).to(tl.float32)
-    small = tl.exp(-2.0 * tl.abs(raw))
-    size = (1.0 - small) / (1.0 + small)  # of tanh, exactly zero at zero however the division rounds
-    offset = tl.where(raw < 0.0, -size, size)
+    offset = raw
+    if OFFSET == "tanh":
+        small = tl.exp(-2.0 * tl.abs(raw))
+        size = (1.0 - small) / (1.0 + small)  # of tanh, exactly zero at zero however the division rounds
+        offset = tl.where(raw < 0.0, -size, size)
     weight = tl.full(offset.shape, 1.0, tl.float32)
-    if WEIGHTED:
-        gate = tl.load(row + AXES * total + sample, mask=inside, other=0.0).to(tl.float32)
-        weight = 1.0 / (1.0 + tl.exp(-gate))
+    if WEIGHT != "none":
+        weight = tl.load(row + AXES * total + sample, mask=inside, other=0.0).to(tl.float32)
+        if WEIGHT == "sigmoid":
+            weight = 1.0 / (1.0 + tl.exp(-weight))
     return offset, weight
 
 
@@ -63,13 +68,13 @@ def _block(D, H, W, SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, BM: tl
 @triton.jit
 def _along(
     coords, sample, inside, total, n, element, size, bound,
-    STEP: tl.constexpr, AXIS: tl.constexpr, AXES: tl.constexpr, WEIGHTED: tl.constexpr,
+    STEP: tl.constexpr, AXIS: tl.constexpr, AXES: tl.constexpr, OFFSET: tl.constexpr, WEIGHT: tl.constexpr,
 ):  # fmt: skip
     """Equation 1 along one axis: Offset, Weight, P_new (NaN where the shift is), and what ``_between`` makes of it.
 
     A shift of NaN counts as zero there, since the gather relies on the bound of the shifts.
     """
-    offset, weight = _activations(coords, sample, inside, total, n, AXIS, AXES, WEIGHTED)
+    offset, weight = _activations(coords, sample, inside, total, n, AXIS, AXES, OFFSET, WEIGHT)
     regular = _regular(element, STEP)
     position = regular + bound * offset * weight
     on_map, low, up, fraction = _between(tl.where(position == position, position, regular), size)
@@ -77,7 +82,9 @@ def _along(
 
 
 @triton.jit
-def _store_gradient(place, position, size, slope, offset, weight, gate, inside, WEIGHTED: tl.constexpr):
+def _store_gradient(
+    place, position, size, slope, offset, weight, gate, inside, OFFSET: tl.constexpr, WEIGHT: tl.constexpr
+):
     """The gradients of one axis' raw offsets at ``place``, and of its raw weights ``gate`` elements behind, of a block.
 
     None beyond the first and from the last voxel on, nor where the position is NaN; selected and not multiplied by
@@ -85,27 +92,33 @@ def _store_gradient(place, position, size, slope, offset, weight, gate, inside, 
     """
     moves = (position >= 0.0) & (position < size - 1.0)
     kind = place.dtype.element_ty
-    by_offset = tl.where(moves, slope * weight * (1.0 - offset * offset), 0.0)
+    through = slope * weight
+    if OFFSET == "tanh":
+        through *= 1.0 - offset * offset
+    by_offset = tl.where(moves, through, 0.0)
     tl.store(place, by_offset.to(kind), mask=inside)
-    if WEIGHTED:
-        by_weight = tl.where(moves, slope * offset * weight * (1.0 - weight), 0.0)
+    if WEIGHT != "none":
+        through = slope * offset
+        if WEIGHT == "sigmoid":
+            through *= weight * (1.0 - weight)
+        by_weight = tl.where(moves, through, 0.0)
         tl.store(place + gate, by_weight.to(kind), mask=inside)
 
 
 @triton.jit
 def forward_kernel(
     out, base, value, coords, C, P, D, H, W, RD, RH, RW,
-    SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, AXES: tl.constexpr, WEIGHTED: tl.constexpr,
-    HAS_BASE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, AXES: tl.constexpr,
+    OFFSET: tl.constexpr, WEIGHT: tl.constexpr, HAS_BASE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """``out = base + samples``; a program has BM samples of one case, all channels."""
     n = tl.program_id(1)
     sample, inside, total, z, y, x = _block(D, H, W, SD, SH, SW, BM)
-    _, _, _, _, y0, y_up, fy = _along(coords, sample, inside, total, n, y, H, RH, SH, 1, AXES, WEIGHTED)
-    _, _, _, _, x0, x_up, fx = _along(coords, sample, inside, total, n, x, W, RW, SW, 2, AXES, WEIGHTED)
+    _, _, _, _, y0, y_up, fy = _along(coords, sample, inside, total, n, y, H, RH, SH, 1, AXES, OFFSET, WEIGHT)
+    _, _, _, _, x0, x_up, fx = _along(coords, sample, inside, total, n, x, W, RW, SW, 2, AXES, OFFSET, WEIGHT)
     voxel = n.to(tl.int64) * D * H * W + y0 * W + x0
     if AXES == 3:
-        _, _, _, _, z0, z_up, fz = _along(coords, sample, inside, total, n, z, D, RD, SD, 0, AXES, WEIGHTED)
+        _, _, _, _, z0, z_up, fz = _along(coords, sample, inside, total, n, z, D, RD, SD, 0, AXES, OFFSET, WEIGHT)
         voxel += z0 * H * W
 
     for first in range(0, C, BC):
@@ -136,23 +149,24 @@ def _product(value, at, P, channel, upstream, inside):
 @triton.jit
 def coords_kernel(
     grad_coords, positions, grad, value, coords, C, P, D, H, W, RD, RH, RW,
-    SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, AXES: tl.constexpr, WEIGHTED: tl.constexpr,
-    COORDS: tl.constexpr, POSITIONS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, AXES: tl.constexpr,
+    OFFSET: tl.constexpr, WEIGHT: tl.constexpr, COORDS: tl.constexpr, POSITIONS: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Of BM samples of one case: the gradient of their coordinates (``COORDS``), and their positions, (N, AXES, ..),
     for the kernels of the value's gradient (``POSITIONS``)."""
     n = tl.program_id(1)
     sample, inside, total, z, y, x = _block(D, H, W, SD, SH, SW, BM)
     y_offset, y_weight, y_position, py, y0, y_up, fy = _along(
-        coords, sample, inside, total, n, y, H, RH, SH, 1, AXES, WEIGHTED
+        coords, sample, inside, total, n, y, H, RH, SH, 1, AXES, OFFSET, WEIGHT
     )
     x_offset, x_weight, x_position, px, x0, x_up, fx = _along(
-        coords, sample, inside, total, n, x, W, RW, SW, 2, AXES, WEIGHTED
+        coords, sample, inside, total, n, x, W, RW, SW, 2, AXES, OFFSET, WEIGHT
     )
     voxel = n.to(tl.int64) * D * H * W + y0 * W + x0
     if AXES == 3:
         z_offset, z_weight, z_position, pz, z0, z_up, fz = _along(
-            coords, sample, inside, total, n, z, D, RD, SD, 0, AXES, WEIGHTED
+            coords, sample, inside, total, n, z, D, RD, SD, 0, AXES, OFFSET, WEIGHT
         )
         voxel += z0 * H * W
     if POSITIONS:
@@ -188,13 +202,13 @@ def coords_kernel(
                 else:
                     by_x += wy * along
                     by_y += here if edge & 1 else -here
-        heads: tl.constexpr = 2 * AXES if WEIGHTED else AXES
+        heads: tl.constexpr = AXES if WEIGHT == "none" else 2 * AXES
         place = grad_coords + n.to(tl.int64) * heads * total + sample
         y_place, x_place, gate = place + (AXES - 2) * total, place + (AXES - 1) * total, AXES * total
-        _store_gradient(y_place, y_position, H, by_y * RH, y_offset, y_weight, gate, inside, WEIGHTED)
-        _store_gradient(x_place, x_position, W, by_x * RW, x_offset, x_weight, gate, inside, WEIGHTED)
+        _store_gradient(y_place, y_position, H, by_y * RH, y_offset, y_weight, gate, inside, OFFSET, WEIGHT)
+        _store_gradient(x_place, x_position, W, by_x * RW, x_offset, x_weight, gate, inside, OFFSET, WEIGHT)
         if AXES == 3:
-            _store_gradient(place, z_position, D, by_z * RD, z_offset, z_weight, gate, inside, WEIGHTED)
+            _store_gradient(place, z_position, D, by_z * RD, z_offset, z_weight, gate, inside, OFFSET, WEIGHT)
 
 
 @triton.jit

@@ -12,7 +12,6 @@ class Volume:
 
     Attributes:
         axes: 2 or 3, of the value itself.
-        weighted: whether the coordinates have a weight.
         channels: of the value.
         extents, stride, bounds: for three axes: voxels, output voxels per voxel, and lambda of equation 1 in voxels,
             which is the longest shift if shifts are bounded.
@@ -20,7 +19,7 @@ class Volume:
 
     def __init__(self, value: Tensor, stride: Sequence[int], deformation: Deformation) -> None:
         _, self.channels, *sizes = value.shape
-        self.axes, self.weighted = len(sizes), deformation.weight != "none"
+        self.axes = len(sizes)
         missing = 3 - self.axes
         self.extents = (1,) * missing + tuple(sizes)
         self.stride = (1,) * missing + tuple(stride)
