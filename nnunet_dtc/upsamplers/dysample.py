@@ -66,10 +66,10 @@ def dysample(value: Tensor, offsets: Tensor, stride: int | Sequence[int], groups
     Note:
         :mod:`nnunet_dtc.ops.backends` computes the samples as those of DTC, with the offsets as shifts. On the CPU,
         numba's backend gives the same bits in every run and with any number of threads. On CUDA the gradient with
-        respect to ``value`` is summed with atomic additions by ``grid_sample`` and is therefore not bit-identical from
-        run to run; with ``torch.use_deterministic_algorithms(True)`` it raises RuntimeError. At the centre of an
-        element, where linear interpolation is not differentiable, the gradient is that of the side with the higher
-        index.
+        respect to ``value`` is summed with atomic additions, because offsets have no bound, and is therefore not
+        bit-identical from run to run. With ``torch.use_deterministic_algorithms(True)`` it is gathered from the whole
+        map, which is slow, or refused with a RuntimeError where the map is too large. At the centre of an element,
+        where linear interpolation is not differentiable, the gradient is that of the side with the higher index.
 
     Example:
         Offsets of half an element along W, for both channels:

@@ -1,4 +1,8 @@
-"""A study on a real SLURM of one machine, whose time limit kills a training in the middle: the next try finishes it."""
+"""A study on a real SLURM of one machine, whose time limit kills a training in the middle: the next try finishes it.
+
+It starts SLURM's daemons as root and writes /etc/slurm/slurm.conf, which it removes in the end, and takes some minutes.
+It therefore runs only where ``NNUNET_DTC_SLURM=1`` asks for it, best in a container.
+"""
 
 import contextlib
 import itertools
@@ -78,6 +82,8 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP OverTimeLim
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
     """SLURM's two daemons, and munged where it does not run."""
+    if os.environ.get("NNUNET_DTC_SLURM") != "1":
+        pytest.skip("NNUNET_DTC_SLURM=1 lets it start SLURM's daemons on this machine")
     if shutil.which("snakemake", path=str(Path(sys.executable).parent)) is None and shutil.which("snakemake") is None:
         pytest.skip("no Snakemake (pip install 'nnunet-dtc[study]')")
     if missing := [program for program in PROGRAMS if shutil.which(program, path=WITH_SBIN) is None]:
