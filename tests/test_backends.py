@@ -430,6 +430,7 @@ def test_a_gpu_that_triton_cannot_use(capability, reason):
         cuda.launch_forward = fails
         torch.cuda.is_available = lambda: True
         torch.cuda.current_device = lambda: 0
+        torch.cuda.synchronize = lambda *_: None
         torch.cuda.is_current_stream_capturing = lambda: False
         torch.cuda.get_device_capability = lambda *_: {capability}
         torch.cuda.get_device_name = lambda *_: "a card"

@@ -5,6 +5,7 @@ Triton's interpreter runs the kernels here, in a process of its own, since it mu
 
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 import subprocess
@@ -40,6 +41,7 @@ BROKEN = {  # a change of the kernels' source, and which result of which case it
     "no scatter": ("corner_weight[:, None] * upstream, sem", "0.0 * upstream, sem", "value", 1),
 }
 
+ALL = check_cases.CASES
 interpreted = pytest.mark.skipif(not INTERPRETS, reason="runs in Triton's interpreter, in a process of its own")
 
 
@@ -92,11 +94,82 @@ def test_an_exception_is_a_problem_with_its_first_line():
     assert "Please" not in problem
 
 
-def test_running_out_of_memory_is_not_remembered():
-    first = verdict_of(torch.OutOfMemoryError("CUDA out of memory"))
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("Triton Error [CUDA]: out of memory")]
+)
+def test_running_out_of_memory_is_remembered_for_a_minute(error, monkeypatch):
+    first = verdict_of(error)
     assert "too little free memory" in first.problem
     assert not first.is_final
+    assert verdict_of(1e-4) == first
+    monkeypatch.setattr(self_check, "REPEAT_AFTER_S", 0)
     assert verdict_of(1e-4).problem is None
+
+
+def test_the_networks_kernels_are_among_those_that_are_checked():
+    """The gather with rolled rows and two warps, which maps with 32 channels or a multiple of it launch at RF 2."""
+    cuda = pytest.importorskip("nnunet_dtc.ops.backends.cuda", exc_type=ImportError)
+    gathering = [case for case in ALL if case.gathers]
+    tiles = [
+        cuda.Tile(
+            cuda.Geometry(torch.empty(2, case.channels, *case.size), case.stride, Deformation(case.receptive_field))
+        )
+        for case in gathering
+    ]
+    assert (True, 32) in {(tile.rolled, tile.channels) for tile in tiles}
+    assert {tile.rolled for tile in tiles} == {True, False}
+    assert {len(case.size) for case in ALL} == {2, 3}
+    assert {case.gathers for case in ALL} == {True, False}
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_no_sample_is_near_a_voxel_s_centre(case):
+    """There the gradient jumps, and float32 may fall on the other side than float64."""
+    generator = torch.Generator().manual_seed(case.seed)
+    deformation = Deformation(case.receptive_field, case.offset, case.weight)
+    out = [size * step for size, step in zip(case.size, case.stride, strict=True)]
+    torch.randn(2, case.channels, *case.size, generator=generator)  # the value
+    coords = torch.randn(2, deformation.channels(len(out)), *out, generator=generator).to(case.dtype).double()
+    for axis, (size, step) in enumerate(zip(case.size, case.stride, strict=True)):
+        offset = coords[:, axis] if case.offset == "linear" else coords[:, axis].tanh()
+        weight = 1 if case.weight == "none" else coords[:, len(out) + axis].sigmoid()
+        bound = size / 2 if math.isinf(case.receptive_field) else case.receptive_field / 4
+        regular = (torch.arange(size * step).view([-1 if a == axis else 1 for a in range(len(out))]) + 0.5) / step - 0.5
+        position = regular + bound * offset * weight
+        near = (position - position.round()).abs()[(position > -0.01) & (position < size - 0.99)]
+        assert near.min() > 7e-4
+
+
+@pytest.mark.parametrize(
+    ("error", "falls_back"),
+    [
+        (OSError(28, "No space left on device: /data/HIPPOCAMPUS/.triton"), True),
+        (RuntimeError("Failed to find C compiler"), True),
+        (RuntimeError("Triton Error [CUDA]: device kernel image is invalid"), True),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), False),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+    ],
+)
+def test_errors_of_the_compiler_and_of_the_gpu(error, falls_back):
+    cuda = pytest.importorskip("nnunet_dtc.ops.backends.cuda", exc_type=ImportError)
+    assert cuda.is_of_the_compiler(error) is falls_back
+
+
+def test_a_gpu_that_is_left_unusable_ends_the_process_with_advice(monkeypatch):
+    """After an illegal access, the reference could not compute there either."""
+
+    def fails(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "device", lambda device: warnings.catch_warnings())  # any context manager
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "synchronize", fails)
+    cases = [Made(RuntimeError("CUDA error: an illegal memory access was encountered\nmore"))]
+    with pytest.raises(
+        RuntimeError, match=r"cuda:0 unusable .* illegal memory .*start again with CHOOSE=another"
+    ):
+        self_check.verdict("made", torch.device("cuda", 0), lambda: cases, "CHOOSE=another")
 
 
 def test_the_variable_skips_it(monkeypatch):
@@ -142,9 +215,9 @@ def test_the_note_of_a_training_names_the_backend_and_the_reason(monkeypatch):
     numba = dataclasses.replace(BACKENDS["numba"], why_not=lambda: "numba is not installed")
     monkeypatch.setitem(BACKENDS, "numba", numba)
     note = backend_note(CPU)
-    assert note == "DTC is computed by the backend 'reference' on cpu: numba is not installed"
+    assert note == "Deformable upsampling is computed by the backend 'reference' on cpu: numba is not installed"
     monkeypatch.setitem(BACKENDS, "numba", dataclasses.replace(numba, why_not=lambda: None))
-    assert backend_note(CPU) == "DTC is computed by the backend 'numba' on cpu"
+    assert backend_note(CPU) == "Deformable upsampling is computed by the backend 'numba' on cpu"
     monkeypatch.setenv(backends.VARIABLE, "reference")
     assert backend_note(CPU).endswith("because it was chosen by NNUNET_DTC_BACKEND")
 
@@ -152,8 +225,9 @@ def test_the_note_of_a_training_names_the_backend_and_the_reason(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "note"),
     [
-        ("nnUNetTrainerDTC_RF10", "DTC is computed by the backend 'reference' on cpu"),
-        ("nnUNetTrainerNnMambaDTC", "DTC is computed by the backend 'reference' on cpu"),
+        ("nnUNetTrainerDTC_RF10", "Deformable upsampling is computed by the backend 'reference' on cpu"),
+        ("nnUNetTrainerNnMambaDTC", "Deformable upsampling is computed by the backend 'reference' on cpu"),
+        ("nnUNetTrainerDySample", "Deformable upsampling is computed by the backend 'reference' on cpu"),
         ("nnUNetTrainer_7epochs", None),
     ],
 )
@@ -176,7 +250,7 @@ def test_the_log_of_a_training_names_the_backend_once(name, note, monkeypatch, t
     lines = []
     monkeypatch.setattr(trainer, "print_to_log_file", lambda *words, **_: lines.append(" ".join(map(str, words))))
     trainer.initialize()
-    assert [line for line in lines if "backend" in line and line.startswith("DTC")] == (
+    assert [line for line in lines if "backend" in line and line.startswith("Deformable")] == (
         [] if note is None else [f"{note}, because it was chosen by NNUNET_DTC_BACKEND"]
     )
 
@@ -230,7 +304,9 @@ def test_a_variant_that_does_not_compile_later_falls_back_alone(monkeypatch):
         wanted = _trained()
     sound = cuda.triton_kernels.forward_kernel
     monkeypatch.setattr(cuda.triton_kernels, "forward_kernel", _Uncompilable())
-    with pytest.warns(UserWarning, match="cannot compile the forward kernel of a 3D DTC block.*PassManager") as caught:
+    with pytest.warns(
+        UserWarning, match="cannot compile the forward kernel of a 3D deformable upsampling.*PassManager"
+    ) as caught:
         got = _trained()
     assert len(caught) == 1
     for ours, theirs in zip(got, wanted, strict=True):
@@ -276,6 +352,7 @@ torch.distributed.destroy_process_group()
     said = [process.communicate(timeout=300)[0] for process in ranks]
     assert "another rank of this training cannot use them" in said[0]
     assert "PassManager::run failed" in said[1]
+    assert all(text.count("are not used") == 1 for text in said)
 
 
 @pytest.mark.skipif(INTERPRETS or torch.cuda.is_available(), reason="computed here")

@@ -15,6 +15,7 @@ from nnunet_dtc.architectures.patch_size import check_planned
 from nnunet_dtc.ops import backends
 from nnunet_dtc.ops.dtc import is_dtc
 from nnunet_dtc.trainers.names import DEFAULT_EPOCHS, TrainerName
+from nnunet_dtc.upsamplers import DySample2d, DySample3d
 
 
 class NamedTrainer(nnUNetTrainer):
@@ -49,12 +50,12 @@ class NamedTrainer(nnUNetTrainer):
     def initialize(self) -> None:
         """Initialise as nnU-Net does, after patch and batch size are checked.
 
-        The ranks of a distributed training agree on the backend of DTC before, and the log names it.
+        The ranks of a distributed training agree on the backend of DTC and DySample, and the log names it.
         """
         self.check_patch(self.configuration_manager)
-        backends.agree_across_ranks(self.device)
         super().initialize()
-        if any(is_dtc(module) for module in self.network.modules()):
+        if any(is_dtc(module) or isinstance(module, DySample2d | DySample3d) for module in self.network.modules()):
+            backends.agree_across_ranks(self.device)
             self.print_to_log_file(backends.backend_note(self.device))
 
     @classmethod

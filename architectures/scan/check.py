@@ -57,18 +57,19 @@ class ScanCase:
 def cases(kernel: str) -> Sequence[self_check.Case]:
     """Cases with several chunks and blocks of channels, and sizes that fill neither."""
     return (
-        ScanCase(kernel, 2, 5, 16, 300, torch.float32, 1e-3),
+        ScanCase(kernel, 2, 21, 16, 300, torch.float32, 1e-3),
         ScanCase(kernel, 1, 40, 3, 129, torch.float16, 1e-2, seed=1),
     )
 
 
 def why_not(kernel: str, device: torch.device) -> str | None:
     """Why a kernel that is installed is not used on a device, None where it is."""
-    found = self_check.verdict(_title(kernel), device, lambda: cases(kernel))
+    alternative = "NNUNET_DTC_SELECTIVE_SCAN=torch"
+    found = self_check.verdict(_title(kernel), device, lambda: cases(kernel), alternative)
     if found.problem is not None and found.is_final:
         _warn(
-            f"The selective scan's backend {kernel!r} is not used: {found.problem}. {self_check.describe(device)}. "
-            f"{self_check.VARIABLE}=0 skips this check."
+            f"The selective scan's backend {kernel!r} is not used: {found.problem}. "
+            f"{self_check.describe(str(device))}. {self_check.VARIABLE}=0 skips this check."
         )
     return found.problem
 

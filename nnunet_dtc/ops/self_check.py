@@ -3,15 +3,18 @@
 A kernel that nobody has run on a user's GPU may fail to compile there, read outside of its memory, or compute wrong
 numbers. It is therefore first compared with the reference in float64 on the CPU, in a few small random cases: the
 output and all gradients. A kernel that fails is not used in this process, and the problem names the case, the GPU and
-the versions. Running out of memory says nothing about a kernel: the check is then repeated at the next use.
+the versions. Running out of memory says nothing about a kernel: the check is then repeated a minute later.
 
 The environment variable ``NNUNET_DTC_SELF_CHECK=0`` skips the check.
 """
 
+import functools
 import importlib.metadata
 import os
 import re
+import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -24,6 +27,7 @@ import torch
 __all__ = ["VARIABLE", "Case", "Verdict", "agree_across_ranks", "describe", "first_line", "forget", "verdict"]
 
 VARIABLE = "NNUNET_DTC_SELF_CHECK"
+REPEAT_AFTER_S = 60.0  # a check that ran out of memory
 
 
 class Case(Protocol):
@@ -43,7 +47,7 @@ class Verdict:
 
     Attributes:
         problem: why the kernel is not used, None where it passed.
-        is_final: whether the check need not be repeated; it must be after it ran out of memory.
+        is_final: whether the check need not be repeated; it is repeated after it ran out of memory.
         worst: the largest error of all cases, divided by its tolerance; NaN where nothing was compared.
     """
 
@@ -53,11 +57,14 @@ class Verdict:
 
 
 _verdicts: dict[tuple[str, str], Verdict] = {}  # by kernel and device
+_passing: dict[tuple[str, str], tuple[float, Verdict]] = {}  # those to be repeated, and since when they hold
 _agreed: dict[tuple[str, str], str] = {}  # why the ranks of this training do not use a kernel
 _lock = threading.Lock()
 
 
-def verdict(kernel: str, device: torch.device | str, cases: Callable[[], Sequence[Case]]) -> Verdict:
+def verdict(
+    kernel: str, device: torch.device | str, cases: Callable[[], Sequence[Case]], alternative: str = f"{VARIABLE}=0"
+) -> Verdict:
     """Check a kernel on a device, at the first call; later calls return the same verdict.
 
     The check runs in a thread of its own, where none of the caller's modes (autocast, inference mode,
@@ -67,6 +74,10 @@ def verdict(kernel: str, device: torch.device | str, cases: Callable[[], Sequenc
         kernel: a name for it.
         device: where it computes; "cuda" is the current device.
         cases: returns the cases, and is called only if they are needed.
+        alternative: the environment variable and value with which the kernel is not used.
+
+    Raises:
+        RuntimeError: the kernel left the GPU in a state in which nothing can be computed, as after an illegal access.
     """
     device = _with_index(device)
     key = kernel, str(device)
@@ -79,18 +90,24 @@ def verdict(kernel: str, device: torch.device | str, cases: Callable[[], Sequenc
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return Verdict("its self-check cannot run while a CUDA graph is captured", is_final=False)
     with _lock:
-        if key not in _verdicts:
-            with ThreadPoolExecutor(1) as thread:
-                found = thread.submit(_checked, cases, device).result()
-            if not found.is_final:
-                return found
+        if key in _verdicts:
+            return _verdicts[key]
+        since, found = _passing.get(key, (0.0, Verdict(None)))
+        if key in _passing and time.monotonic() - since < REPEAT_AFTER_S:
+            return found
+        with ThreadPoolExecutor(1) as thread:
+            found = thread.submit(_checked, cases, device, alternative).result()
+        if found.is_final:
             _verdicts[key] = found
-        return _verdicts[key]
+        else:
+            _passing[key] = time.monotonic(), found
+        return found
 
 
 def forget() -> None:
     """Check all kernels anew at their next use."""
     _verdicts.clear()
+    _passing.clear()
     _agreed.clear()
 
 
@@ -120,18 +137,25 @@ def agree_across_ranks(kernel: str, device: torch.device | str, problem: str | N
     return problem
 
 
+@functools.cache
 def describe(device: torch.device | str) -> str:
     """The GPU, its driver, and the versions of torch and Triton."""
-    parts = [f"torch {torch.__version__}"]
-    try:
-        parts.append(f"Triton {importlib.metadata.version('triton')}")
-    except importlib.metadata.PackageNotFoundError:
-        parts.append("no package triton")
+    parts = [f"torch {torch.__version__}", f"Triton {triton_version() or 'is not installed'}"]
     if torch.device(device).type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         name = torch.cuda.get_device_name(device)
         parts.insert(0, f"{name} (compute capability {major}.{minor}), driver {driver_version()}")
     return ", ".join(parts)
+
+
+def triton_version() -> str | None:
+    """The version of Triton under any of the names of its packages, None where it is not installed."""
+    for package in ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm", "triton-windows"):
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return getattr(sys.modules.get("triton"), "__version__", None)
 
 
 def driver_version() -> str:
@@ -144,7 +168,12 @@ def driver_version() -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message without its full stop, or its type where it has none."""
+    """The first line of an error's message without its full stop, or its type where it has none.
+
+    The message of Triton's compiler begins with a place and the source; its cause says what is wrong.
+    """
+    if str(error).startswith("at ") and error.__cause__ is not None:
+        return first_line(error.__cause__)
     return (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
 
 
@@ -155,15 +184,23 @@ def _with_index(device: torch.device | str) -> torch.device:
     return device
 
 
-def _checked(cases: Callable[[], Sequence[Case]], device: torch.device) -> Verdict:
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether it is torch's error for that, or one of Triton or the driver, which have no class of their own."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+    )
+
+
+def _checked(cases: Callable[[], Sequence[Case]], device: torch.device, alternative: str) -> Verdict:
     worst = 0.0
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         for case in cases():
             try:
                 errors = case.errors(device)
-            except torch.OutOfMemoryError:
-                return Verdict("the GPU has too little free memory for its self-check", is_final=False)
             except Exception as error:  # of the compiler, the driver, the file system, autograd
+                if _is_out_of_memory(error):
+                    return Verdict("the GPU has too little free memory for its self-check", is_final=False)
+                _raise_if_unusable(device, case, error, alternative)
                 return Verdict(f"its self-check fails ({case}): {type(error).__name__}: {first_line(error)}")
             for name, found in errors.items():
                 if not found <= case.tolerance:  # NaN is not
@@ -174,3 +211,16 @@ def _checked(cases: Callable[[], Sequence[Case]], device: torch.device) -> Verdi
                     )
                 worst = max(worst, found / case.tolerance)
     return Verdict(None, worst=worst)
+
+
+def _raise_if_unusable(device: torch.device, case: Case, error: Exception, alternative: str) -> None:
+    """After an illegal access, every later call of CUDA in this process fails: there is nothing to fall back to."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except Exception:
+        raise RuntimeError(
+            f"the self-check of a kernel ({case}) left {device} unusable in this process ({first_line(error)}); "
+            f"start again with {alternative}"
+        ) from error

@@ -104,7 +104,7 @@ def triton_cache() -> Path:
 
 def why_not_writable(folder: Path) -> str | None:
     """Why a file cannot be written in a folder, or in the one that it would be made in; None where it can."""
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if os.path.exists(parent))
     try:
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(bytes(4096))

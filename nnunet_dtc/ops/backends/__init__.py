@@ -102,17 +102,22 @@ def _triton_is_missing() -> str | None:
 
 def _triton_is_unusable() -> str | None:
     """Why Triton's kernels are not used on the current device: they are missing, or have not passed their check."""
-    missing = _triton_is_missing()
-    if missing is not None:
-        return missing
+    problem = _triton_is_missing() or _gpu_is_too_old()
+    if problem is None and (problem := _problem_of_the_check()) is not None:
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+        problem = f"Triton's kernels are not used: {problem}. {self_check.describe(device)}"
+    return problem
+
+
+def _problem_of_the_check() -> str | None:
     device = "cuda" if torch.cuda.is_available() else "cpu"  # Triton's interpreter
-    if device == "cuda" and (reason := _gpu_is_too_old()) is not None:
-        return reason
-    problem = self_check.verdict("triton", device, lambda: check_cases.CASES).problem
-    return None if problem is None else f"Triton's kernels are not used: {problem}. {self_check.describe(device)}"
+    cases = lambda: check_cases.CASES  # noqa: E731
+    return self_check.verdict("triton", device, cases, alternative=f"{VARIABLE}=reference").problem
 
 
 def _gpu_is_too_old() -> str | None:
+    if not torch.cuda.is_available():
+        return None
     capability = torch.cuda.get_device_capability()
     if torch.version.hip is None and capability < OLDEST_GPU:
         return f"the GPU has compute capability {capability[0]}.{capability[1]}, and Triton needs 7.0 or later"
@@ -145,21 +150,23 @@ def agree_across_ranks(device: torch.device) -> None:
     """Let all ranks of a distributed training choose the same backend; all of them must call this at the same step.
 
     The nnU-Net trainers of this package do when they are initialised. If one rank cannot use Triton's kernels, all
-    ranks compute with the reference. Without ``torch.distributed``, or on another device than the kernels', nothing
-    happens.
+    ranks compute with the reference. Nothing happens without ``torch.distributed``, on another device than the
+    kernels', or where a backend is forced.
     """
-    if BACKENDS["triton"].takes(device.type) or _interprets(BACKENDS["triton"]):
-        self_check.agree_across_ranks("triton", device, BACKENDS["triton"].why_not())
+    forced = _forced is not None or os.environ.get(VARIABLE, "").strip()
+    if not forced and (BACKENDS["triton"].takes(device.type) or _interprets(BACKENDS["triton"])):
+        problem = _triton_is_missing() or _gpu_is_too_old() or _problem_of_the_check()
+        self_check.agree_across_ranks("triton", device, problem)
 
 
 def backend_note(device: torch.device) -> str:
-    """A sentence for the log of a training: which backend computes DTC, and why it is not a faster one.
+    """A sentence for the log of a training: which backend computes DTC and DySample, and why it is not a faster one.
 
     Args:
         device: where the network is.
     """
-    name = backend_for(device.type).name
-    note = f"DTC is computed by the backend {name!r} on {device.type}"
+    name = backend_for(device.type, device.index).name
+    note = f"Deformable upsampling is computed by the backend {name!r} on {device.type}"
     if name != "reference":
         return note
     if _forced is not None or os.environ.get(VARIABLE, "").strip():
@@ -191,22 +198,26 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = before
 
 
-def backend_for(device: str) -> Backend:
+def backend_for(device: str, index: int | None = None) -> Backend:
     """The backend for tensors on a type of device, "cpu", "cuda", ...
 
     Args:
         device: the type of the device.
+        index: which of several GPUs; None for the current one.
 
     Raises:
         ValueError: a name was forced that no backend has.
         RuntimeError: the backend that was forced cannot be used here, or not on that device.
     """
-    return BACKENDS[_choice(_forced, device)]
+    return BACKENDS[_choice(_forced, device, index)]
 
 
 @constant_result
-def _choice(forced: str | None, device: str) -> str:
+def _choice(forced: str | None, device: str, index: int | None) -> str:
     """The backend's name."""
+    if device == "cuda" and index is not None and index != torch.cuda.current_device():
+        with torch.cuda.device(index):
+            return _choice(forced, device, None)
     source = "use_backend"
     if forced is None and (variable := os.environ.get(VARIABLE, "").strip()):
         forced, source = variable, VARIABLE
@@ -218,13 +229,14 @@ def _choice(forced: str | None, device: str) -> str:
             )
         chosen = backend
     else:
-        chosen = next(
-            BACKENDS[name]
-            for name in _FASTEST_FIRST
-            if BACKENDS[name].takes(device) and BACKENDS[name].why_not() is None
-        )
-        if chosen.name == "reference" and BACKENDS["triton"].takes(device):
-            _say_slow(BACKENDS["triton"].why_not())
+        usable = (BACKENDS[name] for name in _FASTEST_FIRST if BACKENDS[name].takes(device))
+        reasons: dict[str, str] = {}
+        for chosen in usable:
+            if (reason := chosen.why_not()) is None:
+                break
+            reasons[chosen.name] = reason
+        if chosen.name == "reference" and "triton" in reasons:
+            _say_slow(reasons["triton"])
     return chosen.name
 
 
@@ -243,7 +255,7 @@ def _interprets(backend: Backend) -> bool:
 
 
 @functools.cache
-def _say_slow(reason: str | None) -> None:
+def _say_slow(reason: str) -> None:
     warnings.warn(f"DTC is computed by torch's grid_sample, which is slow in 3D: {reason}", stacklevel=2)
 
 
@@ -260,7 +272,7 @@ def upsample(
     """
     if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():  # for others to read: torch's own functions alone
         return reference.forward(base, value, coords, stride, deformation)
-    backend = backend_for(value.device.type)
+    backend = backend_for(value.device.type, value.device.index)
     return backend.operator(
         base, value, coords, stride, deformation.receptive_field, deformation.offset, deformation.weight
     )

@@ -93,12 +93,12 @@ class OperatorCase:
         return {name: _error(ours, true) for name, ours, true in zip(names, got, wanted, strict=True)}
 
 
-CASES = (
-    OperatorCase((3, 6, 18), (1, 2, 2), 2.0, 48, torch.float16, True, True),
-    OperatorCase((2, 3, 5), (2, 2, 2), 10.0, 32, torch.float32, False, False),
-    OperatorCase((9, 16), (2, 2), 2.0, 33, torch.float16, True, True),
-    OperatorCase((5, 7), (3, 1), math.inf, 5, torch.float32, False, True),
-    OperatorCase((4, 5), (1, 2), 4.0, 17, torch.float32, False, False, "linear", "none"),  # DySample
+CASES = (  # with seeds for which no sample lies closer than 0.0007 voxels to the centre of a voxel
+    OperatorCase((2, 5, 18), (1, 2, 2), 2.0, 64, torch.float16, True, True, seed=127),  # the gather of most networks
+    OperatorCase((2, 3, 5), (2, 2, 2), 10.0, 32, torch.float32, False, False, seed=74),
+    OperatorCase((9, 16), (2, 2), 2.0, 33, torch.float16, True, True, seed=288),
+    OperatorCase((5, 7), (3, 1), math.inf, 5, torch.float32, False, True, seed=278),
+    OperatorCase((4, 5), (1, 2), 4.0, 17, torch.float32, False, False, "linear", "none", seed=118),  # DySample
 )
 
 

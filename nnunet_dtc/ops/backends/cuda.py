@@ -8,6 +8,7 @@ asks for the same bits there, too; beyond ``MOST_GATHERED_SLOWLY`` that is refus
 
 import contextlib
 import math
+import re
 import warnings
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -260,18 +261,19 @@ def is_of_the_compiler(error: Exception) -> bool:
     """
     if isinstance(error, torch.OutOfMemoryError):
         return False
-    text = str(error)
-    if "CUDA" not in text and "HIP" not in text:
+    if not isinstance(error, RuntimeError):
         return True
-    return "kernel image" in text or "PTX" in text  # compiled, but not for this GPU
+    if "kernel image" in str(error) or "PTX" in str(error):  # compiled, but not for this GPU
+        return True
+    return re.search(r"Triton Error \[|(CUDA|HIP) error|CUDACachingAllocator", str(error)) is None
 
 
 def _give_up(variant: tuple[Hashable, ...], error: Exception, device: torch.device) -> None:
     _not_compiled.add(variant)
     direction, axes, *_ = variant
     warnings.warn(
-        f"Triton cannot compile the {direction} kernel of a {axes}D DTC block, which torch's grid_sample computes "
-        f"instead: {type(error).__name__}: {first_line(error)}. {describe(device)}",
+        f"Triton cannot compile the {direction} kernel of a {axes}D deformable upsampling, which torch's grid_sample "
+        f"computes instead: {type(error).__name__}: {first_line(error)}. {describe(device)}",
         stacklevel=3,
     )
 
