@@ -166,9 +166,7 @@ def test_a_gpu_that_is_left_unusable_ends_the_process_with_advice(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "synchronize", fails)
     cases = [Made(RuntimeError("CUDA error: an illegal memory access was encountered\nmore"))]
-    with pytest.raises(
-        RuntimeError, match=r"cuda:0 unusable .* illegal memory .*start again with CHOOSE=another"
-    ):
+    with pytest.raises(RuntimeError, match=r"cuda:0 unusable .* illegal memory .*start again with CHOOSE=another"):
         self_check.verdict("made", torch.device("cuda", 0), lambda: cases, "CHOOSE=another")
 
 
