@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,11 @@ from nnunet_dtc.cli import app
 from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.study.workflow import engine, jobs
 from nnunet_dtc.study.workflow.checks import check_study
-from nnunet_dtc.study.workflow.definition import read_study
+from nnunet_dtc.study.workflow.definition import MARKER, read_study
 from nnunet_dtc.study.workflow.forecast import drop_outdated_stamps, forecast
 from nnunet_dtc.study.workflow.index_page import duration, render_index
 from nnunet_dtc.study.workflow.machine import Lock, device_of_its_own
-from nnunet_dtc.study.workflow.model_files import StudyFiles
+from nnunet_dtc.study.workflow.model_files import StudyFiles, is_whole
 from nnunet_dtc.study.workflow.status import JobNote, epochs_of, failed_jobs, read_progress, read_status
 from nnunet_dtc.study.workflow.study_targets import comparison_kinds, fold_numbers, study_folder, trainer_names
 
@@ -122,6 +123,10 @@ def test_folders_in_the_file_go_first_and_are_relative_to_it(folders, tmp_path):
         ({"trainers": "nnUNetTrainer"}, "trainers must be a list"),
         ({"trainers": []}, "trainers must be a list"),
         ({"trainers": ["a/b"]}, "a plain name"),
+        ({"trainers": ["nnUNetTrainer; touch x"]}, "the name of a class"),
+        ({"trainers": ["5epochs"]}, "the name of a class"),
+        ({"nnunet_dtc": "python -m nnunet_dtc"}, "nnunet_dtc must be an executable file"),
+        ({"nnunet_dtc": "mine.yaml"}, "nnunet_dtc must be an executable file"),
         ({"trainers": ["A", "A"]}, "A twice"),
         ({"trainers": ["A", "A_rep2"], "repetitions": 2}, "A_rep2 twice"),
         ({"folds": "0-x"}, "folds must"),
@@ -139,6 +144,31 @@ def test_bad_values_are_refused_with_the_file_and_the_key(folders, changes, mess
     with pytest.raises(NnunetDtcError, match=message) as error:
         study_of(folders.root, **changes)
     assert "mine.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize(("key", "number"), [("dataset", "017"), ("repetitions", "0x2"), ("folds", "[1, 02]")])
+def test_numbers_that_yaml_does_not_read_as_decimal_are_refused(folders, key, number):
+    file = write(folders.root, **{key: None})
+    file.write_text(file.read_text() + f"{key}: {number}\n")
+    with pytest.raises(NnunetDtcError, match=r"mine\.yaml: .*write 17, or use quotes"):
+        read_study(file)
+    file.write_text(file.read_text().replace("017", "'017'"))
+    if key == "dataset":
+        assert read_study(file).dataset == "017"
+
+
+def test_empty_values_are_the_defaults(folders):
+    file = write(folders.root, folds=None, device=None)
+    file.write_text(file.read_text() + "folds:\ndevice:\nrepetitions:\nnnunet_dtc:\n")
+    study = read_study(file)
+    assert (study.folds, study.device, study.repetitions) == ((0, 1, 2, 3, 4), "cuda", 1)
+
+
+def test_paths_may_begin_with_the_home_folder(folders, monkeypatch):
+    monkeypatch.setenv("HOME", str(folders.root / "home"))
+    study = study_of(folders.root, nnUNet_results="~/results", complexity="~/costs.json")
+    assert study.results == folders.root / "home" / "results"
+    assert study.complexity == folders.root / "home" / "costs.json"
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1", "", "!!python/object/apply:os.getcwd []", "a: &x [*x, *x]"])
@@ -237,9 +267,35 @@ def test_a_changed_split_of_an_interrupted_training_is_named(folders):
     study = study_of(folders.root)
     record = StudyFiles(study).split_record("nnUNetTrainer_3epochs", 1)
     record.parent.mkdir(parents=True)
-    record.write_text(json.dumps({"train": [], "val": [*FOLDS[1][1:], "case_a"]}))
-    with pytest.raises(NnunetDtcError, match=r"split changed since fold 1.*case_a, case_d"):
+    (study.folder / MARKER).touch()
+    record.write_text(json.dumps({"train": [*FOLDS[0][1:], "case_d"], "val": [*FOLDS[1][1:], "case_a"]}))
+    with pytest.raises(NnunetDtcError, match=r"split changed since fold 1.*: case_a, case_d were"):
         check_study(study)
+
+
+def test_a_case_that_left_the_training_set_is_named(folders):
+    folders.train("nnUNetTrainer_3epochs")
+    study = study_of(folders.root)
+    record = StudyFiles(study).split_record("nnUNetTrainer_3epochs", 1)
+    jobs._write_split_record(StudyFiles(study), "nnUNetTrainer_3epochs", 1)
+    StudyFiles(study).check_split_unchanged("nnUNetTrainer_3epochs", 1)
+    split = json.loads(record.read_text())
+    record.write_text(json.dumps(split | {"train": [*split["train"], "case_h"]}))
+    with pytest.raises(NnunetDtcError, match="case_h was added, removed or moved between train and val"):
+        StudyFiles(study).check_split_unchanged("nnUNetTrainer_3epochs", 1)
+
+
+def test_a_folder_with_other_files_is_no_study_s(folders):
+    study = study_of(folders.root)
+    study.folder.mkdir()
+    check_study(study)
+    check_study(study)  # a study's own folder
+    other = read_study(write(folders.root).rename(folders.root / "imagesTr.yaml"))
+    other.folder.mkdir()
+    (other.folder / "case.txt").touch()
+    with pytest.raises(NnunetDtcError, match="imagesTr, the folder of this study, has other files"):
+        check_study(other)
+    assert [file.name for file in other.folder.iterdir()] == ["case.txt"]
 
 
 # status
@@ -388,9 +444,7 @@ def test_marks_of_jobs_whose_results_are_gone(folders):
     vanilla, _ = STUDY["trainers"]
     study = study_of(folders.root)
     folders.train(vanilla)
-    stamps = [
-        study.folder / "done" / job / vanilla / f"fold_{fold}" for job in ("train", "validate") for fold in (0, 1)
-    ]
+    stamps = [study.stamps / job / vanilla / f"fold_{fold}" for job in ("train", "validate") for fold in (0, 1)]
     for stamp in stamps:
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.touch()
@@ -398,9 +452,76 @@ def test_marks_of_jobs_whose_results_are_gone(folders):
     assert all(stamp.exists() for stamp in stamps)
     files = StudyFiles(study)
     (files.fold_folder(vanilla, 1) / "checkpoint_final.pth").write_bytes(b"PK\3\4 cut off")
+    os.utime(files.fold_folder(vanilla, 1) / "checkpoint_final.pth", (1000, 1000))  # before its validation
     (files.fold_folder(vanilla, 0) / "validation" / "summary.json").unlink()
     drop_outdated_stamps(StudyFiles(study))
     assert [stamp.exists() for stamp in stamps] == [True, False, False, True]
+
+
+def test_marks_that_are_older_than_results_are_removed(folders):
+    vanilla, _ = STUDY["trainers"]
+    (folders.raw / DATASET / "labelsTr").mkdir()
+    study = study_of(folders.root, test=True)
+    files = StudyFiles(study)
+    folders.train(vanilla)
+    names = ("predict/{}/fold_0", "predict/{}/fold_1", "predict/{}/ensemble", "compare/validation", "compare/test")
+    stamps = [study.stamps / name.format(vanilla) for name in names]
+    for stamp in stamps:
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.touch()
+    for kind in study.kinds:
+        page = study.folder / "comparison" / kind / "index.html"
+        page.parent.mkdir(parents=True)
+        page.touch()
+    drop_outdated_stamps(files)
+    assert all(stamp.exists() for stamp in stamps)
+    later = time.time() + 100
+    os.utime(files.fold_folder(vanilla, 0) / "validation" / "summary.json", (later, later))
+    drop_outdated_stamps(files)
+    assert [stamp.exists() for stamp in stamps] == [True, True, True, False, True]
+    os.utime(files.fold_folder(vanilla, 1) / "checkpoint_final.pth", (later, later))
+    drop_outdated_stamps(files)
+    assert [stamp.exists() for stamp in stamps] == [True, False, False, False, False]
+
+
+@pytest.mark.parametrize("changes", [{"configuration": "2d"}, {"plans": "myPlans"}, {"dataset": 5}])
+def test_another_configuration_plans_or_data_set_has_marks_of_its_own(folders, changes):
+    study = study_of(folders.root)
+    other = study_of(folders.root, **changes)
+    assert other.folder == study.folder
+    assert other.stamps != study.stamps
+    other.stamps.mkdir(parents=True)
+    drop_outdated_stamps(StudyFiles(study))
+    assert not other.stamps.exists()
+
+
+@pytest.mark.parametrize(("older_s", "state"), [(0.0, "finished"), (1.5, "finished"), (60.0, "begun")])
+def test_a_validation_of_an_earlier_checkpoint_does_not_count(folders, older_s, state):
+    trainer = STUDY["trainers"][0]
+    files = StudyFiles(study_of(folders.root))
+    folders.train(trainer)
+    fold = files.fold_folder(trainer, 0)
+    os.utime(fold / "checkpoint_final.pth", (5000.0, 5000.0))
+    os.utime(fold / "validation" / "summary.json", (5000.0 - older_s, 5000.0 - older_s))
+    assert read_status(files)[0].state == state
+
+
+@pytest.mark.parametrize("comment", [b"", b"x" * 65535])
+def test_whole_checkpoints(tmp_path, comment):
+    file = tmp_path / "checkpoint.pth"
+    assert not is_whole(file)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("data", bytes(200_000))
+        archive.comment = comment
+    assert is_whole(file)
+    file.write_bytes(file.read_bytes()[:150_000])
+    assert not is_whole(file)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_cut_off(tmp_path):
+    (tmp_path / "checkpoint.pth").mkdir()
+    with pytest.raises(OSError, match="checkpoint"):
+        is_whole(tmp_path / "checkpoint.pth")
 
 
 @pytest.mark.parametrize(
@@ -522,6 +643,83 @@ def test_what_is_done_is_not_done_again(folders, capsys):
     assert {file: file.stat().st_mtime_ns for file in files.model_folder(trainer).rglob("*")} == before
 
 
+def test_checkpoints_that_were_cut_off_are_all_kept(folders):
+    trainer = STUDY["trainers"][1]
+    fold = folders.train(trainer) / "fold_1"
+    files = StudyFiles(study_of(folders.root))
+    for content in (b"first", b"second", b"third"):
+        (fold / "checkpoint_latest.pth").write_bytes(content)
+        jobs.train(files, trainer, 1)
+    kept = {file.name: file.read_bytes() for file in fold.glob("checkpoint_latest*")}
+    assert kept == {
+        "checkpoint_latest.cut_off": b"first",
+        "checkpoint_latest.cut_off.2": b"second",
+        "checkpoint_latest.cut_off.3": b"third",
+    }
+
+
+@pytest.mark.parametrize(
+    ("planned", "shared", "complete", "commands"),
+    [
+        (True, False, True, []),
+        (True, False, False, ["nnUNetv2_preprocess"]),
+        (False, True, True, ["nnUNetv2_plan_and_preprocess"]),
+        (False, True, False, ["nnUNetv2_plan_and_preprocess", "nnUNetv2_preprocess"]),
+        (False, False, True, ["nnUNetv2_plan_and_preprocess", "nnUNetv2_preprocess"]),
+    ],
+)
+def test_only_what_is_missing_is_preprocessed(folders, monkeypatch, planned, shared, complete, commands):
+    """nnU-Net deletes the data folder first, from which another study may train."""
+    plans = folders.preprocessed / DATASET / "nnUNetPlans.json"
+    text = plans.read_text()
+    data = folders.preprocessed / DATASET / json.loads(text)["configurations"]["3d_fullres"]["data_identifier"]
+    data.mkdir()
+    (folders.raw / DATASET / "labelsTr").mkdir()
+    for file in folders.gt.iterdir():
+        (data / file.name.replace(".nii.gz", ".pkl")).touch()
+        (folders.raw / DATASET / "labelsTr" / file.name).write_bytes(file.read_bytes())
+    if not complete:
+        (data / "case_c.pkl").unlink()
+    if shared:
+        plans.with_name("otherPlans.json").write_text(text)
+    if not planned:
+        plans.unlink()
+    ran = []
+
+    def run(job, command):
+        ran.append(command[0])
+        if command[0] == "nnUNetv2_plan_and_preprocess":
+            assert "--no_pp" in command
+            plans.write_text(text)
+
+    monkeypatch.setattr(jobs._Job, "run", run)
+    jobs.preprocess(StudyFiles(study_of(folders.root)))
+    assert ran == commands
+
+
+def test_held_out_cases_are_predicted_where_the_comparison_looks_for_them(folders, monkeypatch):
+    trainer = STUDY["trainers"][1]
+    folders.train(trainer)
+    (folders.raw / DATASET / "labelsTs" / "held_1.nii.gz").touch()
+    made = []
+    for name in ("predict_fold", "predict_ensemble"):
+        monkeypatch.setattr(f"nnunet_dtc.study.comparison.predictions.{name}", lambda *given: made.append(given))
+    files = StudyFiles(study_of(folders.root, test=True))
+    before = os.sched_getaffinity(0)
+    try:
+        jobs.predict(files, trainer, 1)
+        jobs.predict(files, trainer, None)
+    finally:
+        os.sched_setaffinity(0, before)
+    (_, fold, test, target), (_, folds, average, same, ensemble_target) = made
+    comparison = files.study.folder / "comparison"
+    assert (fold, target) == (1, comparison / "test_per_fold" / "predictions" / trainer)
+    assert (folds, average) == ((0, 1), "logits")
+    assert ensemble_target == comparison / "test" / "predictions" / trainer
+    assert test.cases == same.cases == ("held_1",)
+    assert test.device == "cpu"
+
+
 def test_a_job_refuses_to_go_on_with_other_plans(folders):
     trainer = STUDY["trainers"][0]
     folders.train(trainer)
@@ -601,6 +799,25 @@ def test_options_write_a_study_and_the_rest_goes_to_snakemake(folders, started, 
     assert "with other options" in changed.output
 
 
+def test_a_dry_run_of_options_writes_nothing(folders, started, monkeypatch):
+    (folders.root / "work").mkdir()
+    monkeypatch.chdir(folders.root / "work")
+    words = ["study", "-d", "998", "-c", "3d_fullres", "-tr", *STUDY["trainers"], "--folds", "0-1", "--device", "cpu"]
+    done = CliRunner().invoke(app, [*words, "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert started[0][-1] == "--dry-run"
+    assert list(Path().iterdir()) == []
+
+
+def test_options_that_are_no_study_are_not_written(folders, started, monkeypatch):
+    (folders.root / "work").mkdir()
+    monkeypatch.chdir(folders.root / "work")
+    done = CliRunner().invoke(app, ["study", "-d", "998", "-c", "3d_fullres", "-tr", "A;B"], env={"COLUMNS": "500"})
+    assert done.exit_code == 1
+    assert "name of a class" in done.output
+    assert list(Path().iterdir()) == []
+
+
 def test_a_device_that_is_not_there_is_refused_only_on_this_machine(folders, started, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     file = str(write(folders.root, device="cuda"))
@@ -619,6 +836,9 @@ def test_a_device_that_is_not_there_is_refused_only_on_this_machine(folders, sta
         (["none.yaml"], "cannot read"),
         (["-d", "3"], "needs STUDY.yaml"),
         (["none.yaml", "-d", "3"], "give either"),
+        (["none.yaml", "--folds", "0-4"], "give either"),
+        (["none.yaml", "--test"], "give either"),
+        (["none.yaml", "-o", "other.yaml"], "give either"),
         (["none.yaml", "--profile", "lsf"], "--profile is one of"),
         (["none.txt"], "YAML"),
     ],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,7 +66,7 @@ def run(
     plans: Annotated[str, typer.Option("-p", help="Name of the plans.")] = "nnUNetPlans",
     folds: Annotated[str, typer.Option("--folds", help="Such as 0-4 or 0,2.")] = "0-4",
     repetitions: Annotated[int, typer.Option("--repetitions", help="Trainings of each model and fold.")] = 1,
-    test: Annotated[bool, typer.Option("--test", help="Predict the held-out cases, too (imagesTs, labelsTs).")] = False,
+    test: Annotated[bool, typer.Option("--test", help="Also predict the held-out cases (imagesTs, labelsTs).")] = False,
     device: Annotated[str, typer.Option("--device", help="cuda, cpu or mps.")] = "cuda",
     output: Annotated[
         Path | None,
@@ -73,12 +75,15 @@ def run(
     profile: Annotated[
         str, typer.Option("--profile", help="default, gpus (a machine with several) or slurm (a cluster).")
     ] = "default",
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Check, and print the jobs alone.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Check the study and print its jobs without running them.")
+    ] = False,
     snakefile: Annotated[bool, typer.Option("--snakefile", help="Print the path of the Snakefile.")] = False,
 ) -> None:
     """Run a study, or go on with it. What follows -- is for Snakemake, such as: -- --executor slurm --jobs 50."""
     try:
         from nnunet_dtc.study.workflow import engine
+        from nnunet_dtc.study.workflow.definition import read_study
 
         if snakefile:
             say(str(engine.SNAKEFILE))
@@ -91,7 +96,19 @@ def run(
         }  # fmt: skip
         more = [*ctx.obj, *["--dry-run"] * dry_run]
         engine.find_snakemake()
-        _run(_definition(study, options, output), profile, more)
+        if study is not None:
+            if any(ctx.get_parameter_source(name).name != "DEFAULT" for name in (*options, "output")):
+                raise NnunetDtcError(
+                    "give either STUDY.yaml or the options that describe a study (-d, -c, -tr, -p, --folds, "
+                    "--repetitions, --test, --device, -o)"
+                )
+            definition = contextlib.nullcontext(read_study(study))
+        else:
+            definition = _from_options(options, output, engine.is_dry_run(more))
+        with definition as described:
+            status = _run(described, profile, more)
+        if status:
+            raise typer.Exit(status)
     except (NnunetDtcError, OSError) as error:
         raise fail(error) from error
 
@@ -99,9 +116,9 @@ def run(
 @app.command()
 def status(
     study: StudyFile,
-    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat every 10 s, until Ctrl-C.")] = False,
 ) -> None:
-    """Show how far the trainings are; reads logs alone, so the jobs may run anywhere."""
+    """Show how far the trainings are; reads only logs, so the jobs may run anywhere."""
     try:
         from nnunet_dtc.study.workflow.definition import read_study
 
@@ -156,29 +173,36 @@ def _environment(study: Study) -> Any:
     return environment(**study.environment)
 
 
-def _definition(file: Path | None, options: dict[str, Any], output: Path | None) -> Study:
-    """The study of a file; or of options, which are written into one first, to go on with later."""
+@contextlib.contextmanager
+def _from_options(options: dict[str, Any], output: Path | None, dry_run: bool) -> Iterator[Study]:
+    """The study that options describe. They are written into a file first, to go on with later; into a temporary one
+    in a dry run."""
     from nnunet_dtc.files import write_whole
-    from nnunet_dtc.study.workflow.definition import read_study, study_yaml
+    from nnunet_dtc.study.workflow.checks import check_own_folder
+    from nnunet_dtc.study.workflow.definition import parse_study, study_yaml
 
     dataset, configuration, trainers = (options[key] for key in ("dataset", "configuration", "trainers"))
-    if file is not None:
-        if dataset or configuration or trainers:
-            raise NnunetDtcError("give either STUDY.yaml or -d, -c and -tr")
-        return read_study(file)
     if not (dataset and configuration and trainers):
         raise NnunetDtcError("a study needs STUDY.yaml, or -d, -c and -tr")
     file = output or Path(f"study_{dataset}_{configuration}.yaml")
     text = study_yaml(options)
-    if file.exists() and file.read_text(encoding="utf-8") != text:
-        raise NnunetDtcError(f"{file} is there with other options: use it (nnunet-dtc study {file}), or another -o")
-    if not file.exists():
+    study = parse_study(file, text)
+    if file.exists():
+        if file.read_text(encoding="utf-8") != text:
+            raise NnunetDtcError(f"{file} is there with other options: use it (nnunet-dtc study {file}), or another -o")
+        yield study
+        return
+    check_own_folder(study)
+    if not dry_run:
         write_whole(file, text)
-    return read_study(file)
+        yield study
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield parse_study(write_whole(Path(folder, file.name), text), text)
 
 
-def _run(study: Study, profile: str, more: Sequence[str]) -> None:
-    """Check the study, print what it will do, and become Snakemake."""
+def _run(study: Study, profile: str, more: Sequence[str]) -> int:
+    """Check the study, print what it will do, and become Snakemake. Returns the exit status of a dry run."""
     from nnunet_dtc.study.workflow import engine
 
     with _environment(study):
@@ -190,13 +214,13 @@ def _run(study: Study, profile: str, more: Sequence[str]) -> None:
             check_device(study.device)
         with progress_bars() as progress:
             files = check_study(study, progress)
-        if not {"--dry-run", "--dryrun", "-n"} & set(more):
+        if not engine.is_dry_run(more):
             engine.lock_study(study)
             drop_outdated_stamps(files)
         say(*forecast(files))
         command = engine.snakemake_command(study, profile, more)
         out.file.flush()
-        engine.run_snakemake(study, command)
+        return engine.run_snakemake(study, command)
 
 
 def _show(study: Study) -> None:

@@ -12,11 +12,11 @@ from nnunet_dtc.plugin.finder import find_trainer
 from nnunet_dtc.plugin.model_folder import ModelFolderError
 from nnunet_dtc.plugin.nnunet_files import check_dataset_json
 from nnunet_dtc.study.evaluation.folders import Progress
-from nnunet_dtc.study.workflow.definition import Study, StudyError
+from nnunet_dtc.study.workflow.definition import MARKER, Study, StudyError
 from nnunet_dtc.study.workflow.model_files import StudyFiles
 from nnunet_dtc.study.workflow.nnunet_commands import PLANNERS, label_files, program
 
-__all__ = ["COMMANDS", "check_study"]
+__all__ = ["COMMANDS", "check_own_folder", "check_study"]
 
 COMMANDS = (
     "nnUNetv2_plan_and_preprocess",
@@ -53,14 +53,30 @@ def check_study(study: Study, progress: Progress | None = None) -> StudyFiles:
     _check_folds(files)
     for folder in (study.folder, study.results / files.dataset):
         _check_writable(folder)
+    check_own_folder(study)
     for trainer in study.trainers:
         files.check_plans_unchanged(trainer)
         for fold in study.folds:
             files.check_split_unchanged(trainer, fold)
     if study.complexity is not None and not study.complexity.is_file():
         raise StudyError(f"there is no file {study.complexity} (complexity)")
+    study.folder.mkdir(parents=True, exist_ok=True)
+    (study.folder / MARKER).touch()
     _check_labels(files, progress)
     return files
+
+
+def check_own_folder(study: Study) -> None:
+    """Refuse a folder that holds something else than a study.
+
+    Raises:
+        StudyError: it has files, but not the marker of a study.
+    """
+    if study.folder.is_dir() and any(study.folder.iterdir()) and not (study.folder / MARKER).is_file():
+        raise StudyError(
+            f"{study.folder}, the folder of this study, has other files: give {study.file.name} another name (or, if "
+            f"they are of a study, create an empty file {MARKER} there)"
+        )
 
 
 def _files(study: Study) -> StudyFiles:
@@ -124,7 +140,6 @@ def _check_labels(files: StudyFiles, progress: Progress | None) -> None:
         record = files.study.folder / f"checked_{labels.name}.json"
         if not record.is_file() or record.read_text(encoding="utf-8") != now:
             _check_cases(files, references, images, progress)
-            files.study.folder.mkdir(parents=True, exist_ok=True)
             write_whole(record, now)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +15,22 @@ import yaml
 from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.plugin.nnunet_files import check_plain_name, shown
 from nnunet_dtc.plugin.registration import EXT_VARIABLE, environment_value
-from nnunet_dtc.study.workflow.study_targets import comparison_kinds, fold_numbers, study_folder, trainer_names
+from nnunet_dtc.study.workflow.study_targets import (
+    command_file,
+    comparison_kinds,
+    fold_numbers,
+    stamp_folder,
+    study_folder,
+    trainer_names,
+)
 
-__all__ = ["FOLDERS", "Study", "StudyError", "read_study", "study_yaml"]
+__all__ = ["FOLDERS", "MARKER", "Study", "StudyError", "parse_study", "read_study", "study_yaml"]
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 """nnU-Net's environment variables, and the keys of STUDY.yaml that replace them."""
+
+MARKER = ".nnunet_dtc_study"
+"""The empty file in the folder of a study by which that is known as one."""
 
 _REQUIRED = ("dataset", "configuration", "trainers")
 _DEFAULTS = {"plans": "nnUNetPlans", "repetitions": 1, "folds": "0-4", "test": False, "device": "cuda"}
@@ -69,6 +80,12 @@ class Study:
         return study_folder(self.file)
 
     @property
+    def stamps(self) -> Path:
+        """Of the marks of finished jobs."""
+        names = {"dataset": self.dataset, "plans": self.plans, "configuration": self.configuration}
+        return self.folder / "done" / stamp_folder(names)
+
+    @property
     def trainers(self) -> list[str]:
         """The names of all trainers, with those of repetitions."""
         return trainer_names(self.models, self.repetitions)
@@ -96,19 +113,50 @@ def read_study(file: Path) -> Study:
     Raises:
         StudyError: it is not there, no YAML, or a value is not what its key takes.
     """
-    file = Path(os.path.abspath(file))
-    if file.suffix not in (".yaml", ".yml"):
-        raise StudyError(f"a study is a YAML file, STUDY.yaml, got {file}")
+    file = _absolute(file)
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise StudyError(f"cannot read {file}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
         raise StudyError(f"{file} is no YAML: {error}") from error
+    return parse_study(file, text)
+
+
+def parse_study(file: Path, text: str) -> Study:
+    """Check the text of a STUDY.yaml, which need not be written yet.
+
+    Raises:
+        StudyError: it is no YAML, or a value is not what its key takes.
+    """
+    file = _absolute(file)
     try:
-        return _study(file, content)
+        return _study(file, yaml.load(text, _DecimalLoader))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise StudyError(f"{file} is no YAML: {error}") from error
     except NnunetDtcError as error:
         raise StudyError(f"{file}: {error}") from error
+
+
+def _absolute(file: Path) -> Path:
+    if file.suffix not in (".yaml", ".yml"):
+        raise StudyError(f"a study is a YAML file, STUDY.yaml, got {file}")
+    return Path(os.path.abspath(file))
+
+
+class _DecimalLoader(yaml.SafeLoader):
+    """Reads decimal integers only: YAML 1.1 reads 017 as 15."""
+
+
+def _decimal(loader: _DecimalLoader, node: yaml.ScalarNode) -> int:
+    if not re.fullmatch(r"[-+]?(0|[1-9]\d*)", node.value):
+        raise StudyError(
+            f"{shown(node.value)} is not a decimal number in YAML, which reads 017 as 15: write 17, or use quotes"
+        )
+    return int(node.value)
+
+
+_DecimalLoader.add_constructor("tag:yaml.org,2002:int", _decimal)
 
 
 def study_yaml(content: Mapping[str, Any]) -> str:
@@ -128,6 +176,8 @@ def _study(file: Path, content: Any) -> Study:
     _check_values(values)
     try:
         folds = tuple(fold_numbers(values["folds"]))
+        if "nnunet_dtc" in values:
+            command_file(file, values["nnunet_dtc"])
     except ValueError as error:
         raise StudyError(str(error)) from error
     return Study(
@@ -141,7 +191,7 @@ def _study(file: Path, content: Any) -> Study:
         test=values["test"],
         device=values["device"],
         **{key: folder for key, folder in zip(("raw", "preprocessed", "results"), _folders(file, values), strict=True)},
-        complexity=file.parent / values["complexity"] if "complexity" in values else None,
+        complexity=file.parent / os.path.expanduser(values["complexity"]) if "complexity" in values else None,
     )
 
 
@@ -154,8 +204,11 @@ def _check_values(values: Mapping[str, Any]) -> None:
         check_plain_name(names[0], key)
     for name in trainers:
         check_plain_name(name, "a trainer")
+        if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+            raise StudyError(f"a trainer must be the name of a class, got {shown(name)}")
     if not isinstance(values["dataset"], (int, str)) or isinstance(values["dataset"], bool):
         raise StudyError(f"dataset must be a number or a name, got {shown(values['dataset'])}")
+    check_plain_name(str(values["dataset"]), "dataset")
     repetitions = values["repetitions"]
     if not isinstance(repetitions, int) or isinstance(repetitions, bool) or not 1 <= repetitions <= _MAX_REPETITIONS:
         raise StudyError(f"repetitions must be a number from 1 to {_MAX_REPETITIONS}, got {shown(repetitions)}")
@@ -175,7 +228,7 @@ def _folders(file: Path, values: Mapping[str, Any]) -> list[Path]:
     """nnU-Net's folders, from the file (relative to it) or else from the environment."""
     folders = []
     for variable in FOLDERS:
-        value = values.get(variable) or os.environ.get(variable)
+        value = os.path.expanduser(values.get(variable) or os.environ.get(variable, ""))
         if not value:
             raise StudyError(f"{variable} is not known: give it in the file, or export {variable}=/a/folder")
         folders.append(Path(os.path.abspath(file.parent / value if variable in values else value)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ __all__ = [
     "PROFILES",
     "SNAKEFILE",
     "find_snakemake",
+    "is_dry_run",
     "is_on_this_machine",
     "lock_study",
     "run_snakemake",
@@ -55,6 +57,11 @@ def is_on_this_machine(profile: str, more: Sequence[str]) -> bool:
     return profile != "slurm" and not any(word in _ELSEWHERE for word in words)
 
 
+def is_dry_run(more: Sequence[str]) -> bool:
+    """Whether Snakemake's options ask for a list of the jobs instead of running them."""
+    return not {"--dry-run", "--dryrun", "-n"}.isdisjoint(more)
+
+
 def snakemake_command(study: Study, profile: str, more: Sequence[str]) -> list[str]:
     """The command line.
 
@@ -86,7 +93,14 @@ def lock_study(study: Study) -> Lock:
     return lock
 
 
-def run_snakemake(study: Study, command: Sequence[str]) -> None:
-    """Replace this process by Snakemake, so that its signals and its exit status are those of the study."""
+def run_snakemake(study: Study, command: Sequence[str]) -> int:
+    """Replace this process by Snakemake, so that its signals and its exit status are those of the study.
+
+    Returns:
+        The exit status of a dry run, after which this process goes on.
+    """
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))  # for nnunet-dtc
-    os.execve(command[0], list(command), {**os.environ, **study.environment, "PATH": path})
+    environment = {**os.environ, **study.environment, "PATH": path}
+    if is_dry_run(command):
+        return subprocess.run(command, env=environment, check=False).returncode
+    os.execve(command[0], list(command), environment)

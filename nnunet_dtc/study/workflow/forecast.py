@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 from nnunet_dtc.study.workflow.index_page import duration
-from nnunet_dtc.study.workflow.model_files import StudyFiles
+from nnunet_dtc.study.workflow.model_files import CHECKPOINTS, StudyFiles
 from nnunet_dtc.study.workflow.status import TrainingStatus, counted, read_status, seconds_per_epoch, summary_line
 
 __all__ = ["drop_outdated_stamps", "forecast"]
@@ -31,8 +33,14 @@ def forecast(files: StudyFiles) -> list[str]:
 
 
 def drop_outdated_stamps(files: StudyFiles) -> None:
-    """Remove the marks of jobs whose results are gone, so that Snakemake runs them again."""
-    done = files.study.folder / "done"
+    """Remove the marks of jobs whose results are gone or outdated, so that Snakemake runs them again.
+
+    Those are also all marks of another data set, plans or configuration, as the comparisons are in the same folders.
+    """
+    done = files.study.stamps
+    for other in done.parent.glob("*"):
+        if other != done and other.is_dir():
+            shutil.rmtree(other)
     for trainer, fold in files.study.trainings:
         for job, is_done in (("train", files.is_trained), ("validate", files.is_validated)):
             if not is_done(trainer, fold):
@@ -42,6 +50,19 @@ def drop_outdated_stamps(files: StudyFiles) -> None:
     for kind in files.study.kinds:
         if not (files.study.folder / "comparison" / kind / "index.html").is_file():
             (done / "compare" / kind).unlink(missing_ok=True)
+    for trainer, fold in files.study.trainings:
+        folder = files.fold_folder(trainer, fold)
+        results = [folder / CHECKPOINTS[0], folder / "validation" / "summary.json"]
+        for name in (f"fold_{fold}", "ensemble"):
+            _drop_if_older(done / "predict" / trainer / name, results[:1])
+        for kind in files.study.kinds:
+            _drop_if_older(done / "compare" / kind, results if kind == "validation" else results[:1])
+
+
+def _drop_if_older(stamp: Path, results: Sequence[Path]) -> None:
+    """Remove a mark that is older than a result that its job read."""
+    if stamp.exists() and any(file.exists() and file.stat().st_mtime > stamp.stat().st_mtime for file in results):
+        stamp.unlink()
 
 
 def _time(trainings: Sequence[TrainingStatus], seconds: dict[str, float]) -> str:

@@ -19,9 +19,9 @@ from pathlib import Path
 from nnunet_dtc.files import write_whole
 from nnunet_dtc.plugin.nnunet_files import check_plans, read_json
 from nnunet_dtc.study.processes import guarded
-from nnunet_dtc.study.workflow.definition import StudyError
+from nnunet_dtc.study.workflow.definition import MARKER, StudyError
 from nnunet_dtc.study.workflow.machine import Lock, device_of_its_own, scheduler_job
-from nnunet_dtc.study.workflow.model_files import CHECKPOINTS, StudyFiles
+from nnunet_dtc.study.workflow.model_files import CHECKPOINTS, StudyFiles, is_whole
 from nnunet_dtc.study.workflow.nnunet_commands import PLANNERS, label_files, program
 from nnunet_dtc.study.workflow.status import HEARTBEAT_S, JobNote, note_file
 
@@ -41,10 +41,11 @@ def preprocess(files: StudyFiles) -> None:
     lock = study.preprocessed / f".{files.dataset}.study_lock"
     with job.noted(), Lock.waiting(lock, job.tell, "another study preprocesses this data set") as held:
         job.holds(held)
-        if files.plans is None:
-            command = ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", study.configuration]
+        planned = files.plans is not None
+        if not planned:
+            command = ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", study.configuration, "--no_pp"]
             job.run([*command, "-pl", PLANNERS[study.plans], "--verify_dataset_integrity"])
-        elif not _is_preprocessed(files):
+        if not _is_preprocessed(files) or not (planned or _other_plans_use(files)):  # it deletes what is there
             job.run(["nnUNetv2_preprocess", "-d", number, "-c", study.configuration, "-plans_name", study.plans])
         check_plans(read_json(files.plans_file), files.plans_file, study.configuration)
         _write_split(files)
@@ -52,7 +53,7 @@ def preprocess(files: StudyFiles) -> None:
 
 
 def train(files: StudyFiles, trainer: str, fold: int) -> None:
-    """Train one fold, from its last checkpoint where there is one.
+    """Train one fold, from its last checkpoint if there is one.
 
     Raises:
         StudyError: plans or split changed since it began, or nnU-Net failed.
@@ -152,7 +153,7 @@ class _Job:
         self.descriptors.append(lock.descriptor)
 
     def beat(self) -> None:
-        """Say that it is alive."""
+        """Report that it is alive."""
         with contextlib.suppress(OSError):
             os.utime(self.file)
 
@@ -218,6 +219,7 @@ class _Job:
         self.note = replace(self.note, state=state)
         content = {key: value for key, value in vars(self.note).items() if key != "alive"}
         self.file.parent.mkdir(parents=True, exist_ok=True)
+        (self.files.study.folder / MARKER).touch()
         write_whole(self.file, json.dumps(content, indent=2) + "\n")
 
 
@@ -231,17 +233,20 @@ def _this_training(job: _Job, trainer: str, fold: int) -> Iterator[None]:
         files.check_split_unchanged(trainer, fold)
         for name in CHECKPOINTS:
             file = files.fold_folder(trainer, fold) / name
-            if file.is_file() and not _is_whole(file):
-                file.replace(file.with_suffix(".cut_off"))
-                job.tell(f"{file} was cut off while it was written: it is set aside as {name[:-4]}.cut_off")
+            if file.is_file() and not is_whole(file):
+                target = _unused(file.with_suffix(".cut_off"))
+                file.replace(target)
+                job.tell(f"{file} was cut off while it was written: it is set aside as {target.name}")
         yield
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether its writing came to an end: checkpoints are zip files, with the directory at the end."""
-    import zipfile
-
-    return zipfile.is_zipfile(checkpoint)
+def _unused(file: Path) -> Path:
+    """The path, or the first of .2, .3, ... appended to it that does not exist."""
+    number, target = 1, file
+    while target.exists():
+        number += 1
+        target = file.with_name(f"{file.name}.{number}")
+    return target
 
 
 def _train_command(files: StudyFiles, trainer: str, fold: int) -> list[str]:
@@ -251,7 +256,7 @@ def _train_command(files: StudyFiles, trainer: str, fold: int) -> list[str]:
 
 
 def _workers(device: str) -> dict[str, str]:
-    """How many processes nnU-Net starts beside itself, unless the user has said so: those that a scheduler gave; none
+    """How many processes nnU-Net starts beside itself, unless the user has set this: those that a scheduler gave; none
     on a CPU, where they would take the core from the network."""
     cpus = "1" if device == "cpu" else os.environ.get("SLURM_CPUS_PER_TASK")
     workers = {} if cpus is None else {"nnUNet_n_proc_DA": cpus, "nnUNet_def_n_proc": cpus}
@@ -268,6 +273,17 @@ def _is_preprocessed(files: StudyFiles) -> bool:
     copies, ending = files.preprocessed / "gt_segmentations", files.dataset_json["file_ending"]
     labels = _training_labels(files, ending)
     return labels.keys() <= there and all(_same_size(copies / f"{case}{ending}", labels[case]) for case in labels)
+
+
+def _other_plans_use(files: StudyFiles) -> bool:
+    """Whether other plans have the same data folder, from which another study may train."""
+    for file in files.preprocessed.glob("*.json"):
+        content = read_json(file) if file != files.plans_file else None
+        if isinstance(content, dict) and isinstance(content.get("configurations"), dict):
+            for configuration in content["configurations"].values():
+                if configuration.get("data_identifier") == files.data_folder().name:
+                    return True
+    return False
 
 
 def _training_labels(files: StudyFiles, ending: str) -> dict[str, Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import zipfile
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,28 @@ from nnunet_dtc.plugin.model_folder import dataset_name, model_path
 from nnunet_dtc.plugin.nnunet_files import check_plans, check_splits, read_json, resolved_configuration
 from nnunet_dtc.study.workflow.definition import Study, StudyError
 
-__all__ = ["CHECKPOINTS", "StudyFiles"]
+__all__ = ["CHECKPOINTS", "StudyFiles", "is_whole"]
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 """In the order in which nnU-Net looks for one to go on from."""
+
+_ZIP_END, _ZIP_END_SIZE = b"PK\x05\x06", 65557  # the end of a zip file: its mark, and its size with the longest comment
+_COARSE_S = 2.0  # the resolution of file times on some file systems
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint exists and was written to its end: it is a zip file, which ends with its directory.
+
+    Raises:
+        OSError: it exists and cannot be read.
+    """
+    try:
+        with checkpoint.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _ZIP_END_SIZE))
+            return _ZIP_END in file.read()
+    except FileNotFoundError:
+        return False
 
 
 class StudyFiles:
@@ -88,19 +106,26 @@ class StudyFiles:
 
     def is_trained(self, trainer: str, fold: int) -> bool:
         """Whether there is a whole final checkpoint."""
-        return zipfile.is_zipfile(self.fold_folder(trainer, fold) / CHECKPOINTS[0])
+        return is_whole(self.fold_folder(trainer, fold) / CHECKPOINTS[0])
 
     def is_validated(self, trainer: str, fold: int) -> bool:
-        """Whether the validation is finished: nnU-Net writes its summary last."""
+        """Whether the final checkpoint is validated: nnU-Net writes the summary last, and one that is older than the
+        checkpoint is of an earlier training.
+
+        Raises:
+            OSError: a file exists and cannot be read.
+        """
+        folder = self.fold_folder(trainer, fold)
+        summary = folder / "validation" / "summary.json"
         try:
-            json.loads((self.fold_folder(trainer, fold) / "validation" / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            json.loads(summary.read_text(encoding="utf-8"))
+            return summary.stat().st_mtime + _COARSE_S >= (folder / CHECKPOINTS[0]).stat().st_mtime
+        except (FileNotFoundError, ValueError):
             return False
-        return True
 
     def has_begun(self, trainer: str, fold: int) -> bool:
         """Whether there is a checkpoint to go on from."""
-        return any(zipfile.is_zipfile(self.fold_folder(trainer, fold) / name) for name in CHECKPOINTS)
+        return any(is_whole(self.fold_folder(trainer, fold) / name) for name in CHECKPOINTS)
 
     def split_record(self, trainer: str, fold: int) -> Path:
         """Where the study notes the split that a training began with; nnU-Net keeps it nowhere."""
@@ -136,19 +161,19 @@ class StudyFiles:
         if self.splits is None or fold >= len(self.splits) or not self.has_begun(trainer, fold):
             return
         record = self.split_record(trainer, fold)
-        now = set(self.splits[fold]["val"])
+        now = self.splits[fold]
         if record.is_file():
-            before = set(read_json(record)["val"])
+            before = read_json(record)
         elif self.is_validated(trainer, fold):  # by hand, or by another study
             ending = self.dataset_json["file_ending"]
             folder = self.fold_folder(trainer, fold) / "validation"
-            before = {file.name.removesuffix(ending) for file in folder.glob(f"*{ending}")}
+            before = {"val": [file.name.removesuffix(ending) for file in folder.glob(f"*{ending}")]}
         else:
             return
-        if moved := sorted(before ^ now):
+        if changed := sorted(set().union(*(set(before[part]) ^ set(now[part]) for part in before))):
             raise StudyError(
-                f"the split changed since fold {fold} of {trainer} was begun: {', '.join(moved[:6])} "
-                f"{'was' if len(moved) == 1 else 'were'} on the other side; restore "
+                f"the split changed since fold {fold} of {trainer} was begun: {', '.join(changed[:6])} "
+                f"{'was' if len(changed) == 1 else 'were'} added, removed or moved between train and val; restore "
                 f"{self.preprocessed / 'splits_final.json'}, or move {self.fold_folder(trainer, fold)} away to train "
                 "it again"
             )

@@ -5,17 +5,41 @@ Snakemake imports this file by itself, perhaps in an environment without nnunet_
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["comparison_kinds", "fold_numbers", "study_folder", "trainer_names"]
+__all__ = ["command_file", "comparison_kinds", "fold_numbers", "stamp_folder", "study_folder", "trainer_names"]
 
 
 def study_folder(file: str | Path) -> Path:
     """The folder of a study's own files: beside STUDY.yaml, named like it without the ending."""
     return Path(file).absolute().with_suffix("")
+
+
+def stamp_folder(config: Mapping[str, Any]) -> str:
+    """The name of the folder with the marks of finished jobs: another data set, plans or configuration has another.
+
+    Example:
+        >>> stamp_folder({"dataset": 17, "configuration": "3d_fullres"})
+        '17__nnUNetPlans__3d_fullres'
+    """
+    names = (config["dataset"], config.get("plans", "nnUNetPlans"), config["configuration"])
+    return re.sub(r"[^\w.-]", "_", "__".join(map(str, names)))
+
+
+def command_file(file: str | Path, value: str) -> str:
+    """The path of the command nnunet-dtc that STUDY.yaml gives, relative to STUDY.yaml.
+
+    Raises:
+        ValueError: it is no executable file.
+    """
+    command = Path(file).absolute().parent / os.path.expanduser(value)
+    if not command.is_file() or not os.access(command, os.X_OK):
+        raise ValueError(f"nnunet_dtc must be an executable file, got {command}")
+    return str(command)
 
 
 def trainer_names(trainers: Sequence[str], repetitions: int = 1) -> list[str]:
