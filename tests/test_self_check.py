@@ -193,10 +193,9 @@ def test_the_user_s_random_numbers_stay():
     state = torch.random.get_rng_state()
     for case in check_cases.CASES:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("nnunet_dtc.ops.backends.check_cases._error", lambda ours, true: 0.0)
             patch.setitem(sys.modules, "nnunet_dtc.ops.backends.cuda", _ReferenceAsKernels)
             patch.setattr(backends, "cuda", _ReferenceAsKernels, raising=False)
-            assert set(case.errors(CPU).values()) == {0.0}
+            assert max(case.errors(CPU).values()) <= case.tolerance
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
