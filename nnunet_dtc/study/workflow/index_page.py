@@ -22,7 +22,7 @@ __all__ = ["duration", "render_index", "write_index"]
 TITLES = {
     "validation": "Validation",
     "test": "Held-out cases, all folds together",
-    "test_per_fold": "Held-out cases, each fold alone",
+    "test_per_fold": "Held-out cases, each fold separately",
 }
 
 

@@ -24,7 +24,7 @@ class Lock:
     """A lock on a file, for the time of a `with` block of `waiting`; or until `release`.
 
     Attributes:
-        descriptor: of the open file. A process that inherits it keeps the lock, too.
+        descriptor: of the open file. A process that inherits it also keeps the lock.
     """
 
     def __init__(self, file: Path) -> None:
@@ -118,16 +118,16 @@ def _names(device: str) -> list[str]:
 
 def _first_free(device: str, names: Sequence[str], tell: Callable[[str], None]) -> tuple[Lock, str]:
     folder = Path(tempfile.gettempdir(), f"nnunet_dtc_devices_{os.getuid()}", scheduler_job() or "none")
-    told = False
+    reported = False
     while True:
         for name in names:
             lock = Lock(folder / f"{device}_{name.replace(os.sep, '_')}")
             if lock.taken():
                 return lock, name
             lock.release()
-        if not told:
+        if not reported:
             tell(f"waiting: all of {device} {', '.join(names)} are in use by other jobs")
-            told = True
+            reported = True
         time.sleep(RETRY_S)
 
 

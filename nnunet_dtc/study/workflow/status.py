@@ -50,7 +50,7 @@ _RECENT = 20  # epochs whose median duration is the one to come
 _EPOCH = re.compile(r": Epoch (\d+) *$")
 _SECONDS = re.compile(r": Epoch time: ([\d.]+) s")
 _DICE = re.compile(r": Pseudo dice \[(.*)\]")
-_NUMBER = re.compile(r"(?<![\w.])(?:nan|\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?=\)|,|$)")  # nnU-Net prints np.float32(0.5), too
+_NUMBER = re.compile(r"(?<![\w.])(?:nan|\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?=\)|,|$)")  # nnU-Net also prints np.float32(0.5)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class JobNote:
         host, process: where it runs.
         place: GPU or CPU, and the number of the scheduler's job.
         log: its output.
-        alive: when it last said so (seconds since 1970).
+        alive: when it last reported this (seconds since 1970).
     """
 
     job: str
@@ -94,7 +94,7 @@ class Progress:
 
     Attributes:
         epochs: that are over.
-        dice: mean pseudo Dice of the last one; NaN where there is none.
+        dice: mean pseudo Dice of the last one; NaN if there is none.
         seconds: of each epoch, those of an interrupted and repeated one twice.
     """
 
