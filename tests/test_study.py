@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -753,6 +754,13 @@ def test_the_snakefile_is_part_of_the_package():
         content = yaml.safe_load((file.parent / "profiles" / profile / "config.yaml").read_text())
         assert content["keep-going"] is True
         assert content["rerun-incomplete"] is True
+
+
+def test_everything_that_the_snakefile_puts_into_a_shell_is_quoted():
+    lines = [line for line in engine.SNAKEFILE.read_text().splitlines() if "{NNUNET_DTC" in line]
+    assert len(lines) == 9  # 7 jobs, and the status after success or an error
+    for line in lines:
+        assert all(field.endswith(":q") for field in re.findall(r"{(.*?)}", line)), line
 
 
 def test_without_snakemake_one_sentence_says_what_to_install(folders, monkeypatch):
