@@ -97,12 +97,13 @@ def run(
         more = [*ctx.obj, *["--dry-run"] * dry_run]
         engine.find_snakemake()
         if study is not None:
-            if any(ctx.get_parameter_source(name).name != "DEFAULT" for name in (*options, "output")):
+            sources = filter(None, map(ctx.get_parameter_source, (*options, "output")))
+            if any(source.name != "DEFAULT" for source in sources):
                 raise NnunetDtcError(
                     "give either STUDY.yaml or the options that describe a study (-d, -c, -tr, -p, --folds, "
                     "--repetitions, --test, --device, -o)"
                 )
-            definition = contextlib.nullcontext(read_study(study))
+            definition: contextlib.AbstractContextManager[Study] = contextlib.nullcontext(read_study(study))
         else:
             definition = _from_options(options, output, engine.is_dry_run(more))
         with definition as described:
