@@ -454,7 +454,7 @@ def test_triton_gathers_where_deterministic_algorithms_are_wanted(monkeypatch):
     from nnunet_dtc.ops.backends import cuda
 
     monkeypatch.setattr(cuda, "MOST_GATHERED", 30)
-    monkeypatch.setattr(cuda, "MOST_GATHERED_SLOWLY", 100)
+    monkeypatch.setattr(cuda, "MOST_GATHERED_SLOWLY", 50)
     leaves, upstream = inputs((4, 5), (2, 2), name="triton")
     geometry = cuda.Geometry(leaves[1], (2, 2), Deformation(2))
     assert geometry.samples_in_reach == 36

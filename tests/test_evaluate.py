@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+from rich.console import Console
 from scipy import ndimage
 from typer.testing import CliRunner
 
@@ -194,6 +195,9 @@ def test_a_new_metric_is_its_function_and_one_entry(folders, tmp_path, monkeypat
     monkeypatch.setitem(METRICS, entry.key, entry)
     assert ev.metric("volume_difference") is entry
     assert (entry.heading, entry.difference_unit, entry.signed(-0.5)) == ("Volume difference (%)", "points", "-50.00")
+    # a console that was made where COLUMNS and LINES were set, as in a worker of pytest-xdist, keeps their size
+    monkeypatch.setattr("nnunet_dtc.cli.console.out", Console(width=400, emoji=False))
+    monkeypatch.setattr("nnunet_dtc.cli.evaluate.out", Console(width=400, emoji=False), raising=False)
     done = run(*folders, "-np", 1, "-o", tmp_path / "out", "--absent", "flare")
     assert done.exit_code == 0, done.output
 
