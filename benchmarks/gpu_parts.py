@@ -35,7 +35,7 @@ from torch import Tensor
 from nnunet_dtc.ops import self_check
 from nnunet_dtc.ops.backends import BACKENDS, check_cases
 from nnunet_dtc.ops.backends.timing import GATHER, SCATTER, Implementation, Passes, Stage, implementations, median_ms
-from nnunet_dtc.plugin.gpu import c_compiler, triton_version
+from nnunet_dtc.plugin.gpu import c_compiler
 
 STAGES = (  # of a plan like BTCV's, patch 48 x 192 x 192, as benchmarks/kernel_cost.py has them
     Stage(32, (48, 96, 96), (1, 2, 2)),
@@ -129,7 +129,7 @@ def machine(setting: Setting) -> Iterator[dict]:
             "cuda": torch.version.cuda,
         }
     row["copy_gb_per_s"] = copy_bandwidth(setting) / 1e9
-    row |= {"torch": torch.__version__, "triton": triton_version(), "numpy": np.__version__}
+    row |= {"torch": torch.__version__, "triton": self_check.triton_version(), "numpy": np.__version__}
     row |= {"python": platform.python_version(), "c_compiler": c_compiler(), "commit": commit()}
     yield row
 

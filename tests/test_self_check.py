@@ -71,7 +71,7 @@ class Made:
 
 
 def verdict_of(*found):
-    return self_check.verdict("made", CPU, lambda: [Made(each) for each in found])
+    return self_check.verdict("made", CPU, [Made(each) for each in found])
 
 
 def test_the_worst_error_of_all_cases_is_kept():
@@ -167,7 +167,7 @@ def test_a_gpu_that_is_left_unusable_ends_the_process_with_advice(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", fails)
     cases = [Made(RuntimeError("CUDA error: an illegal memory access was encountered\nmore"))]
     with pytest.raises(RuntimeError, match=r"cuda:0 unusable .* illegal memory .*start again with CHOOSE=another"):
-        self_check.verdict("made", torch.device("cuda", 0), lambda: cases, "CHOOSE=another")
+        self_check.verdict("made", torch.device("cuda", 0), cases, "CHOOSE=another")
 
 
 def test_the_variable_skips_it(monkeypatch):
@@ -185,7 +185,7 @@ def test_no_mode_of_the_caller_reaches_it():
 
     seen = []
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        self_check.verdict("looks", CPU, lambda: [Looks()])
+        self_check.verdict("looks", CPU, [Looks()])
     assert seen == [(False, False, True)]
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -764,7 +765,7 @@ def test_everything_that_the_snakefile_puts_into_a_shell_is_quoted():
 
 
 def test_without_snakemake_one_sentence_says_what_to_install(folders, monkeypatch):
-    monkeypatch.setattr(engine.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     done = CliRunner().invoke(app, ["study", str(write(folders.root))], env={"COLUMNS": "500"})
     assert done.exit_code == 1
     assert "pip install 'nnunet-dtc[study]'" in done.output

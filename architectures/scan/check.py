@@ -48,10 +48,7 @@ class ScanCase:
         inputs, into = _random_inputs(self)
         got = _computed(self.kernel, [t.to(device) for t in inputs], into.to(device))
         wanted = _computed("torch", [t.double() for t in inputs], into.double())
-        return {
-            name: (ours - true).abs().max().item() / max(1.0, true.abs().max().item())
-            for name, ours, true in zip(NAMES, got, wanted, strict=True)
-        }
+        return {name: self_check.relative_error(*pair) for name, *pair in zip(NAMES, got, wanted, strict=True)}
 
 
 def cases(kernel: str) -> Sequence[self_check.Case]:
@@ -65,7 +62,7 @@ def cases(kernel: str) -> Sequence[self_check.Case]:
 def why_not(kernel: str, device: torch.device) -> str | None:
     """Why a kernel that is installed is not used on a device, None where it is."""
     alternative = "NNUNET_DTC_SELECTIVE_SCAN=torch"
-    found = self_check.verdict(_title(kernel), device, lambda: cases(kernel), alternative)
+    found = self_check.verdict(_title(kernel), device, cases(kernel), alternative)
     if found.problem is not None and found.is_final:
         _warn(
             f"The selective scan's backend {kernel!r} is not used: {found.problem}. "

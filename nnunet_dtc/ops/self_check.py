@@ -15,7 +15,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,7 +24,19 @@ from typing import Protocol
 
 import torch
 
-__all__ = ["VARIABLE", "Case", "Verdict", "agree_across_ranks", "describe", "first_line", "forget", "verdict"]
+__all__ = [
+    "VARIABLE",
+    "Case",
+    "Verdict",
+    "agree_across_ranks",
+    "describe",
+    "driver_version",
+    "first_line",
+    "forget",
+    "relative_error",
+    "triton_version",
+    "verdict",
+]
 
 VARIABLE = "NNUNET_DTC_SELF_CHECK"
 REPEAT_AFTER_S = 60.0  # a check that ran out of memory
@@ -57,13 +69,13 @@ class Verdict:
 
 
 _verdicts: dict[tuple[str, str], Verdict] = {}  # by kernel and device
-_passing: dict[tuple[str, str], tuple[float, Verdict]] = {}  # those to be repeated, and since when they hold
+_temporary: dict[tuple[str, str], tuple[float, Verdict]] = {}  # those to be repeated, and since when they hold
 _agreed: dict[tuple[str, str], str] = {}  # why the ranks of this training do not use a kernel
 _lock = threading.Lock()
 
 
 def verdict(
-    kernel: str, device: torch.device | str, cases: Callable[[], Sequence[Case]], alternative: str = f"{VARIABLE}=0"
+    kernel: str, device: torch.device | str, cases: Sequence[Case], alternative: str = f"{VARIABLE}=0"
 ) -> Verdict:
     """Check a kernel on a device, at the first call; later calls return the same verdict.
 
@@ -73,7 +85,7 @@ def verdict(
     Args:
         kernel: a name for it.
         device: where it computes; "cuda" is the current device.
-        cases: returns the cases, and is called only if they are needed.
+        cases: in which it is checked.
         alternative: the environment variable and value with which the kernel is not used.
 
     Raises:
@@ -92,22 +104,22 @@ def verdict(
     with _lock:
         if key in _verdicts:
             return _verdicts[key]
-        since, found = _passing.get(key, (0.0, Verdict(None)))
-        if key in _passing and time.monotonic() - since < REPEAT_AFTER_S:
+        since, found = _temporary.get(key, (0.0, Verdict(None)))
+        if key in _temporary and time.monotonic() - since < REPEAT_AFTER_S:
             return found
         with ThreadPoolExecutor(1) as thread:
             found = thread.submit(_checked, cases, device, alternative).result()
         if found.is_final:
             _verdicts[key] = found
         else:
-            _passing[key] = time.monotonic(), found
+            _temporary[key] = time.monotonic(), found
         return found
 
 
 def forget() -> None:
     """Check all kernels anew at their next use."""
     _verdicts.clear()
-    _passing.clear()
+    _temporary.clear()
     _agreed.clear()
 
 
@@ -167,6 +179,11 @@ def driver_version() -> str:
     return found[0] if found else "unknown"
 
 
+def relative_error(ours: torch.Tensor, true: torch.Tensor) -> float:
+    """The largest difference of two tensors, relative to the largest element of ``true`` if that is greater than 1."""
+    return (ours - true).abs().max().item() / max(1.0, true.abs().max().item())
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message without its full stop, or its type where it has none.
 
@@ -191,10 +208,10 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _checked(cases: Callable[[], Sequence[Case]], device: torch.device, alternative: str) -> Verdict:
+def _checked(cases: Sequence[Case], device: torch.device, alternative: str) -> Verdict:
     worst = 0.0
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        for case in cases():
+        for case in cases:
             try:
                 errors = case.errors(device)
             except Exception as error:  # of the compiler, the driver, the file system, autograd

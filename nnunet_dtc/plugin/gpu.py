@@ -1,6 +1,5 @@
 """What ``nnunet-dtc doctor`` reports of a GPU: the card, what Triton needs there, the self-check and times."""
 
-import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -63,13 +62,13 @@ def gather_facts() -> GpuFacts | None:
     compiler = c_compiler()
     problem, worst = BACKENDS["triton"].why_not(), float("nan")
     if problem is None:
-        worst = self_check.verdict("triton", device, lambda: check_cases.CASES).worst
+        worst = self_check.verdict("triton", device, check_cases.CASES).worst
     times, times_problem = operator_times(device) if has_gpu else ({}, None)  # an interpreter's times say nothing
     return GpuFacts(
         card=torch.cuda.get_device_name(device) if has_gpu else None,
         capability=torch.cuda.get_device_capability(device) if has_gpu else None,
         driver=self_check.driver_version(),
-        triton=triton_version(),
+        triton=self_check.triton_version(),
         compiler=compiler,
         compiler_exists=compiler is not None and shutil.which(compiler) is not None,
         cache=triton_cache(),
@@ -79,16 +78,6 @@ def gather_facts() -> GpuFacts | None:
         times=times,
         times_problem=times_problem,
     )
-
-
-def triton_version() -> str | None:
-    """The version of Triton; None where it is not installed."""
-    for name in ("triton", "pytorch-triton", "triton-windows"):
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
 
 
 def c_compiler() -> str | None:

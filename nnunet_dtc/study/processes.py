@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,16 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-__all__ = ["end_with_parent", "guarded"]
+__all__ = ["end_with_parent", "find_program", "guarded"]
 
 GUARD = Path(__file__).with_name("process_guard.py")
 PATIENCE_S = 10.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def find_program(command: str) -> str | None:
+    """A command of this Python's environment, else the one on PATH, else None."""
+    return shutil.which(command, path=str(Path(sys.executable).parent)) or shutil.which(command)
 
 
 def end_with_parent() -> None:

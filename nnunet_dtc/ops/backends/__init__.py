@@ -104,19 +104,25 @@ def _triton_is_unusable() -> str | None:
     """Why Triton's kernels are not used on the current device: they are missing, or have not passed their check."""
     problem = _triton_is_missing() or _gpu_is_too_old()
     if problem is None and (problem := _problem_of_the_check()) is not None:
-        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+        index = torch.cuda.current_device() if _kernel_device() == "cuda" else None
+        device = "cpu" if index is None else f"cuda:{index}"
         problem = f"Triton's kernels are not used: {problem}. {self_check.describe(device)}"
     return problem
 
 
 def _problem_of_the_check() -> str | None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"  # Triton's interpreter
-    cases = lambda: check_cases.CASES  # noqa: E731
-    return self_check.verdict("triton", device, cases, alternative=f"{VARIABLE}=reference").problem
+    alternative = f"{VARIABLE}=reference"
+    return self_check.verdict("triton", _kernel_device(), check_cases.CASES, alternative).problem
+
+
+@functools.cache
+def _kernel_device() -> str:
+    """Where the kernels compute where they are not missing: on the CPU it is Triton's interpreter."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _gpu_is_too_old() -> str | None:
-    if not torch.cuda.is_available():
+    if _kernel_device() == "cpu":
         return None
     capability = torch.cuda.get_device_capability()
     if torch.version.hip is None and capability < OLDEST_GPU:
@@ -153,8 +159,7 @@ def agree_across_ranks(device: torch.device) -> None:
     ranks compute with the reference. Nothing happens without ``torch.distributed``, on another device than the
     kernels', or where a backend is forced.
     """
-    forced = _forced is not None or os.environ.get(VARIABLE, "").strip()
-    if not forced and (BACKENDS["triton"].takes(device.type) or _interprets(BACKENDS["triton"])):
+    if _forced_by(_forced) is None and (BACKENDS["triton"].takes(device.type) or _interprets(BACKENDS["triton"])):
         problem = _triton_is_missing() or _gpu_is_too_old() or _problem_of_the_check()
         self_check.agree_across_ranks("triton", device, problem)
 
@@ -169,8 +174,9 @@ def backend_note(device: torch.device) -> str:
     note = f"Deformable upsampling is computed by the backend {name!r} on {device.type}"
     if name != "reference":
         return note
-    if _forced is not None or os.environ.get(VARIABLE, "").strip():
-        return f"{note}, because it was chosen by {VARIABLE if _forced is None else 'use_backend'}"
+    if (forced := _forced_by(_forced)) is not None:
+        _, source = forced
+        return f"{note}, because it was chosen by {source}"
     fast = [backend for backend in BACKENDS.values() if backend.device == device.type]
     reasons = [reason for backend in fast if (reason := backend.why_not()) is not None]
     return f"{note}: {'; '.join(reasons)}" if reasons else note
@@ -218,14 +224,12 @@ def _choice(forced: str | None, device: str, index: int | None) -> str:
     if device == "cuda" and index is not None and index != torch.cuda.current_device():
         with torch.cuda.device(index):
             return _choice(forced, device, None)
-    source = "use_backend"
-    if forced is None and (variable := os.environ.get(VARIABLE, "").strip()):
-        forced, source = variable, VARIABLE
-    if forced is not None:
-        backend = _usable(forced, source)
+    if (by := _forced_by(forced)) is not None:
+        name, source = by
+        backend = _usable(name, source)
         if not backend.takes(device) and not _interprets(backend):
             raise RuntimeError(
-                f"{source} forces the backend {forced!r}, which computes on {backend.device}, got tensors on {device}"
+                f"{source} forces the backend {name!r}, which computes on {backend.device}, got tensors on {device}"
             )
         chosen = backend
     else:
@@ -238,6 +242,14 @@ def _choice(forced: str | None, device: str, index: int | None) -> str:
         if chosen.name == "reference" and "triton" in reasons:
             _say_slow(reasons["triton"])
     return chosen.name
+
+
+def _forced_by(forced: str | None) -> tuple[str, str] | None:
+    """The name of the backend that is forced, and what forces it: ``use_backend``, else the variable."""
+    if forced is not None:
+        return forced, "use_backend"
+    variable = os.environ.get(VARIABLE, "").strip()
+    return (variable, VARIABLE) if variable else None
 
 
 def _usable(name: str, source: str) -> Backend:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nnunet_dtc.ops.backends import reference
 from nnunet_dtc.ops.deformation import Deformation, Offset, Weight
+from nnunet_dtc.ops.self_check import relative_error
 
 TOLERANCE = {torch.float32: 2e-4, torch.float16: 8e-3, torch.bfloat16: 6e-2}
 
@@ -90,7 +91,7 @@ class OperatorCase:
         got = results(cuda.launch_forward, cuda.launch_backward, there, self.gathers)
         wanted = results(reference.forward, reference.backward, exact)
         names = ("the output", "the gradient of the value", "the gradient of the coordinates")
-        return {name: _error(ours, true) for name, ours, true in zip(names, got, wanted, strict=True)}
+        return {name: relative_error(ours, true) for name, ours, true in zip(names, got, wanted, strict=True)}
 
 
 CASES = (  # with seeds for which no sample lies closer than 0.0007 voxels to the centre of a voxel
@@ -100,7 +101,3 @@ CASES = (  # with seeds for which no sample lies closer than 0.0007 voxels to th
     OperatorCase((5, 7), (3, 1), math.inf, 5, torch.float32, False, True, seed=278),
     OperatorCase((4, 5), (1, 2), 4.0, 17, torch.float32, False, False, "linear", "none", seed=118),  # DySample
 )
-
-
-def _error(ours: Tensor, true: Tensor) -> float:
-    return (ours - true).abs().max().item() / max(1.0, true.abs().max().item())

@@ -25,7 +25,7 @@ from nnunet_dtc.plugin.registration import EXT_VARIABLE, environment_value
 from nnunet_dtc.study.comparison.case_images import image_cases
 from nnunet_dtc.study.comparison.models import ComparisonError, Training
 from nnunet_dtc.study.evaluation.folders import Progress
-from nnunet_dtc.study.processes import guarded
+from nnunet_dtc.study.processes import find_program, guarded
 
 __all__ = [
     "AVERAGES",
@@ -262,7 +262,7 @@ def _wait(process: subprocess.Popen, watch: Callable[[], None]) -> int:
 
 def _program(command: str) -> str:
     """nnU-Net's command of this Python's environment, else the one on PATH."""
-    program = shutil.which(command, path=str(Path(sys.executable).parent)) or shutil.which(command)
+    program = find_program(command)
     if program is None:
         raise ComparisonError(f"there is no command {command} beside {sys.executable} or on PATH: install nnunetv2")
     return program

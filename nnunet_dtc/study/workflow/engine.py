@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnunet_dtc.study.processes import find_program
 from nnunet_dtc.study.workflow.definition import Study, StudyError
 from nnunet_dtc.study.workflow.machine import Lock, visible_gpus
 
@@ -34,7 +34,7 @@ def find_snakemake() -> str:
     Raises:
         StudyError: there is none, with what to install.
     """
-    found = shutil.which("snakemake", path=str(Path(sys.executable).parent)) or shutil.which("snakemake")
+    found = find_program("snakemake")
     if found is not None:
         return found
     advice = "pip install 'nnunet-dtc[study]'"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
+from nnunet_dtc.study.processes import find_program
 from nnunet_dtc.study.workflow.definition import StudyError
 
 __all__ = ["PLANNERS", "label_files", "program"]
@@ -23,7 +23,7 @@ def program(command: str) -> str:
     Raises:
         StudyError: there is none.
     """
-    found = shutil.which(command, path=str(Path(sys.executable).parent)) or shutil.which(command)
+    found = find_program(command)
     if found is None:
         raise StudyError(f"there is no command {command} beside {sys.executable} or on PATH: install nnunetv2")
     return found
