@@ -221,7 +221,8 @@ def backend_for(device: str, index: int | None = None) -> Backend:
 @constant_result
 def _choice(forced: str | None, device: str, index: int | None) -> str:
     """The backend's name."""
-    if device == "cuda" and index is not None and index != torch.cuda.current_device():
+    other_gpu = device == "cuda" and index is not None and torch.cuda.is_available()  # fake tensors need no GPU
+    if other_gpu and index != torch.cuda.current_device():
         with torch.cuda.device(index):
             return _choice(forced, device, None)
     if (by := _forced_by(forced)) is not None:
