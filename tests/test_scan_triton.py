@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -177,6 +178,52 @@ def test_float64_is_refused():
     inputs = [t.to(DEVICE) for t in arguments(1, 2, 3, 5)]
     with pytest.raises(TypeError, match=r"backend 'triton' computes in torch.float32, got torch.float64"):
         selective_scan(*inputs, backend="triton")
+
+
+class Uncompilable:
+    """A kernel that Triton refuses to compile."""
+
+    def __getitem__(self, grid):
+        def launch(*_, **__):
+            raise RuntimeError("PassManager::run failed")
+
+        return launch
+
+
+@needs_triton
+@pytest.mark.parametrize("kernel", ["outputs_kernel", "gradients_kernel"])
+@pytest.mark.parametrize(("dtype", "has_D"), [(torch.float32, False), (torch.float16, True)], ids=str)
+def test_a_variant_that_does_not_compile_later_is_pytorch_s(kernel, dtype, has_D, monkeypatch):
+    """In either direction, with one warning; the dtypes and strides are those of the kernels."""
+    from nnunet_dtc.architectures.scan import triton_kernels
+    from nnunet_dtc.ops import compiled_variants
+
+    inputs, into = random_arguments(2, 3, 4, CHUNK + 1, dtype=dtype)
+    inputs = inputs if has_D else [*inputs[:5], None]
+    on_device = [None if t is None else t.to(DEVICE) for t in inputs]
+    sound = operators.triton(*on_device)
+    monkeypatch.setattr(triton_kernels, kernel, Uncompilable())
+    try:
+        with pytest.warns(UserWarning, match="cannot compile a kernel of the selective scan.*PassManager") as caught:
+            assert_agrees(inputs, into)
+        assert len(caught) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert_agrees(inputs, into)
+        for got, true in zip(operators.triton(*on_device), sound, strict=True):
+            assert (got.dtype, got.shape, got.stride()) == (true.dtype, true.shape, true.stride())
+    finally:
+        compiled_variants.forget()
+
+
+@needs_triton
+def test_a_variant_that_does_not_compile_fails_the_check(monkeypatch):
+    """There PyTorch's scan does not take its place."""
+    from nnunet_dtc.architectures.scan import check, triton_kernels
+
+    monkeypatch.setattr(triton_kernels, "gradients_kernel", Uncompilable())
+    with pytest.raises(RuntimeError, match="PassManager"):
+        check.ScanCase("triton", 1, 2, 3, CHUNK + 1, torch.float32, 1e-3).errors(torch.device(DEVICE))
 
 
 @pytest.mark.skipif(INTERPRETS or DEVICE == "cuda", reason="computes the same tests here")

@@ -489,7 +489,7 @@ def stand_in(monkeypatch):
         return tuple(to.copy_(true) for to, true in zip(results, (by_u, *grads[1:], by_D), strict=True))
 
     def use(kind=None):
-        for name, function in zip(("forward", "backward"), broken(kind, forward, backward), strict=True):
+        for name, function in zip(("launch_forward", "launch_backward"), broken(kind, forward, backward), strict=True):
             monkeypatch.setattr(cuda, name, function)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -548,18 +548,18 @@ def test_a_kernel_that_passes_its_check_is_used(stand_in):
 @pytest.mark.usefixtures("no_kernel")
 def test_too_little_memory_for_the_check_is_not_a_failure(stand_in, monkeypatch):
     cuda = sys.modules["nnunet_dtc.architectures.scan.cuda"]
-    working = cuda.forward
+    working = cuda.launch_forward
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(cuda, "forward", full)
+    monkeypatch.setattr(cuda, "launch_forward", full)
     monkeypatch.setattr(self_check, "REPEAT_AFTER_S", 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert scan_backend("cpu") == "torch"
         assert "too little free memory" in why_not("triton")
-        monkeypatch.setattr(cuda, "forward", working)
+        monkeypatch.setattr(cuda, "launch_forward", working)
         assert scan_backend("cpu") == "triton"
 
 

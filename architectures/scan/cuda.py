@@ -6,13 +6,17 @@ itself needs the gradients of B and C for each block of channels, about twice as
 run.
 """
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from nnunet_dtc.architectures.scan import triton_kernels
+from nnunet_dtc.architectures.scan import reference, triton_kernels
+from nnunet_dtc.ops.compiled_variants import launched_or
+
+WHAT = "a kernel of the selective scan, which PyTorch computes instead"
 
 CHUNK = 128  # steps of a program
 TILE = 4  # steps whose states a program holds at once
@@ -23,7 +27,42 @@ MOST_STATES = STATES  # of a channel
 
 
 def forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None) -> tuple[Tensor, Tensor]:
-    """y, and the states before each chunk, (N, chunks, E, S)."""
+    """y, and the states before each chunk, (N, chunks, E, S).
+
+    A variant of the kernels that does not compile is computed by PyTorch's scan, with a warning. The states are then
+    zero, since the backward pass computes its own.
+    """
+    arguments = (u, delta, A, B, C, D)
+    return launched_or(
+        lambda: launch_forward(*arguments),
+        lambda: _forward_by_reference(*arguments),
+        WHAT,
+        _variant(*arguments),
+        u.device,
+    )
+
+
+def backward(
+    grad_y: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, starts: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients with respect to u, delta, A, B, C and D, the last without elements where D is None.
+
+    A variant of the kernels that does not compile, in either direction, is computed by PyTorch's scan.
+    """
+    arguments = (u, delta, A, B, C, D)
+    return launched_or(
+        lambda: launch_backward(grad_y, *arguments, starts),
+        lambda: _backward_by_reference(grad_y, *arguments, starts),
+        WHAT,
+        _variant(*arguments),
+        u.device,
+    )
+
+
+def launch_forward(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """:func:`forward` by the kernels, which may fail to compile."""
     sizes = Sizes(u, A)
     y, starts = empty_outputs(u, delta, A, B, C, D)
     if y.numel() == 0:
@@ -38,10 +77,10 @@ def forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
     return y, starts
 
 
-def backward(
+def launch_backward(
     grad_y: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, starts: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients with respect to u, delta, A, B, C and D, the last without elements where D is None."""
+    """:func:`backward` by the kernels, which may fail to compile."""
     if u.numel() == 0:
         return tuple(grad.zero_() for grad in empty_gradients(grad_y, u, delta, A, B, C, D, starts))
     sizes, of_A, of_B, of_C = Sizes(u, A), A.dtype, B.dtype, C.dtype
@@ -82,6 +121,37 @@ def empty_gradients(
     """Tensors of the shapes, dtypes and strides that ``backward`` returns."""
     u, delta, B, C = (_empty_channels_last(t) for t in (u, delta, B, C))
     return u, delta, A.new_empty(A.shape), B, C, starts.new_empty(0) if D is None else D.new_empty(D.shape)
+
+
+def _forward_by_reference(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    y, starts = empty_outputs(u, delta, A, B, C, D)
+    wide, *others = (t.float() for t in (u, delta, A, B, C))
+    result, _ = reference.forward(wide, *others)
+    y.copy_(result if D is None else result + D.float()[:, None] * wide)  # (E, 1) * (N, E, L)
+    return y, starts.zero_()
+
+
+def _backward_by_reference(
+    grad_y: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, starts: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_y, *wide = (t.float() for t in (grad_y, u, delta, A, B, C))
+    _, blocks = reference.forward(*wide)
+    by_u, *by_others = reference.backward(grad_y, *wide, blocks)
+    if D is not None:
+        by_u = by_u + D.float()[:, None] * grad_y
+        by_others.append((grad_y * wide[0]).sum((0, 2)))
+    gradients = empty_gradients(grad_y, u, delta, A, B, C, D, starts)
+    for gradient, result in zip(gradients, (by_u, *by_others), strict=False):  # that of D has no elements without D
+        gradient.copy_(result)
+    return gradients
+
+
+def _variant(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None) -> Hashable:
+    """What decides which kernels are compiled. B and C are converted before."""
+    sizes = Sizes(u, A)
+    return u.dtype, delta.dtype, A.dtype, None if D is None else D.dtype, sizes.blocks["BE"], sizes.blocks["BS"]
 
 
 class Sizes:

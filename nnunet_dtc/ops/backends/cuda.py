@@ -8,7 +8,6 @@ asks for the same bits there, too; beyond ``MOST_GATHERED_SLOWLY`` that is refus
 
 import contextlib
 import math
-import re
 import warnings
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -19,8 +18,8 @@ from torch import Tensor
 
 from nnunet_dtc.ops.backends import reference, triton_kernels
 from nnunet_dtc.ops.backends.volume import Volume
+from nnunet_dtc.ops.compiled_variants import launched_or
 from nnunet_dtc.ops.deformation import Deformation
-from nnunet_dtc.ops.self_check import describe, first_line
 
 MOST_GATHERED = 256  # samples in reach of a voxel: 108 for stride (1, 2, 2) at RF 2, 216 for (2, 2, 2)
 MOST_GATHERED_SLOWLY = 2**15  # where the same bits are asked for: 2744 at RF 10 for stride (2, 2, 2)
@@ -31,9 +30,6 @@ LARGEST = 2**31  # elements of the coordinates of one case: the kernels count th
 SAMPLES, CHANNELS = 32, 16  # one warp
 TILE, TILE_CHANNELS, ROWS = 32, 32, 16  # of the gather: samples side by side, channels (two warps), rows of voxels
 PROGRAMS, FEWEST_ROWS = 1024, 4  # a program of the gather has fewer rows where there would be too few programs
-
-
-_not_compiled: set[tuple[Hashable, ...]] = set()  # variants that the reference computes from now on
 
 
 def forward(
@@ -48,15 +44,15 @@ def forward(
     A variant of the kernels that does not compile is computed by the reference, with a warning.
     """
     arguments = (base, value, coords, stride, deformation)
-    variant = ("forward", *_variant(value, coords, base, stride, deformation))
-    if variant not in _not_compiled and not _is_the_references(value, coords, base):
-        try:
-            return launch_forward(*arguments)
-        except Exception as error:
-            if not is_of_the_compiler(error):
-                raise
-            _give_up(variant, error, value.device)
-    return reference.forward(*arguments)
+    if _is_the_references(value, coords, base):
+        return reference.forward(*arguments)
+    return launched_or(
+        lambda: launch_forward(*arguments),
+        lambda: reference.forward(*arguments),
+        _what("forward", value),
+        _variant(value, coords, base, stride, deformation),
+        value.device,
+    )
 
 
 def backward(
@@ -73,16 +69,16 @@ def backward(
     A variant of the kernels that does not compile is computed by the reference, with a warning.
     """
     arguments = (grad, value, coords, stride, deformation, wants_value, wants_coords)
-    variant = ("backward", *_variant(value, coords, grad, stride, deformation))
-    if variant not in _not_compiled and not _is_the_references(value, coords, grad):
-        gathers = wants_value and gathers_gradient(Geometry(value, stride, deformation), deformation)
-        try:
-            return launch_backward(*arguments, gathers)
-        except Exception as error:
-            if not is_of_the_compiler(error):
-                raise
-            _give_up(variant, error, value.device)
-    return reference.backward(*arguments)
+    if _is_the_references(value, coords, grad):
+        return reference.backward(*arguments)
+    gathers = wants_value and gathers_gradient(Geometry(value, stride, deformation), deformation)
+    return launched_or(
+        lambda: launch_backward(*arguments, gathers),
+        lambda: reference.backward(*arguments),
+        _what("backward", value),
+        _variant(value, coords, grad, stride, deformation),
+        value.device,
+    )
 
 
 def launch_forward(
@@ -254,27 +250,10 @@ def gathers_gradient(geometry: Geometry, deformation: Deformation) -> bool:
     return False
 
 
-def is_of_the_compiler(error: Exception) -> bool:
-    """Whether a launch failed before it reached the GPU: no C compiler, a full disk, a kernel that Triton refuses, ...
-
-    Errors of the GPU itself (illegal addresses, its memory) are not: after them nothing can be computed there.
-    """
-    if isinstance(error, torch.OutOfMemoryError):
-        return False
-    if not isinstance(error, RuntimeError):
-        return True
-    if "kernel image" in str(error) or "PTX" in str(error):  # compiled, but not for this GPU
-        return True
-    return re.search(r"Triton Error \[|(CUDA|HIP) error|CUDACachingAllocator", str(error)) is None
-
-
-def _give_up(variant: tuple[Hashable, ...], error: Exception, device: torch.device) -> None:
-    _not_compiled.add(variant)
-    direction, axes, *_ = variant
-    warnings.warn(
-        f"Triton cannot compile the {direction} kernel of a {axes}D deformable upsampling, which torch's grid_sample "
-        f"computes instead: {type(error).__name__}: {first_line(error)}. {describe(device)}",
-        stacklevel=3,
+def _what(direction: str, value: Tensor) -> str:
+    return (
+        f"the {direction} kernel of a {value.ndim - 2}D deformable upsampling, which torch's grid_sample computes "
+        "instead"
     )
 
 
