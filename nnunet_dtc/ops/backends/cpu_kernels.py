@@ -22,7 +22,8 @@ from numba.extending import intrinsic, overload, register_jitable
 
 from nnunet_dtc.ops.deformation import OFFSETS, WEIGHTS
 
-TILE = 32  # output voxels that are transposed together
+TILE = 16  # output voxels that are transposed together
+LANES = 8  # channels that are added together
 TANH, SIGMOID, NO_WEIGHT = OFFSETS.index("tanh"), WEIGHTS.index("sigmoid"), WEIGHTS.index("none")
 _FAST = {"contract", "reassoc", "nsz"}  # NaN and infinity keep their meaning, divisions stay divisions
 _ONE, _TWO, _HALF, _ZERO = np.float32(1), np.float32(2), np.float32(0.5), np.float32(0)  # exact in every dtype
@@ -130,6 +131,36 @@ def _storer(kind):
 _read = _loader(("tile", "result"))
 _at, _put = _loader(("result",)), _storer("tile")
 _result, _write = _loader(("tile",)), _storer("result")
+
+
+@intrinsic
+def _add_lanes(typingctx, result, at, tile, t, factor):
+    """``result[at : at + LANES] += factor * tile[t : t + LANES]`` as one vector.
+
+    LLVM does not vectorise these additions well itself: it cannot know that the voxels around a sample differ.
+    """
+
+    def codegen(context, builder, signature, args):
+        element = context.get_value_type(signature.args[0].dtype)
+        vector = ir.VectorType(element, LANES)
+        align = context.get_abi_sizeof(element)
+
+        def place(position):
+            data = context.make_array(signature.args[position])(context, builder, args[position]).data
+            return builder.bitcast(builder.gep(data, [args[position + 1]]), vector.as_pointer())
+
+        added = builder.load(place(2), align=align, typ=vector)
+        added.set_metadata("noalias", _scopes(builder.module, "result"))
+        single = builder.insert_element(ir.Constant(vector, ir.Undefined), args[4], ir.Constant(ir.IntType(32), 0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        product = builder.fmul(builder.shuffle_vector(single, single, zeros), added, flags=("contract",))
+        before = builder.load(place(0), align=align, typ=vector)
+        before.set_metadata("noalias", _scopes(builder.module, "tile"))
+        stored = builder.store(builder.fadd(before, product, flags=("contract",)), place(0), align=align)
+        stored.set_metadata("alias.scope", _scopes(builder.module, "result"))
+        return context.get_dummy_value()
+
+    return types.void(result, types.intp, tile, types.intp, result.dtype), codegen
 
 
 def _exp(number):
@@ -308,6 +339,7 @@ def backward_blocks(
     fraction = np.zeros(3 * row, value.dtype)
     slope = np.zeros(3 * row, value.dtype)
     tile = np.empty(TILE * channels, value.dtype)
+    whole = channels - channels % LANES
     for block in range(first, last):
         n = blocks[block, 0]
         for z in range(blocks[block, 1], blocks[block, 2]):
@@ -347,10 +379,19 @@ def backward_blocks(
                                 flat = (_ONE - fy) * ((_ONE - fx) * vp + fx * vq) + fy * ((_ONE - fx) * vr + fx * vs)
                                 slope_z += flat if k == 1 else -flat
                             if has_value:
-                                _add(grad_value, p, tile, t, wz * (_ONE - fy) * (_ONE - fx), channels)
-                                _add(grad_value, q, tile, t, wz * (_ONE - fy) * fx, channels)
-                                _add(grad_value, r, tile, t, wz * fy * (_ONE - fx), channels)
-                                _add(grad_value, s, tile, t, wz * fy * fx, channels)
+                                wp, wq = wz * (_ONE - fy) * (_ONE - fx), wz * (_ONE - fy) * fx
+                                wr, ws = wz * fy * (_ONE - fx), wz * fy * fx
+                                for i in range(0, whole, LANES):  # at a border some of the four are the same voxel
+                                    _add_lanes(grad_value, p + i, tile, t + i, wp)
+                                    _add_lanes(grad_value, q + i, tile, t + i, wq)
+                                    _add_lanes(grad_value, r + i, tile, t + i, wr)
+                                    _add_lanes(grad_value, s + i, tile, t + i, ws)
+                                for i in range(whole, channels):
+                                    g = _at(tile, t + i)
+                                    _write(grad_value, p + i, _result(grad_value, p + i) + wp * g)
+                                    _write(grad_value, q + i, _result(grad_value, q + i) + wq * g)
+                                    _write(grad_value, r + i, _result(grad_value, r + i) + wr * g)
+                                    _write(grad_value, s + i, _result(grad_value, s + i) + ws * g)
                         if has_coords:
                             _put(slope, x, slope_z)
                             _put(slope, row + x, slope_y)
@@ -391,10 +432,3 @@ def _coords_gradients(grad_coords, slope, n, z, y, coords, starts, scales, tops,
 @register_jitable
 def _zero(array):
     return array.dtype.type(0)
-
-
-@compiled
-def _add(result, at, tile, t, fraction, channels):
-    """``result[at : at + channels] += fraction * tile[t : t + channels]``."""
-    for i in range(channels):
-        _write(result, at + i, _result(result, at + i) + fraction * _at(tile, t + i))
