@@ -10,8 +10,9 @@ import pandas as pd
 import SimpleITK as sitk
 from scipy import ndimage
 
+from nnunet_dtc.study.comparison.between_trainings import between_trainings
 from nnunet_dtc.study.comparison.result import CasePicture, ComparedModel, Comparison
-from nnunet_dtc.study.comparison.statistics import paired_differences, run_to_run, summarise
+from nnunet_dtc.study.comparison.statistics import paired_differences, summarise
 from nnunet_dtc.study.datasets.phantom import LABELS, draw_case
 from nnunet_dtc.study.evaluation import LabelSet, Organ, Pair, evaluate_pairs, parse_tolerance
 
@@ -197,7 +198,7 @@ def make_comparison(
         scores=scores,
         summary=summary,
         differences=paired_differences(scores, metrics, names, labels.names),
-        noise=run_to_run(scores, metrics, dict.fromkeys(names, repeats), summary, per_fold=False),
+        noise=between_trainings(scores, metrics, dict.fromkeys(names, repeats), summary, per_fold=False),
         curves=training_log(models, folds, epochs, seed),
         pictures=tuple(pictures),
         sentences=(
@@ -245,7 +246,7 @@ def comparison_of(scores: pd.DataFrame, folder: Path, repeats: int = 1) -> Compa
         scores=scores,
         summary=summary,
         differences=paired_differences(scores, metrics, names, organs),
-        noise=run_to_run(scores, metrics, dict.fromkeys(names, repeats), summary, per_fold=False),
+        noise=between_trainings(scores, metrics, dict.fromkeys(names, repeats), summary, per_fold=False),
         curves=pd.DataFrame(columns=[*curves, "learning_rate", "seconds"]),
         pictures=(),
         sentences=("A sentence.",),

@@ -20,13 +20,14 @@ import pytest
 import SimpleITK as sitk
 from comparison_example import comparison_of, make_comparison
 from PIL import Image
+from scipy.stats import ttest_ind
 
 from nnunet_dtc.study.comparison.markdown import markdown
 from nnunet_dtc.study.comparison.output_folder import as_json
 from nnunet_dtc.study.comparison.page import render_page
 from nnunet_dtc.study.comparison.picture_drawing import PictureError, draw_picture, is_ct
-from nnunet_dtc.study.comparison.sentences import noise_sentences, what_was_predicted
-from nnunet_dtc.study.comparison.terminal import terminal_tables
+from nnunet_dtc.study.comparison.sentences import noise_sentences, verdict_sentences, what_was_predicted
+from nnunet_dtc.study.comparison.terminal import terminal_sentences, terminal_tables
 from nnunet_dtc.study.evaluation.metrics import METRICS, Metric
 
 A, B, C = "nnUNetTrainer", "nnUNetTrainerDTC", "nnUNetTrainerDTC_RF10_250epochs"
@@ -185,7 +186,7 @@ def test_organs_by_hand(tables_by_hand):
 
 def test_an_invented_organ_is_in_the_verdict(by_hand):
     text = Parsed(render_page(by_hand)).text
-    assert f"{MINUS}9.33 points Dice, difference to {A}" in text
+    assert f"These trained networks: {MINUS}9.33 points, 95 % interval over cases" in text
     assert "The paired differences above also count organs that one model correctly leaves empty" in text
     assert "Infinite values of HD95 are left out of its means. They occur where an organ is absent in the prediction "
     assert f"alone: 0 of {A}, 1 of {B}." in text
@@ -199,7 +200,8 @@ def test_markdown_and_terminal_show_the_same_tables(by_hand, tables_by_hand):
         assert f"\n## {title}\n" in document
         for row in rows:
             assert f"| {' | '.join(row)} |" in document
-    overview, organs, cost = terminal_tables(by_hand)
+    overview, organs, cost, noise = terminal_tables(by_hand)
+    assert [*noise.columns[5].cells] == ["folds"] * len(by_hand.metrics)
     assert [[*column.cells] for column in overview.columns] == [
         [A, B],
         ["66.67 ± 14.14", "65.67 ± 25.81\n(-1.00)"],  # not every terminal has a minus sign
@@ -251,11 +253,11 @@ def test_a_metric_that_is_registered_is_shown_in_its_own_unit_and_direction(monk
     (row,) = page.tables[title][1:]
     assert row[5:] == ["0.008", "0.008", "8", "8 / 0 / 0"]  # all signs alike: p is 2 / 2**8
     assert page.tables[f"Recall (%) by organ: {B} against {A}"][1][-1] == "0 / 8 / 0"
-    assert "On these cases Volume difference is better: the interval excludes 0, and p is below 0.05." in page.text
+    assert "On these cases Volume difference is better with these trained networks: " in page.text
     drawn = [svg["aria-label"] for svg in page.attributes("svg")]
     assert any(label.startswith(f"Differences of Volume difference to {A}") for label in drawn)
     only_recall = Parsed(render_page(dataclasses.replace(comparison, metrics=("recall",)))).text
-    assert "On these cases Recall is worse: the interval excludes 0, and p is below 0.05." in only_recall
+    assert "On these cases Recall is worse with these trained networks: the interval excludes 0" in only_recall
 
     assert f"\n## {title}\n" in markdown(comparison)
     assert "| Volume difference (ml, lower is better) | difference (ml) |" in markdown(comparison)
@@ -272,9 +274,59 @@ def test_the_verdict_follows_from_interval_and_test(ct, photos, ct_page, photo_p
     row = photos.differences.query("metric == 'dice' and organ == '' and model == @C").iloc[0]
     text = Parsed(photo_page).text
     assert row["low"] > 0  # the fixture's models do differ
-    assert "On these cases Dice is better: the interval excludes 0, and p is below 0.05." in text
-    assert f"95 % interval +{row['low'] * 100:.2f} to +{row['high'] * 100:.2f}" in text
+    assert "On these cases Dice is better with these trained networks: the interval excludes 0, and p" in text
+    assert f"95 % interval over cases +{row['low'] * 100:.2f} to +{row['high'] * 100:.2f}" in text
     assert f"better in {row['better']}, worse in {row['worse']}, equal in 0 of 42 cases" in text
+
+
+def of_trainings(folder, dice_of_repeats):
+    """Two cases of one fold, whose Dice in every training is the given mean plus and minus 0.05."""
+    rows = [
+        (model, repeat, 0, case, "liver", mean + shift)
+        for model, repeats in dice_of_repeats.items()
+        for repeat, mean in enumerate(repeats, 1)
+        for case, shift in (("a", 0.05), ("b", -0.05))
+    ]
+    scores = pd.DataFrame(rows, columns=["model", "repeat", "fold", "case", "organ", "dice"]).astype({"fold": "Int64"})
+    return comparison_of(scores, folder, max(map(len, dice_of_repeats.values())))
+
+
+def test_the_headline_of_one_training_each_is_that_nothing_is_known(tmp_path):
+    one = of_trainings(tmp_path, {A: [0.70], B: [0.73]})
+    page, says = (
+        Parsed(render_page(one)).text,
+        "It is not known whether Dice differs: there is one training each, and another",
+    )
+    says += " one may give the opposite."
+    assert f"{B} not known Dice, difference to {A} {says}" in page
+    assert "These trained networks: +3.00 points, 95 % interval over cases +3.00 to +3.00" in page
+    for text in (markdown(one), " ".join(terminal_sentences(one)), " ".join(verdict_sentences(one))):
+        assert f"{B} against {A}: {says}" in text
+
+
+@pytest.mark.parametrize(
+    ("repeats", "says"),
+    [
+        ({A: [0.70, 0.71, 0.705], B: [0.74, 0.75, 0.745]}, "Dice is better: the interval over trainings excludes 0."),
+        ({A: [0.74, 0.75, 0.745], B: [0.70, 0.71, 0.705]}, "Dice is worse: the interval over trainings excludes 0."),
+        # a difference of 0.3 deviations: 176 in each group, as in tables of the power of Student's test
+        (
+            {A: [0.60, 0.70, 0.80], B: [0.63, 0.73, 0.83]},
+            "No difference in Dice is shown: the interval over trainings includes 0. A difference of this size would "
+            "need about 176 trainings of each model.",
+        ),
+    ],
+)
+def test_the_headline_of_repeated_trainings(repeats, says, tmp_path):
+    several = of_trainings(tmp_path, repeats)
+    a, b = repeats.values()
+    interval = ttest_ind(b, a).confidence_interval()
+    page = Parsed(render_page(several)).text
+    ends = [f"{100 * end:+.2f}".replace("-", MINUS) for end in (interval.low, interval.high)]
+    assert f"95 % interval over trainings {ends[0]} to {ends[1]}, p " in page
+    assert f"{B} {100 * (np.mean(b) - np.mean(a)):+.2f} points".replace("-", MINUS) in page
+    assert says in page
+    assert says in markdown(several)
 
 
 @pytest.mark.parametrize(
@@ -373,7 +425,8 @@ def test_a_difference_of_percentages_is_in_points(ct, ct_page):
     text = markdown(ct)
     noise = ct.noise.iloc[0]
     p = "< 0.001" if noise["p_noise"] < 0.001 else f"{noise['p_noise']:.3f}"
-    assert f"| {B} | Dice (points) | {noise['difference'] * 100:+.2f} | {noise['run_to_run'] * 100:.2f} | {p} |" in text
+    assert f"| {B} | Dice (points) | {noise['difference'] * 100:+.2f} |" in text
+    assert f"| {noise['run_to_run'] * 100:.2f} | {p} |" in text
     assert "| HD95 (mm) |" in text
     assert not re.search(r"difference (of|is) [+-][\d.]+ %", text + Parsed(ct_page).text)
 

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from nnunet_dtc.study.comparison import statistics
+from nnunet_dtc.study.comparison.between_trainings import between_trainings, trainings_needed
 from nnunet_dtc.study.comparison.sentences import noise_sentences
 
 METRICS = ("dice", "hd95_mm")
@@ -248,7 +249,7 @@ def noise_of(means_by_model):
     ]
     scores = frame(rows)
     summary = statistics.summarise(scores, METRICS, list(means_by_model), per_fold=False)
-    return statistics.run_to_run(scores, METRICS, trainings(means_by_model), summary, per_fold=False)
+    return between_trainings(scores, METRICS, trainings(means_by_model), summary, per_fold=False)
 
 
 def trainings(means_by_model):
@@ -320,7 +321,7 @@ def test_a_repeat_that_is_rightly_empty_is_no_noise_of_its_own():
     ]
     scores = frame(rows)
     summary = statistics.summarise(scores, METRICS, ["A", "B"], per_fold=False)
-    row = statistics.run_to_run(scores, METRICS, {"A": 2, "B": 2}, summary, per_fold=False).iloc[0]
+    row = between_trainings(scores, METRICS, {"A": 2, "B": 2}, summary, per_fold=False).iloc[0]
     a, b = [(0.5 + 1) / 2, (0.5 + 0) / 2], [0.25, 0.23]
     assert row["difference"] == pytest.approx(np.mean(b) - np.mean(a))
     assert row["p_noise"] == pytest.approx(stats.ttest_ind(b, a).pvalue)
@@ -336,4 +337,96 @@ def test_the_sentence_reports_how_weak_an_estimate_from_two_trainings_is():
 def test_without_repeats_there_is_no_noise_to_speak_of():
     noise = noise_of({"A": [0.7], "B": [0.8]})
     assert noise.empty
-    assert list(noise.columns) == ["model", "metric", "difference", "run_to_run", "p_noise", "exceeds"]
+    assert {"run_to_run", "low", "high", "p"} <= set(noise.columns)
+
+
+def folds_of(means_by_model):
+    """One organ and one case in each fold, from the trainings of each fold of each model."""
+    rows = [
+        (model, repeat, fold, f"case {fold}", "liver", mean, 10 * mean)
+        for model, folds in means_by_model.items()
+        for fold, repeats in enumerate(folds)
+        for repeat, mean in enumerate(repeats, 1)
+    ]
+    scores, models = frame(rows), list(means_by_model)
+    counts = {model: len(folds[0]) for model, folds in means_by_model.items()}
+    summary = statistics.summarise(scores, METRICS, models, per_fold=False)
+    return between_trainings(scores, METRICS, counts, summary, per_fold=False)
+
+
+def test_repeated_trainings_are_compared_by_students_t():
+    """The interval is that of scipy's test of two samples with one variance."""
+    a, b = [0.70, 0.74, 0.71], [0.80, 0.77]
+    row = noise_of({"A": a, "B": b}).iloc[0]
+    test = stats.ttest_ind(b, a)
+    interval = test.confidence_interval()
+    assert (row["method"], row["freedom"]) == ("trainings", 3)
+    assert (row["p"], row["low"], row["high"]) == pytest.approx((test.pvalue, interval.low, interval.high))
+
+
+def test_folds_with_one_training_each_by_hand():
+    """Three folds with differences 0.02, 0.04, 0.09: mean 0.05, deviation sqrt(0.0013), times sqrt(1/3 + 1/2)."""
+    row = folds_of({"A": [[0.7], [0.6], [0.5]], "B": [[0.72], [0.64], [0.59]]}).iloc[0]
+    error = math.sqrt(0.0013 * (1 / 3 + 1 / 2))
+    assert (row["method"], row["freedom"], row["mean"]) == ("folds", 2, pytest.approx(0.05))
+    assert math.isnan(row["run_to_run"])
+    assert pd.isna(row["exceeds"])
+    # Student's t with 2 degrees of freedom: F(t) = 1/2 + t / (2 sqrt(2 + t^2)), and 4.3027 at 97.5 %
+    t = 0.05 / error
+    assert row["p"] == pytest.approx(1 - t / math.sqrt(2 + t * t))
+    assert (row["low"], row["high"]) == pytest.approx((0.05 - 4.30265 * error, 0.05 + 4.30265 * error), rel=1e-5)
+
+
+def test_repeated_trainings_within_folds_have_the_error_term_of_the_balanced_mixed_model():
+    """Against the analysis of variance: F of the models over the interaction of models and folds is the square of t,
+    which the correction for overlapping folds then divides by 1 + k / (k - 1)."""
+    rng = np.random.default_rng(3)
+    table = rng.normal(0.8, 0.02, (2, 4, 3)) + rng.normal(0, 0.05, (1, 4, 1))  # model, fold, training
+    row = folds_of({"A": table[0].tolist(), "B": table[1].tolist()}).iloc[0]
+    cells = table.mean(2)
+    of_model, of_fold = cells.mean(1, keepdims=True), cells.mean(0, keepdims=True)
+    of_models = 3 * 4 * ((of_model - cells.mean()) ** 2).sum() / 1
+    of_interaction = 3 * ((cells - of_model - of_fold + cells.mean()) ** 2).sum() / 3
+    f = of_models / of_interaction / (1 + 4 / 3)
+    assert row["p"] == pytest.approx(stats.f.sf(f, 1, 3))
+    assert row["freedom"] == 3
+    assert row["run_to_run"] > 0
+
+
+def test_the_interval_over_trainings_covers_the_truth_and_no_difference_is_seldom_found():
+    rng = np.random.default_rng(1)
+    covered, found = [], []
+    for _ in range(150):
+        a, b = rng.normal(0.80, 0.01, 3), rng.normal(0.81, 0.01, 3)
+        row = noise_of({"A": a, "B": b}).iloc[0]
+        covered.append(row["low"] <= 0.01 <= row["high"])
+        found.append(noise_of({"A": a, "B": rng.normal(0.80, 0.01, 2)}).iloc[0]["p"] < 0.05)
+    assert 0.90 <= np.mean(covered) <= 0.99
+    assert np.mean(found) <= 0.10
+
+
+@pytest.mark.parametrize("ratio", [0.7, 1.0, 2.5])
+def test_as_many_trainings_as_are_needed_have_a_power_of_80_percent(ratio):
+    """By simulation of Student's test with so many trainings, and with one less."""
+    count, rng = int(trainings_needed(ratio, 1.0)), np.random.default_rng(0)
+
+    def power(number):
+        a, b = rng.normal(0, 1, (20000, number)), rng.normal(ratio, 1, (20000, number))
+        return np.mean(stats.ttest_ind(b, a, axis=1).pvalue < 0.05)
+
+    assert power(count) >= 0.79
+    assert power(count - 1) < 0.81
+
+
+def test_trainings_needed_at_the_ends():
+    assert trainings_needed(100.0, 1.0) == 2
+    assert trainings_needed(0.1, 0.0) == 2
+    assert math.isinf(trainings_needed(0.0, 0.0))
+    assert math.isinf(trainings_needed(0.001, 1.0))
+    assert math.isnan(trainings_needed(math.nan, 1.0))
+
+
+def test_an_organ_that_no_training_of_a_fold_has_makes_the_folds_unknown():
+    row = folds_of({"A": [[0.7], [math.nan]], "B": [[0.72], [0.64]]}).iloc[0]
+    assert math.isnan(row["p"])
+    assert math.isnan(row["low"])

@@ -147,7 +147,9 @@ def test_from_the_command_line_to_the_files(folders, tmp_path):
     assert "does not record which checkpoint" in sentences
     assert "No training was repeated" in sentences
     assert "no peak memory of nnUNetTrainerDTC_RF10" in sentences
-    assert content["noise"] == []
+    assert {row["method"] for row in content["noise"]} == {"folds"}
+    assert all(row["run_to_run"] is None for row in content["noise"])
+    assert "over folds" in content["verdicts"][0]
     assert sentences.split(".")[0] in result.output
 
     refused = run(*arguments)

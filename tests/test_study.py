@@ -550,10 +550,21 @@ def test_the_index_page(folders):
             {"model": "nnUNetTrainer", "metric": "hd95_mm", "mean": 7.25},
             {"model": "<i>DTC</i>", "metric": "hd95_mm", "mean": None},
         ],
-        "noise": [{"model": "<i>DTC</i>", "metric": "dice", "run_to_run": 0.011, "sentence": "More than noise."}],
+        "noise": [{"model": "<i>DTC</i>", "metric": "dice", "run_to_run": 0.011}],
+        "verdicts": ["<i>DTC</i> against vanilla"],
     }  # fmt: skip
     page = render_index(StudyFiles(study), {"validation": comparison}, read_status(StudyFiles(study)))
-    for text in ("81.25", "83.40", "7.25", "1,234,567", "2 min", "1.10", "More than noise.", "fold 1", "to do 0/3"):
+    for text in (
+        "81.25",
+        "83.40",
+        "7.25",
+        "1,234,567",
+        "2 min",
+        "1.10",
+        "&lt;i&gt;DTC&lt;/i&gt; against vanilla",
+        "fold 1",
+        "to do 0/3",
+    ):
         assert text in page, text
     assert 'href="comparison/validation/index.html"' in page
     assert "<i>DTC" not in page

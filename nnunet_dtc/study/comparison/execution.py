@@ -12,6 +12,7 @@ import pandas as pd
 
 from nnunet_dtc.files import check_utf8
 from nnunet_dtc.study.comparison import checks, statistics
+from nnunet_dtc.study.comparison.between_trainings import between_trainings
 from nnunet_dtc.study.comparison.case_images import image_cases, training_images
 from nnunet_dtc.study.comparison.held_out_checks import check_held_out
 from nnunet_dtc.study.comparison.logs import CURVES, TrainingLog, read_log, read_peak_memory
@@ -65,7 +66,7 @@ def compare(
     summary = statistics.summarise(scores, metrics, names, per_fold)
     differences = statistics.paired_differences(scores, metrics, names, plan.labels.names, options.seed)
     repeats = {model.name: len(model.trainings) for model in plan.models}
-    noise = statistics.run_to_run(scores, metrics, repeats, summary, per_fold)
+    noise = between_trainings(scores, metrics, repeats, summary, per_fold)
     models = tuple(_compared(plan, model, logs, memory) for model in plan.models)
     shown, no_images = _pictures(plan, sources, scores)
     facts = Facts(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from nnunet_dtc.study.comparison.printable_names import printable_names
 from nnunet_dtc.study.comparison.result import Comparison
-from nnunet_dtc.study.comparison.sentences import noise_sentences
+from nnunet_dtc.study.comparison.sentences import noise_sentences, verdict_sentences
 from nnunet_dtc.study.comparison.tables import (
     Table,
     case_table,
@@ -33,6 +33,7 @@ def markdown(comparison: Comparison) -> str:
     tables = [overview_table(comparison), cost_table(comparison)]
     title = f"{comparison.dataset}: {' and '.join(others)} against {first}"
     parts = [f"# {markdown_text(title)}", ""]
+    parts += [*_items(verdict_sentences(comparison)), ""]
     parts += [*_items(comparison.sentences), *map(_markdown, filter(None, tables))]
     if noise := noise_table(comparison):
         parts += [_markdown(noise), "", *_items(noise_sentences(comparison.noise, comparison.trainings))]

@@ -18,7 +18,7 @@ from nnunet_dtc.study.comparison.models import ComparisonError
 from nnunet_dtc.study.comparison.page import render_page
 from nnunet_dtc.study.comparison.printable_names import printable_names
 from nnunet_dtc.study.comparison.result import Comparison
-from nnunet_dtc.study.comparison.sentences import noise_sentences
+from nnunet_dtc.study.comparison.sentences import noise_sentences, verdict_sentences
 from nnunet_dtc.study.comparison.statistics import average_repeats
 from nnunet_dtc.study.evaluation.metrics import stored_units
 from nnunet_dtc.study.evaluation.scores import means
@@ -95,6 +95,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "folds": _records(means(of_fold, comparison.metrics, ["model", "fold", "case"], ["model", "fold"])),
         "cases": _records(means(of_case, comparison.metrics, ["model", "case"])),
         "differences": _records(comparison.differences),
+        "verdicts": verdict_sentences(comparison),
         "noise": _records(comparison.noise.assign(sentence=noise_sentences(comparison.noise, comparison.trainings))),
         "pictures": [
             {

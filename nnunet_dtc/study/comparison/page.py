@@ -8,6 +8,7 @@ of matplotlib and Pillow).
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,13 @@ from nnunet_dtc.study.comparison.formatting import NONE, difference_text, interv
 from nnunet_dtc.study.comparison.picture_drawing import draw_picture, is_ct
 from nnunet_dtc.study.comparison.printable_names import printable_names
 from nnunet_dtc.study.comparison.result import CasePicture, ComparedModel, Comparison
-from nnunet_dtc.study.comparison.sentences import infinite_scores, noise_sentences, verdict, what_was_predicted
+from nnunet_dtc.study.comparison.sentences import (
+    case_verdict,
+    infinite_scores,
+    noise_sentences,
+    verdict,
+    what_was_predicted,
+)
 from nnunet_dtc.study.comparison.statistics import LEVEL
 from nnunet_dtc.study.comparison.tables import (
     case_means,
@@ -125,6 +132,7 @@ def _content(comparison: Comparison) -> dict[str, Any]:
         "curves": _curves(comparison),
         "pictures": [_picture(comparison, picture, ct, model_folder) for picture in comparison.pictures],
         "level": f"{LEVEL:g}",
+        "repeated": any(count > 1 for count in comparison.trainings.values()),
     }
 
 
@@ -141,18 +149,29 @@ def _about(model: ComparedModel) -> dict[str, str]:
 
 
 def _verdict(comparison: Comparison, of: Metric, model: str) -> dict[str, Any]:
-    """The mean difference over organs and cases, and what it shows."""
+    """What is known of the difference between the models, and how these trained networks differ over the cases."""
     row = _rows(comparison.differences, of, model).query("organ == ''").iloc[0]
     p = p_text(row["p"])
-    exceeds = _rows(comparison.noise, of, model)["exceeds"].dropna().astype(bool).tolist()
+    between = comparison.between(of.key, model)
+    known = between is not None and not math.isnan(between["p"]) and not math.isnan(row["mean"])
     return {
         "metric": of,
-        "mean": difference_text(of, row["mean"]),
+        "known": known,
+        "mean": difference_text(of, between["mean"] if known else row["mean"]),
+        "over": between["method"] if known else "cases",
+        "between_interval": interval_text(of, between["low"], between["high"]) if known else "",
+        "between_p": _p(p_text(between["p"])) if known else "",
+        "case_mean": difference_text(of, row["mean"]),
         "interval": interval_text(of, row["low"], row["high"]),
         "counts": "better in {better}, worse in {worse}, equal in {equal} of {n} cases".format_map(row),
-        "p": "" if p == NONE else f", p {p}" if p.startswith("<") else f", p = {p}",
-        "says": verdict(row, exceeds[0] if exceeds else None),
+        "p": _p(p),
+        "says": verdict(row, between),
+        "cases_say": case_verdict(row),
     }
+
+
+def _p(text: str) -> str:
+    return "" if text == NONE else f", p {text}" if text.startswith("<") else f", p = {text}"
 
 
 def _noise_sentences(comparison: Comparison) -> list[str]:

@@ -93,8 +93,9 @@ class Comparison:
             organ with an infinite score), counted_as_1 (pairs with one correctly empty prediction, which counts as
             Dice and NSD 1).
         noise: a row for each further model and metric: model, metric, difference, run_to_run, p_noise (the probability
-            that the noise alone gives at least this difference), exceeds (p_noise < 0.05: True, False or NA); no rows
-            without repeats.
+            that the noise alone gives at least this difference), exceeds (p_noise < 0.05: True, False or NA), method
+            ("folds" or "trainings"), and the difference by that method: mean, low, high, p, freedom, needed (trainings
+            of each model); see `between_trainings`. No rows for one training of each model.
         curves: a row for each epoch: model, repeat, fold, epoch (from 0), train_loss, val_loss, pseudo_dice,
             ema_pseudo_dice, learning_rate, seconds.
         pictures: at most four different cases.
@@ -118,3 +119,8 @@ class Comparison:
     def trainings(self) -> dict[str, int]:
         """The number of trainings of each model."""
         return {model.name: len(model.repeats) for model in self.models}
+
+    def between(self, key: str, model: str) -> pd.Series | None:
+        """The row of `noise` of a metric and a model; None if nothing is known beyond these trained networks."""
+        rows = self.noise[(self.noise["metric"] == key) & (self.noise["model"] == model)]
+        return None if rows.empty else rows.iloc[0]

@@ -14,14 +14,14 @@ and NSD 1, no HD95.
 Differences are paired by case, because cases differ more than models do. Their intervals are percentile bootstrap
 intervals over cases. Their p-values are those of Wilcoxon's signed-rank test with zero differences split between both
 signs (`zsplit`), corrected over the organs by Holm's method within one model and metric. Both describe the variation
-between cases alone. The variation between trainings of the same model is estimated by `run_to_run`.
+between cases alone; `between_trainings` estimates that between trainings of the same model.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -39,10 +39,10 @@ __all__ = [
     "bootstrap_interval",
     "case_differences",
     "correctly_empty",
-    "deviation_factors",
+    "fill_empty",
     "holm",
+    "model_means",
     "paired_differences",
-    "run_to_run",
     "summarise",
     "wilcoxon_p",
 ]
@@ -56,7 +56,6 @@ DIFFERENCES = (
     *("model", "metric", "organ", "n", "mean", "low", "high"),
     *("p", "p_holm", "better", "worse", "equal", "left_out", "counted_as_1"),
 )
-NOISE = ("model", "metric", "difference", "run_to_run", "p_noise", "exceeds")
 
 
 def correctly_empty(scores: pd.DataFrame, keys: Sequence[str]) -> pd.Series:
@@ -79,7 +78,7 @@ def average_repeats(scores: pd.DataFrame, metrics: Sequence[str], over_folds: bo
     """
     keys = ["model", "case", "organ"] if over_folds else ["model", "fold", "case", "organ"]
     columns = list(metrics)
-    filled = _fill_empty(scores, columns, correctly_empty(scores, keys))
+    filled = fill_empty(scores, columns, keys)
     infinite = np.isinf(filled[columns].astype(float))
     by_key = [scores[key] for key in keys]
     averaged = filled[columns].mask(infinite).groupby(by_key, dropna=False, sort=False).mean()
@@ -98,7 +97,7 @@ def summarise(scores: pd.DataFrame, metrics: Sequence[str], models: Sequence[str
     """
     averaged = average_repeats(scores, metrics)
     of_fold = means(averaged, metrics, ["model", "fold", "case"], ["model", "fold"])
-    of_model = _model_means(averaged, metrics, per_fold, ["model"])
+    of_model = model_means(averaged, metrics, per_fold, ["model"])
     rows = []
     for model in models:
         folds = of_fold[of_fold["model"] == model]
@@ -196,70 +195,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def run_to_run(
-    scores: pd.DataFrame,
-    metrics: Sequence[str],
-    trainings: Mapping[str, int],
-    summary: pd.DataFrame,
-    per_fold: bool,
-) -> pd.DataFrame:
-    """`Comparison.noise`: is a difference larger than the differences between repeated trainings of one model?
-
-    The standard deviation between the means of repeated trainings is pooled over all models that have some. Multiplied
-    by sqrt(1/k + 1/k'), for the k and k' trainings of two models, it is the standard deviation of their difference if
-    there is nothing but this noise (`run_to_run`). `p_noise` is the probability that the noise alone gives a difference
-    at least as large: two-sided, by Student's t, because the standard deviation is itself an estimate from few
-    trainings. `exceeds` is ``p_noise < 0.05``.
-
-    Args:
-        scores: `Comparison.scores`.
-        metrics: keys of the metrics.
-        trainings: the number of trainings of each model, in the order of the comparison.
-        summary: `Comparison.summary`.
-        per_fold: as for `summarise`.
-
-    Returns:
-        Without rows if no training was repeated.
-    """
-    freedom = sum(count - 1 for count in trainings.values())
-    if freedom == 0:
-        return pd.DataFrame(columns=list(NOISE))
-    models = list(trainings)
-    # as in `average_repeats`, so that the repeats' means are spread around the mean that is compared
-    filled = _fill_empty(scores, list(metrics), correctly_empty(scores, ["model", "fold", "case", "organ"]))
-    of_repeat = _model_means(filled, metrics, per_fold, ["model", "repeat"]).reset_index()
-    rows = []
-    for key in metrics:
-        squares = of_repeat.groupby("model")[key].agg(lambda each: ((each - each.mean()) ** 2).sum(skipna=False))
-        of_one_training = math.sqrt(squares.sum(skipna=False) / freedom)
-        for model in models[1:]:
-            noise = of_one_training * math.sqrt(1 / trainings[models[0]] + 1 / trainings[model])
-            here = (summary["model"] == model) & (summary["metric"] == key)
-            difference = float(summary.loc[here, "difference"].iloc[0])
-            p = _noise_p(difference, noise, freedom)
-            rows.append((model, key, difference, noise, p, pd.NA if math.isnan(p) else p < LEVEL))
-    return pd.DataFrame(rows, columns=list(NOISE)).astype({"exceeds": "boolean"})
-
-
-def deviation_factors(freedom: int) -> tuple[float, float]:
-    """The 95 % interval of a standard deviation as multiples of its estimate, by the chi-square distribution.
-
-    Args:
-        freedom: the degrees of freedom of the estimate.
-    """
-    quantiles = stats.chi2.ppf([(1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2], freedom)
-    low, high = np.sqrt(freedom / quantiles).tolist()
-    return low, high
-
-
-def _model_means(scores: pd.DataFrame, metrics: Sequence[str], per_fold: bool, by: list[str]) -> pd.DataFrame:
+def model_means(scores: pd.DataFrame, metrics: Sequence[str], per_fold: bool, by: list[str]) -> pd.DataFrame:
     """Over organs, then cases; with `per_fold` over organs, the cases of each fold, then folds. Indexed by `by`."""
-    steps = [[*by, "fold", "case"], [*by, "fold"], by] if per_fold else [[*by, "fold", "case"], by]
+    with_fold = list(dict.fromkeys([*by, "fold"]))
+    steps = [[*with_fold, "case"], with_fold, by] if per_fold else [[*with_fold, "case"], by]
     return means(scores, metrics, *steps).set_index(by)
 
 
-def _fill_empty(scores: pd.DataFrame, metrics: Sequence[str], rows: pd.Series) -> pd.DataFrame:
-    """The scores with those of the rule `flare` in these rows, of the metrics that have one for empty organs."""
+def fill_empty(scores: pd.DataFrame, metrics: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
+    """The scores, in which correctly empty predictions (`correctly_empty`) have those of the rule `flare`.
+
+    Metrics that have no score for empty organs stay as they are.
+    """
+    rows = correctly_empty(scores, keys)
     perfect = {key: metric(key).absent_in_both["flare"] for key in metrics}
     return scores.assign(**{key: scores[key].mask(rows, one) for key, one in perfect.items() if not math.isnan(one)})
 
@@ -271,7 +219,7 @@ def _pair(
     where one of them was infinite (both are NaN then), and where a correctly empty prediction was filled in."""
     both = averaged[averaged["model"].isin((first, model))]
     empty = correctly_empty(both, ["case", "organ"])
-    filled = _fill_empty(both, [key], empty)
+    filled = fill_empty(both, [key], ["case", "organ"])
     filled = filled.assign(filled=empty & filled[key].notna())
 
     def table(name: str, column: str) -> pd.DataFrame:
@@ -282,14 +230,6 @@ def _pair(
     infinite = np.isinf(of_first) | np.isinf(of_other)
     either = table(first, "filled") | table(model, "filled").loc[of_first.index]
     return of_first.mask(infinite), of_other.mask(infinite), infinite, either
-
-
-def _noise_p(difference: float, noise: float, freedom: int) -> float:
-    if math.isnan(difference) or math.isnan(noise):
-        return math.nan
-    if noise < SAME:  # all repeats gave the same
-        return float(abs(difference) < SAME)
-    return float(2 * stats.t.sf(abs(difference) / noise, freedom))
 
 
 def _paired(

@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from nnunet_dtc.study.comparison.printable_names import printable_names
 from nnunet_dtc.study.comparison.result import Comparison
-from nnunet_dtc.study.comparison.sentences import noise_sentences
+from nnunet_dtc.study.comparison.sentences import noise_sentences, verdict_sentences
 from nnunet_dtc.study.comparison.tables import Table, cost_table, noise_table, organ_table, overview_table
 from nnunet_dtc.study.evaluation.metrics import metric
 
@@ -26,8 +26,9 @@ def terminal_tables(comparison: Comparison) -> list[rich.Table]:
 
 
 def terminal_sentences(comparison: Comparison) -> list[str]:
-    """All sentences, those about the noise last."""
+    """All sentences; those about the noise, and then what is known of the differences, come last."""
     sentences = [*comparison.sentences, *noise_sentences(comparison.noise, comparison.trainings)]
+    sentences += verdict_sentences(comparison)
     return [sentence.translate(_ASCII) for sentence in sentences]
 
 

@@ -99,7 +99,7 @@ def _table(kind: str, comparison: Mapping[str, Any]) -> dict[str, Any]:
         "link": f"comparison/{kind}/index.html",
         "columns": [columns[k] for k in filled],
         "rows": [(name, [cells[k] for k in filled]) for name, cells in rows],
-        "sentences": [row["sentence"] for row in comparison["noise"] if row["metric"] == "dice" and "sentence" in row],
+        "sentences": comparison["verdicts"],
     }
 
 
