@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Two commands that do everything on a fresh machine with Python 3.10 or later, standard library only:
 
-    python3 run.py demo    environment, install, phantom, plan, train vanilla and DTC, predict, compare
+    python3 run.py demo    environment, install, phantom, plan, train vanilla and DTC, predict, compare (Python 3.11)
     python3 run.py test    environment, install, all tests
 
 Both make a virtual environment in .venv beside this file and install the package into it. What stands behind the
@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
 PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-EXTRAS = {"demo": "[cpu]", "test": "[test]"}
+EXTRAS = {"demo": "[cpu,study]", "test": "[test]"}
 
 
 def main(arguments: list[str]) -> int:
@@ -31,6 +31,10 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0 if arguments in (["-h"], ["--help"]) else 2
     command, *options = arguments
+    if command == "demo" and sys.version_info < (3, 11):
+        here = sys.version.split()[0]
+        print(f"The demo runs a study with Snakemake 9, which needs Python 3.11; this is {here}", file=sys.stderr)
+        return 2
     install(EXTRAS[command])
     if command == "demo":
         hand_over(PYTHON, ROOT / "scripts" / "demo.py", *options)

@@ -3,14 +3,15 @@
     python scripts/demo.py                                    synthetic CTs; minutes, also on a CPU
     python scripts/demo.py --dataset /data/Dataset017_BTCV    your data, in nnU-Net's raw layout
 
-Every step is one of nnU-Net's own commands, which is shown when it runs. All files are in one folder. After an
-interruption the same command continues. The results are the page comparison/index.html in that folder and files with
-its numbers.
+The demo is a small study: it makes the data set, on a CPU small plans, and a STUDY.yaml, which `nnunet-dtc study` runs.
+Every command of nnU-Net is shown when it runs. All files are in one folder. After an interruption the same command
+continues. The results are the page comparison/index.html in that folder and the pages that it links.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -18,26 +19,29 @@ import shutil
 import signal
 import sys
 import time
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from subprocess import STDOUT, TimeoutExpired
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 from small_plans import PLANS_NAME as SMALL_PLANS
 from small_plans import shrink_plans
-from steps import Step, StepFailedError, on_cpus_of_their_own, run_steps
 
 CONFIGURATION, FOLD = "3d_fullres", 0
 PHANTOM_ID, PHANTOM_CASES, PHANTOM_TEST_CASES = 917, 32, 6
 CPU_EPOCHS, GPU_EPOCHS = 5, 20
 DEFAULT_TRAINERS = ("nnUNetTrainer", "nnUNetTrainerDTC")
 DATASET_NAME = re.compile(r"Dataset(\d{3})_[^/]+")
-OPTIONS_FILE, SECONDS_FILE = "demo.json", "seconds.json"
+OPTIONS_FILE = "demo.json"
+EPOCH = re.compile(r": Epoch (\d+) *$")
+NEWS = re.compile(r": ((?:train_loss|Pseudo dice|Epoch time)[: ].*)|([Pp]redicting \S+)")
+POLL_S = 0.5
 
 
 class DemoError(Exception):
@@ -205,10 +209,6 @@ def claim_folder(folder: Path, options: Options) -> None:
         )
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# Steps that are already done are recognised by their results.
-
-
 def write_json(file: Path, content: Any) -> None:
     from nnunet_dtc.files import write_whole
 
@@ -224,70 +224,41 @@ def read_json(file: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def preprocessed_cases(folder: Path) -> int:
-    """The number of preprocessed cases, which nnU-Net completes with a .pkl file."""
-    return len(list(folder.glob("*.pkl")))
-
-
-def labels_copied(copies: Path, labels: Path, cases: int, ending: str) -> bool:
-    """Whether nnU-Net's copies of the labels for its validation are complete.
-
-    Truncated copies are removed, because nnU-Net keeps copies that are newer than the labels.
-    """
-    found = list(copies.glob(f"*{ending}"))
-    truncated = [
-        f for f in found if (labels / f.name).is_file() and f.stat().st_size != (labels / f.name).stat().st_size
-    ]
-    for file in truncated:
-        file.unlink()
-    return len(found) == cases and not truncated
-
-
-def training_state(fold: Path) -> str:
-    """ "done", "interrupted" (there is a complete checkpoint to continue from) or "new"."""
-    if (fold / "checkpoint_final.pth").is_file() and read_json(fold / "validation" / "summary.json") is not None:
-        return "done"
-    names = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
-    return "interrupted" if any(zipfile.is_zipfile(fold / name) for name in names) else "new"
-
-
-def drop_broken_checkpoints(fold: Path) -> list[str]:
-    """Remove incomplete checkpoints, zip files without the directory at their end, and return their names."""
-    broken = [f for f in fold.glob("checkpoint_*.pth") if not zipfile.is_zipfile(f)]
-    for file in broken:
-        file.unlink()
-    return [file.name for file in broken]
-
-
 # ------------------------------------------------------------------------------------------------------------------
 # The demo.
 
 
+class CommandFailedError(RuntimeError):
+    """A command that ended with an error; its output is in `log`."""
+
+    def __init__(self, name: str, code: int, log: Path) -> None:
+        super().__init__(f"{name} ended with exit code {code}")
+        self.log = log
+
+    def tail(self, lines: int = 40) -> str:
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
 class Demo:
-    """One demo folder and the steps that fill it."""
+    """One demo folder, and what fills it."""
 
     def __init__(self, folder: Path, options: Options, console: Console) -> None:
         self.folder, self.options, self.console = folder, options, console
         self.raw, self.preprocessed = folder / "nnUNet_raw", folder / "nnUNet_preprocessed"
         self.results, self.logs = folder / "nnUNet_results", folder / "logs"
-        # of every finished step, including those of earlier runs in this folder
-        self.seconds: dict[str, float] = read_json(folder / SECONDS_FILE) or {}
+        self.study = folder / "comparison.yaml"
 
     @property
     def exports(self) -> dict[str, str]:
         """The environment variables of every command."""
         from nnunet_dtc.plugin.registration import environment_value
 
-        variables = {
+        return {
             "nnUNet_raw": str(self.raw),
             "nnUNet_preprocessed": str(self.preprocessed),
             "nnUNet_results": str(self.results),
             "nnUNet_extTrainer": environment_value(),
         }
-        if self.options.small:
-            # Each further process takes seconds to import packages, and every worker takes a core from the network.
-            variables |= {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1"}
-        return variables
 
     @property
     def dataset(self) -> Path:
@@ -297,63 +268,23 @@ class Demo:
         return self.raw / Path(self.options.dataset).name
 
     @property
-    def dataset_id(self) -> str:
-        return str(int(DATASET_NAME.fullmatch(self.dataset.name)[1]))
-
-    @property
-    def description(self) -> dict[str, Any]:
-        return json.loads((self.dataset / "dataset.json").read_text(encoding="utf-8"))
-
-    @property
     def held_out(self) -> bool:
         """Whether the data set has test cases with labels; otherwise the validation cases of the fold are used."""
-        ending = self.description["file_ending"]
+        ending = json.loads((self.dataset / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
         truths = {f.name for f in (self.dataset / "labelsTs").glob(f"*{ending}")}
         images = {f.name for f in (self.dataset / "imagesTs").glob(f"*_0000{ending}")}
         return bool(truths) and truths == {name.replace(f"_0000{ending}", ending) for name in images}
-
-    def model(self, trainer: str, fold: int | None = None) -> Path:
-        """The folder of a model, or of one of its folds."""
-        from nnunet_dtc.plugin.model_folder import model_path
-
-        names = self.dataset.name, self.options.trainer(trainer), self.options.plans, CONFIGURATION
-        return self.results / model_path(*names, fold)
-
-    def predictions(self, trainer: str) -> Path:
-        if self.held_out:
-            return self.folder / "predictions" / self.options.trainer(trainer)
-        return self.model(trainer, FOLD) / "validation"
-
-    def step(self, title: str, log: str, *command: str, name: str = "", epochs: int | None = None) -> Step:
-        return Step(title, name or command[0], command, self.logs / f"{log}.txt", epochs)
-
-    def run_steps(self, *steps: Step) -> None:
-        """Run steps at the same time, and keep the time of each under the name of its log."""
-        for step, seconds in zip(steps, run_steps(self.console, steps, self.exports), strict=True):
-            self.keep_time(step.log.stem, seconds)
-
-    def run_side_by_side(self, *steps: Step) -> None:
-        """Run steps at the same time on separate CPUs; on a GPU one after the other."""
-        for group in on_cpus_of_their_own(steps) if self.options.device == "cpu" else [[step] for step in steps]:
-            self.run_steps(*group)
-
-    def keep_time(self, step: str, seconds: float) -> None:
-        self.seconds[step] = round(seconds, 1)
-        write_json(self.folder / SECONDS_FILE, self.seconds)
-
-    def say(self, text: str) -> None:
-        self.console.print(f"[dim]{escape(text)}[/dim]")
 
     def run(self) -> None:
         self.console.print("To run these commands yourself:")
         for name, value in self.exports.items():
             self.console.print(f"[cyan]export {name}={escape(_quoted(value))}[/cyan]", soft_wrap=True)
         self.make_dataset()
-        self.prepare()
-        self.split()
-        self.run_side_by_side(*(step for trainer in self.options.trainers if (step := self.training(trainer))))
-        self.predict()
-        self.compare()
+        if self.options.small:
+            self.make_small_plans()
+        self.write_study()
+        self.run_study()
+        self.show_result()
 
     def make_dataset(self) -> None:
         if self.dataset.exists():
@@ -367,7 +298,6 @@ class Demo:
         from nnunet_dtc.study.datasets.phantom import write_phantom
 
         self.console.print("\n[bold]Drawing synthetic abdominal CTs[/bold] with the 13 organs of BTCV")
-        started = time.monotonic()
         with Progress(console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
             bar = progress.add_task("  cases", total=None)
             write_phantom(
@@ -377,53 +307,27 @@ class Demo:
                 PHANTOM_TEST_CASES,
                 progress=lambda done, total: progress.update(bar, completed=done, total=total),
             )
-        self.keep_time("0_phantom", time.monotonic() - started)
         self.console.print(
-            f"  {PHANTOM_CASES} to train with, {PHANTOM_TEST_CASES} held out: {escape(str(self.dataset))}\n"
-            f"[green]done[/green] in {self.seconds['0_phantom']:.0f} s"
+            f"  {PHANTOM_CASES} to train with, {PHANTOM_TEST_CASES} held out: {escape(str(self.dataset))}"
         )
 
-    def split(self) -> None:
-        """Write the five folds that nnU-Net would draw, because two trainings that start together would both do so."""
-        from nnunet_dtc.study.datasets.splits import five_folds, write_splits
-
-        ending = self.description["file_ending"]
-        cases = [file.name.removesuffix(ending) for file in (self.dataset / "labelsTr").glob(f"*{ending}")]
-        write_splits(self.preprocessed / self.dataset.name / "splits_final.json", five_folds(cases))
-
-    def prepare(self) -> None:
-        """Plan and preprocess, on a CPU with small plans."""
+    def make_small_plans(self) -> None:
+        """Plan as nnU-Net does, and write small plans beside its plans; the study preprocesses with them."""
         folder = self.preprocessed / self.dataset.name
         plans = folder / "nnUNetPlans.json"
-        data = folder / f"{self.options.plans}_{CONFIGURATION}"
-        cases, ending = int(self.description["numTraining"]), self.description["file_ending"]
-        planned = read_json(folder / f"{self.options.plans}.json") is not None
-        labelled = labels_copied(folder / "gt_segmentations", self.dataset / "labelsTr", cases, ending)
-        if planned and labelled and preprocessed_cases(data) == cases:
-            self.say("\nPlanning and preprocessing are already done.")
+        if read_json(folder / f"{SMALL_PLANS}.json") is not None:
             return
-        plan = ["nnUNetv2_plan_and_preprocess", "-d", self.dataset_id, "-c", CONFIGURATION]
-        if not self.options.small:
-            self.run_steps(self.step("Planning and preprocessing", "1_prepare", *plan, "--verify_dataset_integrity"))
-        else:
-            if read_json(plans) is None:
-                plan += ["--verify_dataset_integrity", "--no_pp", "-npfp", "1"]
-                self.run_steps(self.step("Planning", "1_plan", *plan))
-            self.shrink(plans)
-            prepare = ["nnUNetv2_preprocess", "-d", self.dataset_id, "-c", CONFIGURATION]
-            prepare += ["-plans_name", SMALL_PLANS, "-np", "1"]
-            self.run_steps(self.step("Preprocessing", "2_preprocess", *prepare))
-        if not data.is_dir():
-            raise DemoError(f"nnU-Net planned no {CONFIGURATION} for {self.dataset.name}; see the log in {self.logs}")
-
-    def shrink(self, plans: Path) -> None:
-        full = json.loads(plans.read_text(encoding="utf-8"))
+        if read_json(plans) is None:
+            number = str(int(DATASET_NAME.fullmatch(self.dataset.name)[1]))
+            command = ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "--no_pp"]
+            self.run_command([*command, "-npfp", "1", "--verify_dataset_integrity"], self.logs / "plan.txt")
+        full = read_json(plans)
         try:
-            small = shrink_plans(full, CONFIGURATION)
+            small = shrink_plans(full or {}, CONFIGURATION)
         except ValueError as error:
             raise DemoError(f"nnU-Net's plans for {self.dataset.name} cannot be made small: {error}") from error
         before, after = full["configurations"][CONFIGURATION], small["configurations"][CONFIGURATION]
-        write_json(plans.with_name(f"{SMALL_PLANS}.json"), small)
+        write_json(folder / f"{SMALL_PLANS}.json", small)
         table = Table(box=None, pad_edge=False)
         for heading in ("", "nnU-Net's plans", SMALL_PLANS):
             table.add_column(heading)
@@ -438,69 +342,106 @@ class Demo:
         )
         self.console.print(table)
 
-    def training(self, trainer: str) -> Step | None:
-        """The training of a trainer; None if it is already done."""
-        name = self.options.trainer(trainer)
-        fold = self.model(trainer, FOLD)
-        for broken in drop_broken_checkpoints(fold):
-            self.say(f"\n{broken} is incomplete and is removed.")
-        state = training_state(fold)
-        if state == "done":
-            self.say(f"\n{name} is already trained.")
-            return None
-        command = ["nnUNetv2_train", self.dataset_id, CONFIGURATION, str(FOLD), "-tr", name, "-p", self.options.plans]
-        command += ["-device", self.options.device]
-        if state == "interrupted":
-            self.say(f"\n{name} was interrupted and continues from its last checkpoint.")
-            command.append("--c")
-        return self.step(f"Training {name}", f"3_train_{name}", *command, name=trainer, epochs=self.options.epochs)
+    def write_study(self) -> None:
+        from nnunet_dtc.files import write_whole
+        from nnunet_dtc.study.workflow.definition import study_yaml
 
-    def prediction(self, trainer: str) -> Step | None:
-        """The prediction of the held-out cases; None if it is already done."""
-        name, output = self.options.trainer(trainer), self.predictions(trainer)
-        ending = self.description["file_ending"]
-        wanted = {f.name for f in (self.dataset / "labelsTs").glob(f"*{ending}")}
-        if wanted <= {f.name for f in output.glob(f"*{ending}")}:
-            self.say(f"\nThe predictions of {name} already exist.")
-            return None
-        shutil.rmtree(output, ignore_errors=True)
-        shutil.rmtree(_unfinished(output), ignore_errors=True)
-        command = ["nnUNetv2_predict", "-d", self.dataset_id, "-c", CONFIGURATION, "-f", str(FOLD), "-tr", name]
-        command += ["-p", self.options.plans, "-i", str(self.dataset / "imagesTs"), "-o", str(_unfinished(output))]
-        command += ["-device", self.options.device]
-        if self.options.small:
-            command += ["-npp", "0", "-nps", "0"]
-        return self.step(f"Predicting with {name}", f"4_predict_{name}", *command, name=trainer)
+        content = {
+            "dataset": int(DATASET_NAME.fullmatch(self.dataset.name)[1]),
+            "configuration": CONFIGURATION,
+            "plans": self.options.plans,
+            "trainers": [self.options.trainer(name) for name in self.options.trainers],
+            "folds": FOLD,
+            "test": self.held_out,
+            "device": self.options.device,
+        } | {folder: folder for folder in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+        write_whole(self.study, study_yaml(content))
 
-    def predict(self) -> None:
-        """Predict the held-out cases if there are any."""
-        if not self.held_out:
-            return
-        missing = {t: step for t in self.options.trainers if (step := self.prediction(t))}
-        self.run_side_by_side(*missing.values())
-        for trainer in missing:
-            output = self.predictions(trainer)
-            _unfinished(output).rename(output)
+    def run_study(self) -> None:
+        """Run the study; what its jobs write into their logs is shown while they run."""
+        command = ["nnunet-dtc", "study", str(self.study)]
+        self.run_command(command, self.folder / "logs" / "study.txt", self.study.with_suffix("") / "logs")
 
-    def compare(self) -> None:
-        """Compute scores, differences and their page with nnunet-dtc compare."""
-        trainers, output = self.options.trainers, self.folder / "comparison"
-        command = ["nnunet-dtc", "compare", *(str(self.model(t)) for t in trainers), "-f", str(FOLD)]
-        if self.held_out:
-            given = [f"{self.options.trainer(t)}={self.predictions(t)}" for t in trainers]
-            command += ["--test", *(word for text in given for word in ("--predictions", text))]
-        command += ["-o", str(output), "--overwrite"]
-        self.run_steps(replace(self.step("Comparing", "5_compare", *command), shown=True))
-        self.console.print(
-            f"\n[bold]The comparison as a page:[/bold] {escape(str(output / 'index.html'))}", soft_wrap=True
-        )
+    def run_command(self, command: Sequence[str], log: Path, of_jobs: Path | None = None) -> None:
+        """Run a command to its end.
+
+        Args:
+            command: a program of this environment, and its arguments.
+            log: the file for its output.
+            of_jobs: the folder with the logs of the study's jobs, which are shown; None to show nothing.
+
+        Raises:
+            CommandFailedError: it ended with an error.
+        """
+        from nnunet_dtc.study.processes import find_program, guarded
+
+        self.console.print(f"\n[cyan]$ {escape(' '.join(command))}[/cyan]  [dim](log: {escape(str(log))})[/dim]")
+        if (program := find_program(command[0])) is None:
+            raise DemoError(f"there is no {command[0]} beside {sys.executable} or on PATH: is nnU-Net installed?")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        shown = LogReader(of_jobs) if of_jobs is not None else None
+        environment = {**os.environ, **self.exports, "PYTHONUNBUFFERED": "1", "COLUMNS": str(self.console.width)}
+        with (
+            log.open("ab") as output,
+            guarded([program, *command[1:]], stdout=output, stderr=STDOUT, env=environment) as process,
+        ):
+            status = None
+            while status is None:
+                with contextlib.suppress(TimeoutExpired):
+                    status = process.wait(POLL_S)
+                for job, line in shown.news() if shown else ():
+                    self.show(job, line)
+        if status != 0:
+            raise CommandFailedError(command[0], status, log)
+
+    def show(self, job: str, line: str) -> None:
+        """A line of a job's log, if it is a command or says how far a training or prediction is."""
+        if line.startswith("$ "):
+            self.console.print(f"[cyan]{escape(line)}[/cyan]  [dim]({escape(job)})[/dim]", soft_wrap=True)
+        elif found := EPOCH.search(line):
+            self.console.print(f"  {escape(job)}: epoch {int(found[1]) + 1} of {self.options.epochs}")
+        elif found := NEWS.search(line):
+            self.console.print(f"  [dim]{escape(job)}: {escape(found[1] or found[2])}[/dim]")
+
+    def show_result(self) -> None:
+        kind, output = "test" if self.held_out else "validation", self.study.with_suffix("")
+        log = output / "logs" / "compare" / f"{kind}.txt"
+        if log.is_file():
+            lines = log.read_text(encoding="utf-8").rpartition("\n$ ")[2].splitlines()[1:]
+            self.console.print(*map(Text, ["", *lines]), sep="\n", soft_wrap=True)
+            self.console.print(
+                f"\n[bold]The comparison as a page:[/bold] {escape(str(output / 'comparison' / kind / 'index.html'))}",
+                soft_wrap=True,
+            )
+        self.console.print(f"[bold]The study:[/bold] {escape(str(output / 'index.html'))}", soft_wrap=True)
         if self.options.epochs < 100:
             self.say("After one short training each, it is chance which organs have been learned.")
 
+    def say(self, text: str) -> None:
+        self.console.print(f"[dim]{escape(text)}[/dim]")
 
-def _unfinished(folder: Path) -> Path:
-    """The name of a folder until it is complete."""
-    return folder.with_name(f"{folder.name}.unfinished")
+
+class LogReader:
+    """Reads what is added to the logs in a folder and its subfolders, from now on.
+
+    Args:
+        folder: it need not exist yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.read = {file: file.stat().st_size for file in folder.rglob("*.txt")}
+
+    def news(self) -> Iterator[tuple[str, str]]:
+        """The lines that were completed since the last call, each with the name of its job."""
+        for file in sorted(self.folder.rglob("*.txt")):
+            with file.open("rb") as stream:
+                stream.seek(self.read.get(file, 0))
+                content = stream.read().rpartition(b"\n")[0]
+            self.read[file] = self.read.get(file, 0) + len(content) + bool(content)
+            job = " ".join(file.relative_to(self.folder).with_suffix("").parts)
+            for line in content.decode("utf-8", "replace").splitlines():
+                yield job, line.rstrip()
 
 
 def bring_dataset(source: Path, target: Path) -> None:
@@ -533,6 +474,9 @@ def _cuda() -> bool:
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
     console = console or Console(highlight=False)
+    if os.name == "nt":
+        console.print("[red]error:[/red] the demo runs a study, which needs Linux or macOS (on Windows: WSL)")
+        return 2
     folder = None
     started = time.monotonic()
     try:
@@ -549,7 +493,7 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
         what = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
         console.print(f"[red]error:[/red] {escape(what)}", soft_wrap=True)
         return 2
-    except StepFailedError as error:
+    except CommandFailedError as error:
         console.print(f"\n[red]{escape(str(error))}[/red]; the end of its log:\n")
         console.print(escape(error.tail()), soft_wrap=True)
         console.print(f"\nThe complete log: {escape(str(error.log))}\nRun the same command again to continue.")

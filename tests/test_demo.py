@@ -6,18 +6,12 @@ import copy
 import dataclasses
 import importlib.util
 import io
-import itertools
 import json
 import math
-import os
-import shutil
 import sys
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-import SimpleITK as sitk
 from rich.console import Console
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -186,27 +180,6 @@ def test_a_folder_has_one_set_of_options(demo, tmp_path):
     assert demo.OPTIONS_FILE in [f.name for f in folder.iterdir()]
 
 
-def test_a_file_is_complete_or_unchanged(demo, tmp_path, monkeypatch):
-    file = tmp_path / "demo" / demo.SECONDS_FILE
-    it = demo.Demo(file.parent, demo.Options("phantom", ("nnUNetTrainer",), 2, "cpu"), Console(quiet=True))
-    it.folder.mkdir()
-    it.keep_time("a", 1)
-
-    def full(self, content):
-        self.open("wb").write(content[:5])
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_bytes", full)
-        with pytest.raises(OSError, match="no space"):
-            it.keep_time("b", 2)
-    assert demo.read_json(file) == {"a": 1}
-    assert demo.Demo(it.folder, it.options, it.console).seconds == {"a": 1}
-    file.write_text('{"a": 1', encoding="utf-8")
-    assert demo.Demo(it.folder, it.options, it.console).seconds == {}
-    assert demo.read_json(tmp_path / "nothing.json") is None
-
-
 def test_an_error_of_the_system_is_one_message(demo, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     code, printed = run(demo, "--folder", str(tmp_path / "file" / "demo"), "--device", "cpu")
@@ -215,7 +188,7 @@ def test_an_error_of_the_system_is_one_message(demo, tmp_path, monkeypatch):
     def missing(*arguments, **more):
         raise FileNotFoundError("nnUNetv2_train was not found: is nnU-Net installed?")
 
-    monkeypatch.setattr(demo, "run_steps", missing)
+    monkeypatch.setattr(demo.Demo, "run_command", missing)
     monkeypatch.setattr(demo.signal, "signal", lambda *_: None)
     source = raw_dataset(tmp_path)
     code, printed = run(demo, "--folder", str(tmp_path / "demo"), "--device", "cpu", "--dataset", str(source))
@@ -256,7 +229,6 @@ def test_test_cases_need_labels(demo, tmp_path):
     assert it.held_out
     (source / "imagesTs" / "another_0000.nii.gz").touch()  # without labels
     assert not it.held_out
-    assert it.predictions("nnUNetTrainer").parts[-2:] == ("fold_0", "validation")
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -367,289 +339,75 @@ def test_plans_that_cannot_be_made_small(demo):
 # Finished steps.
 
 
-def checkpoint(file: Path) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("archive/data.pkl", b"weights" * 100)
-    return file
-
-
-def test_training_states(demo, tmp_path):
-    fold = tmp_path / "fold_0"
-    assert demo.training_state(fold) == "new"
-    checkpoint(fold / "checkpoint_best.pth")
-    assert demo.training_state(fold) == "interrupted"
-    checkpoint(fold / "checkpoint_final.pth")
-    assert demo.training_state(fold) == "interrupted"  # the validation is missing
-    (fold / "validation").mkdir()
-    assert demo.training_state(fold) == "interrupted"
-    (fold / "validation" / "summary.json").write_text("{", encoding="utf-8")
-    assert demo.training_state(fold) == "interrupted"
-    (fold / "validation" / "summary.json").write_text("{}", encoding="utf-8")
-    assert demo.training_state(fold) == "done"
-
-
-def test_incomplete_checkpoints(demo, tmp_path):
-    whole, cut = checkpoint(tmp_path / "checkpoint_best.pth"), checkpoint(tmp_path / "checkpoint_latest.pth")
-    cut.write_bytes(cut.read_bytes()[:-40])
-    assert demo.drop_broken_checkpoints(tmp_path) == [cut.name]
-    assert whole.is_file()
-    assert not cut.exists()
-    assert demo.drop_broken_checkpoints(tmp_path / "not there") == []
-
-
-def test_preprocessed_cases(demo, tmp_path):
-    for name in ("a.b2nd", "a_seg.b2nd", "a.pkl", "b.b2nd"):  # b was interrupted
-        (tmp_path / name).touch()
-    assert demo.preprocessed_cases(tmp_path) == 1
-
-
-def test_copied_labels(demo, tmp_path):
-    labels, copies = tmp_path / "labelsTr", tmp_path / "gt_segmentations"
-    assert not demo.labels_copied(copies, labels, 2, ".nii.gz")
-    for folder in (labels, copies):
-        folder.mkdir()
-        for name in ("a.nii.gz", "b.nii.gz"):
-            (folder / name).write_bytes(b"whole")
-    assert demo.labels_copied(copies, labels, 2, ".nii.gz")
-    assert not demo.labels_copied(copies, labels, 3, ".nii.gz")
-    (copies / "b.nii.gz").write_bytes(b"who")
-    assert not demo.labels_copied(copies, labels, 2, ".nii.gz")
-    assert [f.name for f in copies.iterdir()] == ["a.nii.gz"]
-
-
 # ------------------------------------------------------------------------------------------------------------------
-# Commands and numbers.
+# Commands and their logs. tests/nnunet/test_demo_run.py runs the whole demo.
 
 
-def test_a_failing_command(demo, tmp_path):
-    steps = sys.modules["steps"]
+def a_demo(demo, folder: Path) -> tuple:
+    """A demo in `folder` with two trainers of three epochs, and what it prints."""
     console = Console(file=io.StringIO(), width=200)
-    command = ("python", "-c", "print('it broke here'); raise SystemExit(3)")
-    with pytest.raises(steps.StepFailedError, match="exit code 3") as error:
-        steps.run_steps(console, [steps.Step("A step", "a", command, tmp_path / "logs" / "step.txt")], {"X": "1"})
-    assert "it broke here" in error.value.tail()
-    assert "$ python -c" in console.file.getvalue()
-    with pytest.raises(FileNotFoundError, match="is nnU-Net installed"):
-        steps.run_steps(console, [steps.Step("A step", "a", ("nnUNetv2_no_such",), tmp_path / "step.txt")], {})
+    options = demo.Options("phantom", ("nnUNetTrainer", "nnUNetTrainerDTC"), 3, "cpu")
+    return demo.Demo(folder, options, console), console.file
 
 
-def test_when_one_of_two_fails_the_other_is_ended(demo, tmp_path):
-    steps = sys.modules["steps"]
-    console = Console(file=io.StringIO(), width=200)
-    left = tmp_path / "ended too late"
-    wait = f"import pathlib, time; print('Epoch 0', flush=True); time.sleep(60); pathlib.Path({str(left)!r}).touch()"
-    fail = (
-        "import pathlib, sys, time\n"
-        f"while 'Epoch 0' not in pathlib.Path({str(tmp_path / 'a.txt')!r}).read_text(): time.sleep(0.05)\n"
-        "sys.exit(4)"
-    )
-    both = [
-        steps.Step(title, title.lower(), ("python", "-c", code), tmp_path / f"{title.lower()}.txt", 2)
-        for title, code in (("A", wait), ("B", fail))
-    ]
-    with pytest.raises(steps.StepFailedError, match="b ended with exit code 4"):
-        steps.run_steps(console, both, {})
-    assert "a: " in console.file.getvalue()
-    assert "a: done" not in console.file.getvalue()
-    assert not left.exists()
+def test_a_failing_command_ends_with_its_log(demo, tmp_path):
+    it, _ = a_demo(demo, tmp_path)
+    code = "import os, sys; print('the volume is', os.environ['nnUNet_raw']); print('broken', file=sys.stderr); exit(3)"
+    with pytest.raises(demo.CommandFailedError, match="ended with exit code 3") as error:
+        it.run_command([sys.executable, "-c", code], tmp_path / "logs" / "command.txt")
+    assert error.value.log == tmp_path / "logs" / "command.txt"
+    assert error.value.tail() == f"the volume is {tmp_path / 'nnUNet_raw'}\nbroken"
+    with pytest.raises(demo.DemoError, match="there is no nnUNetv2_frain beside"):
+        it.run_command(["nnUNetv2_frain"], tmp_path / "logs" / "command.txt")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="no process groups on this system")
-def test_a_killed_command_with_a_running_worker_has_failed(demo, tmp_path):
-    """If the system kills nnU-Net because memory is low, its workers keep the pipe open."""
-    steps = sys.modules["steps"]
-    console = Console(file=io.StringIO(), width=200)
-    command = ("bash", "-c", "sleep 3600 & kill -9 $$")
-    with pytest.raises(steps.StepFailedError, match="a ended with exit code -9"):
-        steps.run_steps(console, [steps.Step("A", "a", command, tmp_path / "a.txt")], {})
+def test_the_jobs_commands_and_epochs_are_shown(demo, tmp_path):
+    it, printed = a_demo(demo, tmp_path)
+    logs = tmp_path / "study" / "logs"
+    train, program = logs / "train" / "nnUNetTrainerDTC" / "fold_0.txt", tmp_path / "program.py"
+    program.write_text(f"""
+from pathlib import Path
+train = Path({str(train)!r})
+train.parent.mkdir(parents=True)
+with train.open("w") as log:
+    log.write("$ nnUNetv2_train Dataset917_Phantom [1]\\n2026-11-26 12:00:00.1: Epoch 1\\n")
+    log.write("2026-11-26 12:00:05.1: Epoch t")
+    log.flush()
+    log.write("ime: 5.1 s\\nsomething else\\n")
+""")
+    it.run_command([sys.executable, str(program)], tmp_path / "logs" / "study.txt", logs)
+    lines = [" ".join(line.split()) for line in printed.getvalue().splitlines()]
+    assert "$ nnUNetv2_train Dataset917_Phantom [1] (train nnUNetTrainerDTC fold_0)" in lines
+    assert "train nnUNetTrainerDTC fold_0: epoch 2 of 3" in lines
+    assert "train nnUNetTrainerDTC fold_0: Epoch time: 5.1 s" in lines
+    assert not any("something else" in line for line in lines)
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processes are not bound to CPUs on this system")
-def test_steps_at_the_same_time_have_separate_cpus(demo, tmp_path, monkeypatch):
-    steps = sys.modules["steps"]
-    monkeypatch.setattr(steps.os, "sched_getaffinity", lambda _: {1, 2, 4, 5, 7})
-    monkeypatch.setattr(steps.shutil, "which", lambda *_, **__: "/usr/bin/taskset")
-    three = [steps.Step(name, name, ("nnUNetv2_train", name), tmp_path / name) for name in "abc"]
-
-    def commands(given) -> list[list[str]]:
-        return [[" ".join(step.command) for step in group] for group in steps.on_cpus_of_their_own(given)]
-
-    two = [["taskset -c 1,2 nnUNetv2_train a", "taskset -c 4,5 nnUNetv2_train b"]]
-    assert commands(three[:2]) == two
-    assert commands(three[:1]) == [["nnUNetv2_train a"]]
-    monkeypatch.setattr(steps.os, "sched_getaffinity", lambda _: {0, 3})
-    assert commands(three) == [
-        ["taskset -c 0 nnUNetv2_train a", "taskset -c 3 nnUNetv2_train b"],
-        ["taskset -c 0 nnUNetv2_train c"],
-    ]
-    monkeypatch.setattr(steps.shutil, "which", lambda *_, **__: None)
-    assert commands(three[:2]) == [["nnUNetv2_train a"], ["nnUNetv2_train b"]]
+def test_only_whole_new_lines_of_logs_are_read_and_each_once(demo, tmp_path):
+    old = tmp_path / "old.txt"
+    old.write_text("of an earlier run\n")
+    reader = demo.LogReader(tmp_path)
+    assert [*reader.news()] == []
+    old.open("a").write("one\ntw")
+    assert [*reader.news()] == [("old", "one")]
+    old.open("a").write("o\n\n")
+    (tmp_path / "compare").mkdir()
+    (tmp_path / "compare" / "test.txt").write_bytes(b"\xffthree\r\n")
+    assert [*reader.news()] == [("compare test", "\N{REPLACEMENT CHARACTER}three"), ("old", "two")]
+    assert [*reader.news()] == []
 
 
-@pytest.mark.skipif(shutil.which("taskset") is None, reason="no taskset here")
-def test_a_step_on_one_cpu(demo, tmp_path):
-    steps = sys.modules["steps"]
-    console = Console(file=io.StringIO(), width=200)
-    cpus = sorted(os.sched_getaffinity(0))
-    command = ("taskset", "-c", str(cpus[-1]), "python", "-c", "import os; print(os.sched_getaffinity(0))")
-    steps.run_steps(console, [steps.Step("T", "t", command, tmp_path / "t.txt")], {})
-    assert f"{{{cpus[-1]}}}" in (tmp_path / "t.txt").read_text(encoding="utf-8").splitlines()
+def test_the_study_of_the_demo(demo, tmp_path):
+    """STUDY.yaml is one that `nnunet-dtc study` accepts, with the demo's folders, plans and trainers."""
+    from nnunet_dtc.study.workflow.definition import read_study
 
-
-def test_a_step_gets_the_exports_and_shows_epochs(demo, tmp_path):
-    steps = sys.modules["steps"]
-    console = Console(file=io.StringIO(), width=200)
-    lines = "import os; print(os.environ['DEMO_X']); print('2026-01-01 10:00:00.000000: Epoch 1')"
-    step = steps.Step("T", "t", ("python", "-c", lines), tmp_path / "t.txt", epochs=2)
-    steps.run_steps(console, [step], {"DEMO_X": "seen"})
-    assert "seen" in (tmp_path / "t.txt").read_text(encoding="utf-8")
-    assert "epoch 2 of 2" in console.file.getvalue()
-
-
-# ------------------------------------------------------------------------------------------------------------------
-# All steps with a replacement of nnU-Net's commands.
-
-
-def tiny_dataset(folder: Path, held_out: bool) -> Path:
-    dataset = raw_dataset(folder)
-    described = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
-    described["labels"]["spleen"] = 2
-    (dataset / "dataset.json").write_text(json.dumps(described), encoding="utf-8")
-    parts = {"Tr": [f"c{k}" for k in range(5)], "Ts": ["t0", "t1"] if held_out else []}
-    for part, cases in parts.items():
-        for case in cases:
-            label = np.zeros((4, 12, 12), np.uint8)
-            label[:, 2:6, 2:6], label[:, 7:10, 7:10] = 1, 2
-            for sub, name, array in (("images", f"{case}_0000", label.astype(np.float32)), ("labels", case, label)):
-                (dataset / f"{sub}{part}").mkdir(exist_ok=True)
-                sitk.WriteImage(sitk.GetImageFromArray(array), str(dataset / f"{sub}{part}" / f"{name}.nii.gz"))
-    return dataset
-
-
-class FakeNNUNet:
-    """Writes the files of nnU-Net's commands; for a failure a part of them, followed by an error."""
-
-    def __init__(self) -> None:
-        self.ran: list[str] = []
-        self.fails_at = ""
-
-    def __call__(self, console, steps, exports) -> list[float]:
-        for step in steps:
-            self.run(step.command, step.log, exports)
-        return [1.0] * len(steps)
-
-    def run(self, command, log, exports) -> None:
-        command = command[3:] if command[0] == "taskset" else command
-
-        def option(name: str) -> str:
-            return command[command.index(name) + 1]
-
-        what = command[0].removeprefix("nnUNetv2_")
-        if what in ("train", "predict"):
-            what += f" {option('-tr')}" + " --c" * ("--c" in command)
-        elif what == "nnunet-dtc":
-            what = "compare"
-        self.ran.append(what)
-        self.fails = bool(self.fails_at) and what.startswith(self.fails_at)
-        dataset = Path(exports["nnUNet_raw"]) / "Dataset017_BTCV"
-        preprocessed = Path(exports["nnUNet_preprocessed"]) / dataset.name
-        match what.split()[0]:
-            case "plan_and_preprocess":
-                preprocessed.mkdir(parents=True, exist_ok=True)
-                (preprocessed / "nnUNetPlans.json").write_text(json.dumps(PLANS), encoding="utf-8")
-                if "--no_pp" not in command:
-                    self.preprocess(dataset, preprocessed, "nnUNetPlans")
-            case "preprocess":
-                self.preprocess(dataset, preprocessed, option("-plans_name"))
-            case "train":
-                model = f"{option('-tr')}__{option('-p')}__3d_fullres"
-                self.train(dataset, Path(exports["nnUNet_results"]) / dataset.name / model / "fold_0")
-            case "predict":
-                self.predict(dataset / "labelsTs", Path(option("-o")))
-            case "compare":
-                self.compare(command)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text("the end of the log\n", encoding="utf-8")
-        if self.fails:
-            raise sys.modules["steps"].StepFailedError(command[0], 1, log)
-
-    def preprocess(self, dataset: Path, preprocessed: Path, plans: str) -> None:
-        data, copies = preprocessed / f"{plans}_3d_fullres", preprocessed / "gt_segmentations"
-        for folder in (data, copies):
-            folder.mkdir(exist_ok=True)
-        for label in sorted((dataset / "labelsTr").iterdir()):
-            (data / f"{label.name.removesuffix('.nii.gz')}.pkl").touch()
-        for label in sorted((dataset / "labelsTr").iterdir()):
-            copied = copies / label.name
-            if not copied.exists():  # nnU-Net copies what is newer
-                shutil.copyfile(label, copied)
-            if self.fails:
-                copied.write_bytes(label.read_bytes()[:9])
-
-    def train(self, dataset: Path, fold: Path) -> None:
-        checkpoint(fold / "checkpoint_latest.pth")
-        if self.fails:
-            (fold / "checkpoint_best.pth").write_bytes(b"cut off")
-            return
-        checkpoint(fold / "checkpoint_final.pth")
-        (fold / "validation").mkdir()
-        shutil.copyfile(dataset / "labelsTr" / "c0.nii.gz", fold / "validation" / "c0.nii.gz")
-        (fold / "validation" / "summary.json").write_text("{}", encoding="utf-8")
-
-    def predict(self, labels: Path, output: Path) -> None:
-        output.mkdir(parents=True)
-        for label in sorted(labels.iterdir())[: 1 if self.fails else None]:
-            shutil.copyfile(label, output / label.name)
-
-    def compare(self, command) -> None:
-        models = command[2 : command.index("-f")]
-        given = [text.partition("=") for flag, text in itertools.pairwise(command) if flag == "--predictions"]
-        assert ("--test" in command) == bool(given)
-        for model in models:
-            assert (Path(model) / "fold_0" / "checkpoint_final.pth").is_file()
-        for (name, _, folder), model in zip(given, models, strict=bool(given)):
-            assert Path(model).name == f"{name}__nnUNetPlansSmall__3d_fullres"
-            assert {f.name for f in Path(folder).glob("*.nii.gz")} == {"t0.nii.gz", "t1.nii.gz"}
-
-
-@pytest.mark.parametrize("held_out", [True, False])
-def test_all_steps_with_failures_between(demo, tmp_path, monkeypatch, held_out):
-    """Held-out cases on a CPU, validation cases on a GPU; after a failure the same step continues."""
-    nnunet = FakeNNUNet()
-    monkeypatch.setattr(demo, "run_steps", nnunet)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: not held_out)
-    monkeypatch.setattr(demo.signal, "signal", lambda *_: None)
-    source, folder = tiny_dataset(tmp_path / "data", held_out), tmp_path / "demo"
-
-    def attempt(fails_at: str = "") -> tuple[list[str], int, str]:
-        nnunet.ran, nnunet.fails_at = [], fails_at
-        code, printed = run(demo, "--folder", str(folder), "--dataset", str(source), "--epochs", "2")
-        return nnunet.ran, code, printed
-
-    vanilla, dtc = (demo.short_training(name, 2) for name in demo.DEFAULT_TRAINERS)
-    prepare = ["plan_and_preprocess", "preprocess"] if held_out else ["plan_and_preprocess"]
-    ran, code, printed = attempt(fails_at=prepare[-1])
-    assert (ran, code) == (prepare, 1)
-    assert "the end of the log" in printed
-    assert "Run the same command again" in printed
-
-    ran, code, printed = attempt(fails_at=f"train {dtc}")  # the copies of the labels were incomplete
-    assert (ran, code) == ([prepare[-1], f"train {vanilla}", f"train {dtc}"], 1)
-    ran, code, printed = attempt(fails_at=f"predict {dtc}" if held_out else "compare")
-    assert "checkpoint_best.pth is incomplete" in printed
-    last = [f"predict {vanilla}", f"predict {dtc}"] if held_out else ["compare"]
-    assert (ran, code) == ([f"train {dtc} --c", *last], 1)
-    ran, code, printed = attempt()
-    assert (ran, code) == ([*last, "compare"] if held_out else ["compare"], 0)
-    ran, code, printed = attempt()  # all steps are done, except for the comparison
-    assert (ran, code) == (["compare"], 0)
-    assert str(folder / "comparison" / "index.html") in printed
-    seconds = json.loads((folder / demo.SECONDS_FILE).read_text(encoding="utf-8"))
-    assert {f"3_train_{dtc}", "5_compare"} <= seconds.keys()
-    small = folder / "nnUNet_preprocessed" / "Dataset017_BTCV" / "nnUNetPlansSmall.json"
-    assert small.is_file() == held_out
-    assert not [file for file in folder.rglob(".*")]
-    splits = json.loads((folder / "nnUNet_preprocessed" / "Dataset017_BTCV" / "splits_final.json").read_text())
-    assert sorted(case for fold in splits for case in fold["val"]) == [f"c{k}" for k in range(5)]
-    assert not list(folder.rglob("*.unfinished"))
+    source = raw_dataset(tmp_path)
+    options = demo.Options(str(source), ("nnUNetTrainer", "nnUNetTrainerDTC_RF10"), 3, "cpu")
+    it = demo.Demo(tmp_path / "demo", options, Console(quiet=True))
+    it.raw.mkdir(parents=True)
+    demo.bring_dataset(source, it.dataset)
+    it.write_study()
+    study = read_study(it.study)
+    assert (study.dataset, study.plans, study.folds, study.test) == ("17", "nnUNetPlansSmall", (0,), False)
+    assert (study.raw, study.results) == (tmp_path / "demo" / "nnUNet_raw", tmp_path / "demo" / "nnUNet_results")
+    assert study.models == tuple(demo.short_training(name, 3) for name in options.trainers)

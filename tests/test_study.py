@@ -99,6 +99,7 @@ def test_the_folder_is_beside_the_file():
         ({"trainers": ["A"], "test": True}, []),
         ({"trainers": ["A", "B"]}, ["validation"]),
         ({"trainers": ["A", "B"], "test": True}, ["validation", "test", "test_per_fold"]),
+        ({"trainers": ["A", "B"], "test": True, "folds": [3]}, ["validation", "test"]),  # the ensemble is that fold
     ],
 )
 def test_comparisons(config, kinds):

@@ -98,7 +98,7 @@ class Study:
     @property
     def kinds(self) -> list[str]:
         """The comparisons."""
-        return comparison_kinds({"trainers": self.models, "test": self.test})
+        return comparison_kinds({"trainers": self.models, "test": self.test, "folds": self.folds})
 
     @property
     def environment(self) -> dict[str, str]:

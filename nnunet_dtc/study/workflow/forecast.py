@@ -24,7 +24,8 @@ def forecast(files: StudyFiles) -> list[str]:
         _time(trainings, seconds_per_epoch(files)),
     ]
     if study.test:
-        lines.append("held-out cases are predicted by each fold and by all folds together")
+        by_each = "by each fold and by all folds together"
+        lines.append(f"held-out cases are predicted {by_each if len(study.folds) > 1 else 'as well'}")
     if files.plans is None:
         lines.append(f"{study.plans} are not there yet: nnU-Net plans and preprocesses first")
     if not study.kinds:

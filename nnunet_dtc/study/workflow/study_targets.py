@@ -11,7 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["command_file", "comparison_kinds", "fold_numbers", "stamp_folder", "study_folder", "trainer_names"]
+__all__ = [
+    "command_file",
+    "comparison_kinds",
+    "fold_numbers",
+    "prediction_kinds",
+    "stamp_folder",
+    "study_folder",
+    "trainer_names",
+]
 
 
 def study_folder(file: str | Path) -> Path:
@@ -74,11 +82,24 @@ def fold_numbers(folds: int | str | Sequence[int]) -> list[int]:
     return sorted(numbers)
 
 
+def prediction_kinds(config: Mapping[str, Any]) -> list[str]:
+    """What is predicted: the validation cases, and the held-out cases by all folds together and by each fold.
+
+    With one fold the last two are the same, and the held-out cases are predicted once.
+
+    Example:
+        >>> prediction_kinds({"test": True, "folds": [0]})
+        ['validation', 'test']
+    """
+    if not config.get("test"):
+        return ["validation"]
+    several = len(fold_numbers(config.get("folds", "0-4"))) > 1
+    return ["validation", "test", *["test_per_fold"] * several]
+
+
 def comparison_kinds(config: Mapping[str, Any]) -> list[str]:
     """The comparisons at the end of a study; none for a single model."""
-    if len(config["trainers"]) < 2:
-        return []
-    return ["validation", "test", "test_per_fold"] if config.get("test") else ["validation"]
+    return prediction_kinds(config) if len(config["trainers"]) > 1 else []
 
 
 def _is_list(value: Any) -> bool:

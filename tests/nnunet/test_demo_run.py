@@ -1,0 +1,130 @@
+"""The whole demo with a data set of the user's own, interrupted in a training."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+DEMO = Path(__file__).parents[2] / "scripts" / "demo.py"
+SNAKEMAKE = shutil.which("snakemake", path=str(Path(sys.executable).parent)) or shutil.which("snakemake")
+
+pytestmark = [
+    pytest.mark.nnunet,
+    pytest.mark.skipif(SNAKEMAKE is None, reason="no Snakemake (pip install 'nnunet-dtc[study]')"),
+]
+
+PATIENCE_S = 900
+VANILLA, DTC = (f"{name}_Adam1en3_2epochs_NoMirroring" for name in ("nnUNetTrainer", "nnUNetTrainerDTC"))
+# the demo's trainers, with few iterations; a user's own trainers go before those that nnunet-dtc makes of a name
+TRAINERS = f"""
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunet_dtc.trainers import nnUNetTrainerDTC
+
+
+class Short:
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
+                 device: torch.device = torch.device("cuda")):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs, self.save_every = 2, 1
+        self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 2, 1
+        self.inference_allowed_mirroring_axes = None
+        self.logger.plot_progress_png = lambda folder: None
+
+
+class {VANILLA}(Short, nnUNetTrainer):
+    pass
+
+
+class {DTC}(Short, nnUNetTrainerDTC):
+    pass
+"""
+
+
+@pytest.fixture(scope="module")
+def own_dataset(tmp_path_factory):
+    """Five cases to train with and two held out, of two organs."""
+    folder = tmp_path_factory.mktemp("own") / "Dataset018_Own"
+    random = np.random.default_rng(0)
+    for part, cases in (("Tr", range(5)), ("Ts", range(5, 7))):
+        for case in cases:
+            label = np.zeros((10 + case % 2, 24, 28), np.uint8)
+            label[:, 4:12, 4:14], label[:, 14:20, 15:24] = 1, 2
+            image = (100 * label + random.normal(0, 20, label.shape)).astype(np.float32)
+            for kind, array, suffix in (("images", image, "_0000"), ("labels", label, "")):
+                (folder / f"{kind}{part}").mkdir(parents=True, exist_ok=True)
+                volume = sitk.GetImageFromArray(array)
+                volume.SetSpacing((1.5, 1.5, 4.0))
+                sitk.WriteImage(volume, str(folder / f"{kind}{part}" / f"case_{case}{suffix}.nii.gz"))
+    described = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "liver": 1, "spleen": 2},
+        "numTraining": 5,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(described))
+    return folder
+
+
+def test_the_demo_is_interrupted_and_continues(own_dataset, tmp_path):
+    trainers, folder, log = tmp_path / "trainers", tmp_path / "demo", tmp_path / "printed.txt"
+    trainers.mkdir()
+    (trainers / "short_trainers.py").write_text(TRAINERS)
+    env = {**os.environ, "nnUNet_extTrainer": str(trainers), "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
+    command = [sys.executable, DEMO, "--folder", folder, "--dataset", own_dataset, "--epochs", "2", "--device", "cpu"]
+
+    def start():
+        log.write_text("")
+        with log.open("w") as output:
+            return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+
+    first = start()
+    until = time.monotonic() + PATIENCE_S
+    while "epoch 1 of 2" not in log.read_text():
+        assert first.poll() is None, log.read_text()[-4000:]
+        assert time.monotonic() < until, log.read_text()[-4000:]
+        time.sleep(0.2)
+    os.killpg(first.pid, signal.SIGINT)  # as a terminal does
+    assert first.wait(60) == 130, log.read_text()[-4000:]
+    printed = log.read_text()
+    assert "Interrupted. Run the same command again" in printed
+    assert re.search(r"\$ nnUNetv2_plan_and_preprocess -d 18 ", printed)
+    assert re.search(r"\$ nnUNetv2_preprocess -d 18 .*-plans_name nnUNetPlansSmall", printed)
+    assert not _processes_of(folder)
+
+    assert start().wait(PATIENCE_S) == 0, log.read_text()[-4000:]
+    before, printed = printed, log.read_text()
+    for trainer in (VANILLA, DTC):
+        command_line = rf"\$ nnUNetv2_train Dataset018_Own 3d_fullres 0 -tr {trainer} -p nnUNetPlansSmall"
+        assert re.search(command_line, before + printed)
+        assert [*(folder / "nnUNet_results" / "Dataset018_Own").glob(f"{trainer}__*/fold_0/checkpoint_final.pth")]
+    assert re.search(r"\$ nnUNetv2_train .* --c", printed)
+    assert "nnUNetv2_preprocess" not in printed  # it was done
+    assert "epoch 2 of 2" in printed
+    assert "It is not known whether Dice differs: there is one training each" in printed
+    page = folder / "comparison" / "comparison" / "test" / "index.html"
+    assert str(page) in printed
+    assert page.is_file()
+    assert 'href="comparison/test/index.html"' in (folder / "comparison" / "index.html").read_text()
+
+
+def _processes_of(folder):
+    """The command lines of processes that name a file in this folder (on Linux)."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in words:
+            found.append(words)
+    return found
