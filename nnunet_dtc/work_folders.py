@@ -25,7 +25,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["REPLACED", "work_folder"]
+__all__ = ["NO_LOCKS", "REPLACED", "work_folder"]
 
 MARK = "nnunet_dtc.lock"
 
@@ -34,7 +34,7 @@ REPLACED = "replaced"
 
 _TRIES, _PAUSE_S = 50, 0.1
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
 """Errors of file systems that have no locks."""
 
 
@@ -79,7 +79,7 @@ def _lock(folder: Path) -> int | None:
         unlocked.rename(folder / MARK)  # no other process can find it before it is locked
     except OSError as error:
         os.close(descriptor)
-        if isinstance(error, BlockingIOError) or error.errno in _NO_LOCKS:
+        if isinstance(error, BlockingIOError) or error.errno in NO_LOCKS:
             return None
         raise
     return descriptor

@@ -246,6 +246,27 @@ def test_unknown_labels_of_held_out_cases_are_named(folders):
         check_study(study_of(folders.root, test=True))
 
 
+def test_labels_are_checked_again_when_dataset_json_gives_values_another_meaning(folders):
+    label = folders.label("case_a")
+    write_image(folders.raw / DATASET / "labelsTs" / "held_1.nii.gz", label)
+    write_image(folders.raw / DATASET / "imagesTs" / "held_1_0000.nii.gz", label)
+    check_study(study_of(folders.root, test=True))
+    described = folders.dataset | {"labels": dict(list(folders.dataset["labels"].items())[:-1])}
+    (folders.raw / DATASET / "dataset.json").write_text(json.dumps(described))
+    with pytest.raises(NnunetDtcError, match=r"unknown label value.*held_1"):
+        check_study(study_of(folders.root, test=True))
+
+
+def test_fewer_cases_than_folds_need_a_split_of_their_own(folders):
+    (folders.raw / DATASET / "labelsTr").mkdir()
+    for number in range(4):
+        write_image(folders.raw / DATASET / "labelsTr" / f"case_{'abcd'[number]}.nii.gz", folders.label("case_a"))
+    check_study(study_of(folders.root))  # it has one
+    (folders.preprocessed / DATASET / "splits_final.json").unlink()
+    with pytest.raises(NnunetDtcError, match=r"at least 5 training cases for its 5 folds, .* has 4"):
+        check_study(study_of(folders.root))
+
+
 def test_changed_plans_are_named(folders):
     folders.train("nnUNetTrainerDTC_3epochs")
     check_study(study_of(folders.root))
@@ -630,6 +651,61 @@ def test_each_job_has_a_gpu_of_its_own_and_waits_when_all_are_taken(tmp_path):
             process.kill()
 
 
+def test_a_gpu_is_the_same_by_its_number_and_by_its_uuid(tmp_path):
+    """nvidia-smi is a stand-in here."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho '0, GPU-aaaa-1'\necho '1, GPU-bbbb-2'\n")
+    program.chmod(0o755)
+    environment = {"TMPDIR": str(tmp_path), "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    processes = [holder("cuda", "", **environment, CUDA_VISIBLE_DEVICES="1")]
+    try:
+        assert processes[0].stdout.readline() == "held GPU 1 1\n"
+        processes.append(holder("cuda", "", **environment, CUDA_VISIBLE_DEVICES="GPU-bbbb"))
+        assert processes[1].stdout.readline().startswith("waiting: all of cuda GPU-bbbb are in use")
+        processes.append(holder("cuda", "", **environment, CUDA_VISIBLE_DEVICES="GPU-bbbb,GPU-aaaa"))
+        assert processes[2].stdout.readline() == "held GPU GPU-aaaa GPU-aaaa\n"
+        processes[0].kill()
+        assert processes[1].stdout.readline() == "held GPU GPU-bbbb GPU-bbbb\n"
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_a_job_of_a_scheduler_does_not_wait_for_ever(tmp_path, monkeypatch):
+    """Its time limit runs; the scheduler tries again later. While it waits it reports that it is alive."""
+    first, beats = holder("lock", str(tmp_path / "lock")), []
+    monkeypatch.setattr("nnunet_dtc.study.workflow.machine.RETRY_S", 0.01)
+    monkeypatch.setattr("nnunet_dtc.study.workflow.machine.PATIENCE_S", 0.1)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    try:
+        assert first.stdout.readline() == "held\n"
+        waiting = Lock.waiting(tmp_path / "lock", print, "this training runs already", lambda: beats.append(1))
+        with pytest.raises(NnunetDtcError, match=r"still waiting after .* for this training runs already"), waiting:
+            pass
+        assert len(beats) > 1
+    finally:
+        first.kill()
+
+
+@pytest.mark.parametrize(
+    ("profile", "more", "here"),
+    [
+        ("default", [], True),
+        ("gpus", ["--executor", "local"], True),
+        ("default", ["--executor=local", "--retries", "3"], True),
+        ("default", ["-e", "slurm"], False),
+        ("default", ["--executor=lsf"], False),
+        ("default", ["--profile", "mine"], False),
+        ("slurm", [], False),
+    ],
+)
+def test_where_the_jobs_run(profile, more, here, monkeypatch):
+    monkeypatch.delenv("SNAKEMAKE_PROFILE", raising=False)
+    assert engine.is_on_this_machine(profile, more) is here
+    monkeypatch.setenv("SNAKEMAKE_PROFILE", "cluster")  # which may name any executor
+    assert not engine.is_on_this_machine(profile, more)
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no CPU affinity")
 def test_a_job_on_the_cpu_has_one_core(tmp_path, monkeypatch):
     before = os.sched_getaffinity(0)
@@ -818,6 +894,23 @@ def test_options_write_a_study_and_the_rest_goes_to_snakemake(folders, started, 
     changed = CliRunner().invoke(app, [*words, "--repetitions", "2"], env={"COLUMNS": "500"})
     assert changed.exit_code == 1
     assert "with other options" in changed.output
+
+
+@pytest.mark.skipif(shutil.which("snakemake", path=str(Path(sys.executable).parent)) is None, reason="no Snakemake")
+def test_snakemake_reads_keys_without_values_and_resources_of_one_rule(folders):
+    """An empty value means the default; --set-resources leaves the other resources as they are."""
+    text = "".join(f"{key}:\n" for key in ("folds", "repetitions", "plans", "test", "device", "nnunet_dtc"))
+    file = folders.root / "nulls.yaml"
+    file.write_text(text + "dataset: 998\nconfiguration: 3d_fullres\ntrainers: [nnUNetTrainer_3epochs]\n")
+    program = shutil.which("snakemake", path=str(Path(sys.executable).parent))
+    command = [program, "--snakefile", engine.SNAKEFILE, "--configfile", file, "--dry-run", "--cores", "1"]
+    done = subprocess.run(
+        [*command, "--set-resources", "train:runtime=60"], capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^train +5$", done.stdout, re.MULTILINE), done.stdout
+    job = done.stdout[done.stdout.index("rule train:") :].split("\n\n")[0]
+    assert {"gpu=1", "runtime=60", "mem_mb=48000"} <= set(re.split(r"[\s,]+", job)), job
 
 
 def test_a_dry_run_of_options_writes_nothing(folders, started, monkeypatch):

@@ -107,6 +107,13 @@ def _check_plans(files: StudyFiles) -> None:
 
 
 def _check_folds(files: StudyFiles) -> None:
+    if files.splits is None and (files.raw / "labelsTr").is_dir() and "dataset" not in files.dataset_json:
+        cases = label_files(files.raw / "labelsTr", files.dataset_json["file_ending"])
+        if len(cases) < _NNUNETS_FOLDS:
+            raise StudyError(
+                f"nnU-Net needs at least {_NNUNETS_FOLDS} training cases for its {_NNUNETS_FOLDS} folds, "
+                f"{files.dataset} has {len(cases)}: give it a splits_final.json of its own"
+            )
     there = _NNUNETS_FOLDS if files.splits is None else len(files.splits)
     if beyond := [fold for fold in files.study.folds if fold >= there]:
         origin = "nnU-Net makes" if files.splits is None else f"{files.preprocessed / 'splits_final.json'} has"
@@ -136,7 +143,9 @@ def _check_labels(files: StudyFiles, progress: Progress | None) -> None:
     for labels, images in sets:
         references = label_files(labels, ending)
         used = [file for case, file in references.items() for file in (file, *images.get(case, ()))]
-        now = json.dumps({str(file): [file.stat().st_size, file.stat().st_mtime] for file in used}, indent=0)
+        states: dict[str, object] = {str(file): [file.stat().st_size, file.stat().st_mtime] for file in used}
+        states["labels"] = files.dataset_json["labels"]  # another meaning of a value makes other files wrong
+        now = json.dumps(states, indent=0)
         record = files.study.folder / f"checked_{labels.name}.json"
         if not record.is_file() or record.read_text(encoding="utf-8") != now:
             _check_cases(files, references, images, progress)

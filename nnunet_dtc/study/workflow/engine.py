@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -25,7 +26,6 @@ __all__ = [
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 PROFILES = ("default", "gpus", "slurm")
-_ELSEWHERE = ("--executor", "-e", "--profile")
 
 
 def find_snakemake() -> str:
@@ -53,8 +53,11 @@ def is_on_this_machine(profile: str, more: Sequence[str]) -> bool:
         profile: one of PROFILES.
         more: the options given to Snakemake.
     """
-    words = [word.partition("=")[0] for word in more]
-    return profile != "slurm" and not any(word in _ELSEWHERE for word in words)
+    if profile == "slurm" or os.environ.get("SNAKEMAKE_PROFILE"):  # which may name any executor
+        return False
+    words = [part for word in more for part in word.split("=", 1)]
+    executors = [after for word, after in itertools.pairwise(words) if word in ("--executor", "-e")]
+    return "--profile" not in words and all(name == "local" for name in executors)
 
 
 def is_dry_run(more: Sequence[str]) -> bool:

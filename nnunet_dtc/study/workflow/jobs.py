@@ -39,7 +39,7 @@ def preprocess(files: StudyFiles) -> None:
     number = str(int(files.dataset[7:10]))
     job = _Job(files, "preprocess")
     lock = study.preprocessed / f".{files.dataset}.study_lock"
-    with job.noted(), Lock.waiting(lock, job.tell, "another study preprocesses this data set") as held:
+    with job.noted(), Lock.waiting(lock, job.tell, "another study preprocesses this data set", job.beat) as held:
         job.holds(held)
         planned = files.plans is not None
         if not planned:
@@ -176,7 +176,7 @@ class _Job:
     @contextlib.contextmanager
     def device(self) -> Iterator[None]:
         """Wait for a GPU or a CPU core of its own."""
-        with device_of_its_own(self.files.study.device, self.tell) as (name, descriptors):
+        with device_of_its_own(self.files.study.device, self.tell, self.beat) as (name, descriptors):
             self.note = replace(self.note, place=", ".join(filter(None, (name, self.note.place))))
             self.descriptors += descriptors
             self._write("running")
@@ -227,7 +227,7 @@ class _Job:
 def _this_training(job: _Job, trainer: str, fold: int) -> Iterator[None]:
     """Hold the fold's lock, with its plans and split unchanged and no checkpoint that is cut off."""
     files = job.files
-    with Lock.waiting(files.lock_file(trainer, fold), job.tell, "this training runs already") as held:
+    with Lock.waiting(files.lock_file(trainer, fold), job.tell, "this training runs already", job.beat) as held:
         job.holds(held)
         files.check_plans_unchanged(trainer)
         files.check_split_unchanged(trainer, fold)
@@ -312,6 +312,8 @@ def _same_size(copy: Path, label: Path) -> bool:
 def _write_split(files: StudyFiles) -> None:
     from nnunet_dtc.study.datasets.splits import five_folds, write_splits
 
+    if files.splits is not None:
+        return
     data = files.data_folder()
     cases = [file.stem for file in data.glob("*.pkl")]
     if not cases:

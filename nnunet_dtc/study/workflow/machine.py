@@ -6,18 +6,29 @@ Locks are the system's (`flock`): they end with the process that holds them, how
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
+import re
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.study.processes import find_program
+from nnunet_dtc.work_folders import NO_LOCKS
+
 __all__ = ["Lock", "device_of_its_own", "scheduler_job", "visible_gpus"]
 
 RETRY_S = 2.0
+PATIENCE_S = 900.0
+"""How long a job of a scheduler waits for another job: it has a time limit, and the scheduler can try again later."""
+
 _JOB_VARIABLES = ("SLURM_JOB_ID", "LSB_JOBID", "PBS_JOBID")
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # some network file systems
+
+
+class BusyError(NnunetDtcError):
+    """Another job does not end what this one waits for."""
 
 
 class Lock:
@@ -40,7 +51,7 @@ class Lock:
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
         return True
 
@@ -49,19 +60,27 @@ class Lock:
 
     @classmethod
     @contextlib.contextmanager
-    def waiting(cls, file: Path, tell: Callable[[str], None], what: str) -> Iterator[Lock]:
+    def waiting(
+        cls, file: Path, tell: Callable[[str], None], what: str, beat: Callable[[], None] = lambda: None
+    ) -> Iterator[Lock]:
         """Hold the lock within the block, which begins when nobody else holds it.
 
         Args:
             tell: is given a line if it has to wait.
             what: is waited for, for that line.
+            beat: is called while it waits.
+
+        Raises:
+            BusyError: in a job of a scheduler, somebody else still holds it after `PATIENCE_S`.
         """
         lock = cls(file)
         try:
             if not lock.taken():
                 tell(f"waiting: {what}")
-                while not lock.taken():
-                    time.sleep(RETRY_S)
+                for _ in _waits(what):
+                    if lock.taken():
+                        break
+                    beat()
             yield lock
         finally:
             lock.release()
@@ -83,7 +102,9 @@ def visible_gpus() -> list[str]:
 
 
 @contextlib.contextmanager
-def device_of_its_own(device: str, tell: Callable[[str], None]) -> Iterator[tuple[str, list[int]]]:
+def device_of_its_own(
+    device: str, tell: Callable[[str], None], beat: Callable[[], None] = lambda: None
+) -> Iterator[tuple[str, list[int]]]:
     """Wait for a free GPU (or CPU core), and keep it for this process and those that it starts.
 
     It is chosen by CUDA_VISIBLE_DEVICES, or the CPU affinity. Only jobs of this user are kept apart; within a job of a
@@ -92,15 +113,19 @@ def device_of_its_own(device: str, tell: Callable[[str], None]) -> Iterator[tupl
     Args:
         device: `cuda`, `cpu` or `mps`; for the last one nothing is done.
         tell: is given what is waited for.
+        beat: is called while it waits.
 
     Yields:
         What it is called, such as "GPU 3", and the descriptors of its lock.
+
+    Raises:
+        BusyError: in a job of a scheduler, all are still in use after `PATIENCE_S`.
     """
     names = _names(device)
     if not names:
         yield device, []
         return
-    lock, name = _first_free(device, names, tell)
+    lock, name = _first_free(device, names, tell, beat)
     try:
         _use(device, name)
         yield f"{'GPU' if device == 'cuda' else 'CPU'} {name}", [lock.descriptor]
@@ -116,19 +141,62 @@ def _names(device: str) -> list[str]:
     return []
 
 
-def _first_free(device: str, names: Sequence[str], tell: Callable[[str], None]) -> tuple[Lock, str]:
+def _first_free(
+    device: str, names: Sequence[str], tell: Callable[[str], None], beat: Callable[[], None]
+) -> tuple[Lock, str]:
     folder = Path(tempfile.gettempdir(), f"nnunet_dtc_devices_{os.getuid()}", scheduler_job() or "none")
+    files = {name: re.sub(r"[^\w.-]", "_", f"{device}_{_identity(device, name)}") for name in names}
     reported = False
-    while True:
-        for name in names:
-            lock = Lock(folder / f"{device}_{name.replace(os.sep, '_')}")
+    for _ in _waits(f"{device} {', '.join(names)}"):
+        for name, file in files.items():
+            lock = Lock(folder / file)
             if lock.taken():
                 return lock, name
             lock.release()
         if not reported:
             tell(f"waiting: all of {device} {', '.join(names)} are in use by other jobs")
             reported = True
+        beat()
+    raise AssertionError  # _waits ends by an exception
+
+
+def _waits(what: str) -> Iterator[None]:
+    """Tries, with pauses between them."""
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        yield
+        if scheduler_job() and time.monotonic() > until:
+            raise BusyError(
+                f"still waiting after {PATIENCE_S / 60:.0f} min for {what}; the scheduler may try again later"
+            )
         time.sleep(RETRY_S)
+
+
+def _identity(device: str, name: str) -> str:
+    """The UUID of a GPU that CUDA_VISIBLE_DEVICES names by its number or by the beginning of its UUID.
+
+    Two studies may name the same GPU differently. Without nvidia-smi, the name itself.
+    """
+    if device != "cuda":
+        return name
+    for number, uuid in _uuids().items():
+        if name == number or (name.startswith("GPU-") and uuid.startswith(name)):
+            return uuid
+    return name
+
+
+def _uuids() -> dict[str, str]:
+    """Of all GPUs of this machine, by number."""
+    program = find_program("nvidia-smi")
+    if program is None:
+        return {}
+    query = [program, "--query-gpu=index,uuid", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    rows = (line.split(",") for line in listed.splitlines() if "," in line)
+    return {number.strip(): uuid.strip() for number, uuid in rows}
 
 
 def _use(device: str, name: str) -> None:
