@@ -17,6 +17,7 @@ from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.ops.deformation import Offset, Weight
 from nnunet_dtc.ops.dtc import dtc_class
 from nnunet_dtc.upsamplers import upsampler_class
+from nnunet_dtc.upsamplers.base import upsample_in_decoder
 
 
 class UnsupportedNetworkError(NnunetDtcError, TypeError):
@@ -68,7 +69,7 @@ class PlannedDecoder(UNetDecoder):
             zip(self.transpconvs, self.stages, self.seg_layers, strict=True)
         ):
             skip = skips[-(index + 2)]
-            x = upsampling(x, skip=skip) if getattr(upsampling, "needs_skip", False) else upsampling(x)
+            x = upsample_in_decoder(upsampling, x, skip)
             x = torch.cat((x, skip), 1)  # on its own line, so that the upsampled map is freed before the stage runs
             x = stage(x)
             if self.deep_supervision or index == last:

@@ -22,6 +22,7 @@ from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.ops.deformation import Offset, Weight
 from nnunet_dtc.ops.dtc import DTC2d
 from nnunet_dtc.upsamplers import upsampler_class
+from nnunet_dtc.upsamplers.base import upsample_in_decoder
 
 WIDTH = 64
 STAGES = 5
@@ -96,7 +97,7 @@ class UNet(nn.Module):
             x = convolutions(F.max_pool2d(x, 2) if stage else x)
             skips.append(x)
         for upsampling, convolutions, skip in zip(self.upsamplings, self.decoder, skips[-2::-1], strict=True):
-            x = upsampling(x, skip=skip) if getattr(upsampling, "needs_skip", False) else upsampling(x)
+            x = upsample_in_decoder(upsampling, x, skip)
             x = convolutions(torch.cat((skip, x), dim=1))
         return self.head(x)[place]
 

@@ -15,6 +15,22 @@ from torch import Tensor, nn
 from nnunet_dtc.ops.checks import check_count, check_features, check_stride
 
 
+def upsample_in_decoder(upsampling: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
+    """Apply the upsampling between two stages of a decoder.
+
+    Args:
+        upsampling: a transposed convolution, an upsampler, a DTC block, or any other module.
+        x (Tensor[N, C, S_1, .., S_g]): the decoder's features.
+        skip (Tensor[N, any, S_1 * stride_1, .., S_g * stride_g]): the encoder's features of the output's size, for
+            modules with ``needs_skip``.
+
+    Example:
+        >>> upsample_in_decoder(nn.Upsample(scale_factor=2), torch.zeros(1, 3, 2, 5), torch.zeros(1, 2, 4, 10)).shape
+        torch.Size([1, 3, 4, 10])
+    """
+    return upsampling(x, skip=skip) if getattr(upsampling, "needs_skip", False) else upsampling(x)
+
+
 class Upsampler(nn.Module):
     """Base class of all upsamplers: (N, in_channels, S_1, .., S_g) to (N, out_channels, S_1 * stride_1, ..).
 
