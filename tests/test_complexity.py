@@ -455,6 +455,21 @@ def test_a_trainer_of_the_user_is_found(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_trainer_that_a_user_s_module_makes_when_asked_is_found(tmp_path, monkeypatch):
+    """As the trainers of nnunet-dtc are made; a name that nobody has is still refused with the grammar."""
+    (tmp_path / "mine.py").write_text(
+        "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n\n\n"
+        "def __getattr__(name):\n"
+        "    if not name.startswith('nnUNetTrainerMyLab'):\n"
+        "        raise AttributeError(name)\n"
+        "    return type(name, (nnUNetTrainer,), {})\n"
+    )
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
+    assert complexity.find_trainer("nnUNetTrainerMyLab_rep2").__name__ == "nnUNetTrainerMyLab_rep2"
+    with pytest.raises(NnunetDtcError, match="nnUNetTrainerYourLab is not a trainer of nnunet-dtc"):
+        complexity.find_trainer("nnUNetTrainerYourLab")
+
+
 def test_medians_and_ratios():
     costs = survey.TrainerComplexity(10, 20, (3.0, 1.0, 2.5), (0.4, 0.2), 100.0)
     dearer = survey.TrainerComplexity(15, 30, (5.0,), (), None)

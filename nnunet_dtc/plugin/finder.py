@@ -30,9 +30,21 @@ def find_trainer(name: str) -> type[nnUNetTrainer]:
         raise TrainerNotFoundError(f"a trainer's name is the name of a class, got {name!r}")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints where it searches
-            found = trainer_class(name) if defined_by(name) is None else recursive_find_trainer_class_by_name(name)
+            found = _found(name)
     except (AttributeError, AssertionError, TrainerNameError, RuntimeError) as error:
         raise TrainerNotFoundError(f"there is no trainer {name}: {error}") from error
     except TypeError as error:  # one of nnU-Net's modules has an attribute of this name that is not a class
         raise TrainerNotFoundError(f"there is no trainer {name}: what nnU-Net finds is not a class") from error
     return found
+
+
+def _found(name: str) -> type[nnUNetTrainer]:
+    if defined_by(name) is not None:
+        return recursive_find_trainer_class_by_name(name)
+    try:
+        return trainer_class(name)
+    except AttributeError as error:  # a user's module may make classes by a __getattr__ of its own
+        try:
+            return recursive_find_trainer_class_by_name(name)
+        except RuntimeError:
+            raise error from None

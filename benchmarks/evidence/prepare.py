@@ -1,0 +1,181 @@
+"""Prepare the two data sets of docs/evidence.md: raw layout, small plans, one fixed split, and preprocessed cases.
+
+    python benchmarks/evidence/prepare.py DATA FOLDER
+
+DATA contains ``hippocampus`` (60 volumes of the Medical Segmentation Decathlon's Task04_Hippocampus) and ``isic2017``
+(900 images of 128 x 128 of the ISIC 2017 challenge, part 1), each with the folders ``images`` and ``labels``. FOLDER
+gets ``nnUNet_raw``, ``nnUNet_preprocessed`` and ``nnUNet_results``. The cases are drawn with a fixed seed from their
+sorted names, so that the same files give the same split everywhere. What is prepared already is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+PLANS = "nnUNetPlansEvidence"
+SEED = 2026
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One of the two data sets.
+
+    Attributes:
+        number, name: nnU-Net's.
+        source: the folder in DATA.
+        ending: of the files.
+        labels, channels: of ``dataset.json``.
+        validation, held_out: number of cases; the others are for training.
+        configuration: nnU-Net's name.
+        network: the changed entries of ``arch_kwargs``.
+        patch_size, batch_size: of the small plans.
+    """
+
+    number: int
+    name: str
+    source: str
+    ending: str
+    labels: dict[str, int]
+    channels: dict[str, str]
+    validation: int
+    held_out: int
+    configuration: str
+    network: dict[str, object]
+    patch_size: list[int]
+    batch_size: int
+
+    @property
+    def folder(self) -> str:
+        return f"Dataset{self.number:03d}_{self.name}"
+
+
+DATA_SETS = (
+    DataSet(
+        number=4,
+        name="Hippocampus",
+        source="hippocampus",
+        ending=".nii.gz",
+        labels={"background": 0, "anterior": 1, "posterior": 2},
+        channels={"0": "MRI"},
+        validation=6,
+        held_out=20,
+        configuration="3d_fullres",
+        network={
+            "n_stages": 4,
+            "features_per_stage": [8, 16, 32, 64],
+            "kernel_sizes": [[3, 3, 3]] * 4,
+            "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]],
+            "n_conv_per_stage": [1, 2, 2, 2],
+            "n_conv_per_stage_decoder": [1, 1, 1],
+        },
+        patch_size=[40, 56, 40],
+        batch_size=2,
+    ),
+    DataSet(
+        number=117,
+        name="ISIC2017",
+        source="isic2017",
+        ending=".png",
+        labels={"background": 0, "lesion": 1},
+        channels={"0": "R", "1": "G", "2": "B"},
+        validation=60,
+        held_out=300,
+        configuration="2d",
+        network={
+            "n_stages": 5,
+            "features_per_stage": [8, 16, 32, 64, 64],
+            "kernel_sizes": [[3, 3]] * 5,
+            "strides": [[1, 1], [2, 2], [2, 2], [2, 2], [2, 2]],
+            "n_conv_per_stage": [1, 2, 2, 2, 2],
+            "n_conv_per_stage_decoder": [1, 1, 1, 1],
+        },
+        patch_size=[128, 128],
+        batch_size=6,
+    ),
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", choices=[each.source for each in DATA_SETS])
+    options = parser.parse_args(arguments)
+    chosen = [each for each in DATA_SETS if options.only in (None, each.source)]
+    for each in chosen:
+        for part in ("images", "labels"):
+            if not (options.data / each.source / part).is_dir():
+                parser.error(f"DATA must contain {each.source}/{part}, got {options.data}")
+    for each in chosen:
+        prepare(each, options.data / each.source, options.folder.absolute())
+
+
+def prepare(each: DataSet, source: Path, folder: Path) -> None:
+    """Write, plan and preprocess a data set."""
+    raw, preprocessed = (folder / part / each.folder for part in ("nnUNet_raw", "nnUNet_preprocessed"))
+    split = draw(each, sorted(file.name.removesuffix(each.ending) for file in (source / "images").iterdir()))
+    if not (raw / "dataset.json").is_file():
+        write_raw(each, source, split, raw)
+    if not (preprocessed / "nnUNetPlans.json").is_file():
+        nnunet(folder, "nnUNetv2_plan_and_preprocess", "-d", each.number, "--no_pp", "-npfp", 1)
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    (preprocessed / f"{PLANS}.json").write_text(json.dumps(small_plans(each, plans), indent=4))
+    fold = {part: split[part] for part in ("train", "val")}
+    (preprocessed / "splits_final.json").write_text(json.dumps([fold], indent=4))
+    if len(list((preprocessed / f"{PLANS}_{each.configuration}").glob("*.pkl"))) < len(split["train"] + split["val"]):
+        nnunet(
+            folder, "nnUNetv2_preprocess", "-d", each.number, "-plans_name", PLANS, "-c", each.configuration, "-np", 1
+        )
+
+
+def draw(each: DataSet, names: list[str]) -> dict[str, list[str]]:
+    """The names of the cases for training, validation and held out."""
+    shuffled = [names[index] for index in np.random.default_rng(SEED).permutation(len(names))]
+    test, rest = shuffled[: each.held_out], shuffled[each.held_out :]
+    return {"test": sorted(test), "val": sorted(rest[: each.validation]), "train": sorted(rest[each.validation :])}
+
+
+def write_raw(each: DataSet, source: Path, split: dict[str, list[str]], raw: Path) -> None:
+    for part, names in (("Tr", split["train"] + split["val"]), ("Ts", split["test"])):
+        for kind, suffix in (("images", "_0000"), ("labels", "")):
+            (raw / f"{kind}{part}").mkdir(parents=True, exist_ok=True)
+            for name in names:
+                shutil.copyfile(
+                    source / kind / f"{name}{each.ending}", raw / f"{kind}{part}" / f"{name}{suffix}{each.ending}"
+                )
+    described = {
+        "channel_names": each.channels,
+        "labels": each.labels,
+        "numTraining": len(split["train"] + split["val"]),
+        "file_ending": each.ending,
+    }
+    (raw / "dataset.json").write_text(json.dumps(described, indent=4))
+
+
+def small_plans(each: DataSet, plans: dict) -> dict:
+    """nnU-Net's plans with one configuration that a CPU can train. Everything that is not named here is nnU-Net's."""
+    config = plans["configurations"][each.configuration]
+    config["architecture"]["arch_kwargs"].update(each.network)
+    config["patch_size"], config["batch_size"] = each.patch_size, each.batch_size
+    config["data_identifier"] = f"{PLANS}_{each.configuration}"
+    return {**plans, "plans_name": PLANS, "configurations": {each.configuration: config}}
+
+
+def nnunet(folder: Path, *command: object) -> None:
+    environment = {part: str(folder / part) for part in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    words = [str(word) for word in command]
+    words[0] = str(Path(sys.executable).with_name(words[0]))
+    subprocess.run(words, check=True, env={"nnUNet_n_proc_DA": "1", **os.environ, **environment})
+
+
+if __name__ == "__main__":
+    main()
