@@ -10,6 +10,7 @@ empty picture of the progress.
 
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
@@ -60,6 +61,9 @@ class Stopped(Exception):
     """A training that was to be stopped has its first epoch behind it."""
 
 
+_began = 0
+
+
 def make_short(iterations: int) -> None:
     base = training.nnUNetTrainer
     init, validate = base.__init__, base.perform_actual_validation
@@ -68,6 +72,7 @@ def make_short(iterations: int) -> None:
         module.multiprocessing = threads
 
     def short(self, plans, configuration, fold, dataset_json, *device):
+        wait_for_another_second()
         init(self, plans, configuration, fold, dataset_json, *device)
         self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = iterations, 1
         self.logger.plot_progress_png = lambda folder: Path(folder, "progress.png").touch()
@@ -77,6 +82,14 @@ def make_short(iterations: int) -> None:
         validate(self, *more)
 
     base.__init__, base.perform_actual_validation = short, without_mirroring
+
+
+def wait_for_another_second() -> None:
+    """nnU-Net names a log after the second in which its training began: two in one second would share a file."""
+    global _began
+    while int(time.time()) == _began:
+        time.sleep(0.05)
+    _began = int(time.time())
 
 
 def stop_after_first_epoch(self) -> None:
