@@ -1,0 +1,230 @@
+"""The trainings of docs/evidence.md: which come next, their scores, and what follows from the scores.
+
+    python benchmarks/evidence/trainings.py next hippocampus 6 > next.yaml    # a study of the next six
+    nnunet-dtc study next.yaml -- --until predict_ensemble
+    python benchmarks/evidence/trainings.py collect hippocampus next         # the folder of this study
+    python benchmarks/evidence/trainings.py report                           # tables and a figure
+
+The scores are in ``trainings.csv`` beside this file: one row for each training and class, with the means over the
+held-out cases. So the study can go on where the models of earlier trainings are gone. ``next`` takes one repetition of
+all arms after the other, in the order of ``hippocampus.yaml`` and ``isic2017.yaml``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from matplotlib.figure import Figure
+
+from nnunet_dtc.study import evaluation
+from nnunet_dtc.study.comparison.between_trainings import between_trainings
+from nnunet_dtc.study.comparison.statistics import LEVEL, holm, summarise
+from nnunet_dtc.study.figures.style import MUTED, named_rows, new_figure, series, style
+
+HERE = Path(__file__).parent
+TABLE = HERE / "trainings.csv"
+FIGURE = HERE.parents[1] / "docs" / "evidence.svg"
+DATA_SETS = {"hippocampus": "Hippocampus", "isic2017": "ISIC 2017"}
+TOLERANCES = {"hippocampus": "1", "isic2017": "1voxel"}
+METRICS = ["dice", "nsd"]
+VANILLA, CONTROL = "nnUNetTrainer", "nnUNetTrainerDTC_RF0"
+SUFFIXES = re.compile(r"_Adam1en3_\d+epochs_NoMirroring(?:_rep(\d+))?$")
+
+
+def study_of(data_set: str) -> dict:
+    """The content of the study's file."""
+    return yaml.safe_load((HERE / f"{data_set}.yaml").read_text())
+
+
+def arm_of(trainer: str) -> tuple[str, int]:
+    """The arm and the repetition of a trainer's name.
+
+    Example:
+        >>> arm_of("nnUNetTrainerDTC_RF0_Adam1en3_12epochs_NoMirroring_rep3")
+        ('nnUNetTrainerDTC_RF0', 3)
+    """
+    found = SUFFIXES.search(trainer)
+    if found is None:
+        raise SystemExit(
+            f"a trainer's name ends in _Adam1en3_<n>epochs_NoMirroring, perhaps with _rep<k>, got {trainer}"
+        )
+    return trainer[: found.start()], int(found[1] or 1)
+
+
+def read_table() -> pd.DataFrame:
+    columns = ["data_set", "arm", "repetition", "label", "cases", *METRICS]
+    return pd.read_csv(TABLE) if TABLE.is_file() else pd.DataFrame(columns=columns)
+
+
+def missing(data_set: str, table: pd.DataFrame) -> Iterator[str]:
+    """The names of the trainers that the table lacks, one repetition after the other."""
+    study = study_of(data_set)
+    there = set(table.loc[table["data_set"] == data_set, ["arm", "repetition"]].itertuples(index=False, name=None))
+    for repetition in range(1, study["repetitions"] + 1):
+        for trainer in study["trainers"]:
+            name = trainer if repetition == 1 else f"{trainer}_rep{repetition}"
+            if arm_of(name) not in there:
+                yield name
+
+
+def next_study(data_set: str, count: int) -> str:
+    """A study of the next trainings, as YAML."""
+    names = list(missing(data_set, read_table()))[:count]
+    if not names:
+        raise SystemExit(f"all trainings of {data_set} are in {TABLE}")
+    return yaml.safe_dump(study_of(data_set) | {"trainers": names, "repetitions": 1}, sort_keys=False)
+
+
+def collect(data_set: str, folder: Path) -> None:
+    """Score the held-out cases that a study has predicted, and add those trainings that the table lacks."""
+    study, table = study_of(data_set), read_table()
+    raw = Path(os.environ["nnUNet_raw"])
+    (data,) = raw.glob(f"Dataset{study['dataset']:03d}_*")
+    labels, ending = evaluation.labels_from_dataset_json(data / "dataset.json")
+    wanted, rows = set(missing(data_set, table)), []
+    for predictions in sorted((folder / "comparison" / "test" / "predictions").glob("*/ensemble")):
+        if predictions.parent.name not in wanted:
+            continue
+        arm, repetition = arm_of(predictions.parent.name)
+        pairs = evaluation.find_pairs(predictions, data / "labelsTs", ending)
+        tolerance = evaluation.parse_tolerance(TOLERANCES[data_set])
+        found = evaluation.evaluate_pairs(pairs, labels, [tolerance])
+        (nsd,) = (key for key in found.metrics if key.startswith("nsd"))
+        scores = found.scores.groupby("organ", sort=False)[["dice", nsd]].mean()
+        print(f"{predictions.parent.name}: mean Dice {scores['dice'].mean():.4f}")
+        for label, (dice, surface) in zip(scores.index, scores.to_numpy(), strict=True):
+            numbers = {"cases": len(pairs), "dice": round(dice, 6), "nsd": round(surface, 6)}
+            rows.append({"data_set": data_set, "arm": arm, "repetition": repetition, "label": label, **numbers})
+    if not rows:
+        raise SystemExit(f"{folder} has no predictions of trainings that {TABLE} lacks")
+    order = {arm_of(name)[0]: number for number, name in enumerate(study["trainers"])}
+    table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
+    table["order"] = table["arm"].map(order)
+    table = table.sort_values(["data_set", "repetition", "order"], kind="stable").drop(columns="order")
+    table.to_csv(TABLE, index=False)
+
+
+def results(table: pd.DataFrame, data_set: str) -> pd.DataFrame:
+    """Of each arm: trainings, means, standard deviation, and the difference to vanilla with its interval.
+
+    Differences and intervals are those that ``nnunet-dtc compare`` finds between repeated trainings. ``p_holm`` is
+    corrected over the arms.
+    """
+    rows = table[table["data_set"] == data_set]
+    arms = [arm for arm in dict.fromkeys(arm_of(name)[0] for name in study_of(data_set)["trainers"])]
+    arms = [arm for arm in arms if arm in set(rows["arm"])]
+    scores = rows.rename(columns={"arm": "model", "repetition": "repeat", "label": "organ"}).assign(case="all", fold=0)
+    of_training = rows.groupby(["arm", "repetition"])[METRICS].mean()
+    counts = {arm: len(of_training.loc[arm]) for arm in arms}
+    summary = summarise(scores, ["dice"], arms, per_fold=False)
+    noise = between_trainings(scores, ["dice"], counts, summary, per_fold=False).set_index("model")
+    made = pd.DataFrame({"trainings": counts})
+    for key in METRICS:
+        made[key] = of_training[key].groupby("arm").mean()
+    made["deviation"] = of_training["dice"].groupby("arm").std(ddof=1)
+    made = made.join(noise[["mean", "low", "high", "p"]])
+    known = made["p"].dropna()
+    made["p_holm"] = pd.Series(holm(known.tolist()), index=known.index, dtype=float)
+    return made
+
+
+def markdown(made: pd.DataFrame) -> str:
+    """The table of one data set, in points of 100."""
+    lines = [
+        "| trainer | trainings | Dice | standard deviation | difference to vanilla (95 %) | p (Holm) | NSD |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for arm, row in made.iterrows():
+        difference = "" if math.isnan(row["mean"]) else "{:+.2f} ({:+.2f} to {:+.2f})".format(
+            *(100 * row[key] for key in ("mean", "low", "high"))
+        )  # fmt: skip
+        cells = [f"`{arm}`", f"{row['trainings']:.0f}", f"{100 * row['dice']:.2f}", _number(100 * row["deviation"])]
+        cells += [difference, _p_value(row["p_holm"]), f"{100 * row['nsd']:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _number(number: float) -> str:
+    return "" if math.isnan(number) else f"{number:.2f}"
+
+
+def _p_value(p: float) -> str:
+    return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def gains(made: dict[str, pd.DataFrame]) -> list[str]:
+    """The arms that count as a gain by the rule of the protocol."""
+
+    def gains_here(table: pd.DataFrame, arm: str) -> bool:
+        row = table.loc[arm]
+        return row["mean"] > 0 and row["p_holm"] < LEVEL and row["dice"] > table.loc[CONTROL, "dice"]
+
+    arms = set.intersection(*(set(table.index) for table in made.values())) - {VANILLA, CONTROL}
+    return sorted(arm for arm in arms if all(gains_here(table, arm) for table in made.values()))
+
+
+def draw(made: dict[str, pd.DataFrame]) -> Figure:
+    """The differences to vanilla with their intervals, one panel for each data set."""
+    with style():
+        figure = new_figure(8.4, 0.9 + 0.34 * max(map(len, made.values())))
+        panels = figure.subplots(1, len(made), squeeze=False)[0]
+        for panel, (data_set, table) in zip(panels, made.items(), strict=True):
+            others = table.drop(VANILLA).dropna(subset="mean")
+            places = range(len(others))
+            colour, marker = series(1)
+            for place, (_, row) in zip(places, others.iterrows(), strict=True):
+                panel.plot([100 * row["low"], 100 * row["high"]], [place, place], color=colour, linewidth=1.8)
+                filled = colour if row["p_holm"] < LEVEL else "white"
+                panel.plot(100 * row["mean"], place, marker=marker, color=colour, markerfacecolor=filled)
+            panel.axvline(0, color=MUTED, linewidth=1.2, zorder=1)
+            named_rows(panel, places, [arm.removeprefix(VANILLA) for arm in others.index])
+            panel.margins(y=0.1)
+            panel.invert_yaxis()
+            panel.set_title(DATA_SETS[data_set])
+            panel.set_xlabel("Dice: difference to nnUNetTrainer (points)")
+    return figure
+
+
+def report() -> None:
+    """Print the tables and write the figure."""
+    table = read_table()
+    made = {name: results(table, name) for name in DATA_SETS if name in set(table["data_set"])}
+    for name, each in made.items():
+        print(f"**{DATA_SETS[name]}**\n\n{markdown(each)}\n")
+    if len(made) == len(DATA_SETS):
+        print("gains by the protocol's rule:", ", ".join(gains(made)) or "none")
+    if any(each["mean"].notna().any() for each in made.values()):
+        with style():
+            draw(made).savefig(FIGURE, facecolor="white")
+        print(f"wrote {FIGURE}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    following = commands.add_parser("next")
+    following.add_argument("data_set", choices=DATA_SETS)
+    following.add_argument("count", type=int)
+    collecting = commands.add_parser("collect")
+    collecting.add_argument("data_set", choices=DATA_SETS)
+    collecting.add_argument("folder", type=Path)
+    commands.add_parser("report")
+    options = parser.parse_args()
+    if options.command == "next":
+        sys.stdout.write(next_study(options.data_set, options.count))
+    elif options.command == "collect":
+        collect(options.data_set, options.folder)
+    else:
+        report()
+
+
+if __name__ == "__main__":
+    main()
