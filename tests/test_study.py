@@ -593,6 +593,13 @@ def test_the_index_page(folders):
     assert "memory" not in page.split("</style>")[1]  # nobody measured it
 
 
+@pytest.mark.parametrize(("folds", "title"), [([0], "Held-out cases"), ([0, 1], "Held-out cases, all folds together")])
+def test_the_index_page_names_folds_where_there_are_several(folders, folds, title):
+    study = study_of(folders.root, folds=folds)
+    comparison = {"metrics": [], "models": [], "summary": [], "noise": [], "verdicts": []}
+    assert f"<h2>{title}</h2>" in render_index(StudyFiles(study), {"test": comparison}, [])
+
+
 # locks and devices
 
 

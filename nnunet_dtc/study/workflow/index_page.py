@@ -24,6 +24,7 @@ TITLES = {
     "test": "Held-out cases, all folds together",
     "test_per_fold": "Held-out cases, each fold separately",
 }
+ONE_FOLD = {**TITLES, "test": "Held-out cases"}
 
 
 def write_index(files: StudyFiles) -> Path:
@@ -47,6 +48,7 @@ def render_index(
         comparisons: the contents of comparison.json, by kind.
         trainings: the state of every training.
     """
+    titles = TITLES if len(files.study.folds) > 1 else ONE_FOLD
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -61,7 +63,7 @@ def render_index(
         study=files.study,
         dataset=files.dataset,
         summary=summary_line(trainings),
-        tables=[_table(kind, comparison) for kind, comparison in comparisons.items()],
+        tables=[_table(titles[kind], kind, comparison) for kind, comparison in comparisons.items()],
         folds=files.study.folds,
         trainings=[
             (trainer, [_cell(training) for training in trainings if training.trainer == trainer])
@@ -80,7 +82,7 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 86_400:.1f} d"
 
 
-def _table(kind: str, comparison: Mapping[str, Any]) -> dict[str, Any]:
+def _table(title: str, kind: str, comparison: Mapping[str, Any]) -> dict[str, Any]:
     """One comparison: a row for each model, and a column for each metric and its noise."""
     metrics = comparison["metrics"]
     means = {(row["model"], row["metric"]): row["mean"] for row in comparison["summary"]}
@@ -95,7 +97,7 @@ def _table(kind: str, comparison: Mapping[str, Any]) -> dict[str, Any]:
     columns += ["trainings a fold", "epochs", "an epoch", "a training", "parameters", "memory (MiB)"]
     filled = [k for k in range(len(columns)) if any(cells[k] for _, cells in rows)]
     return {
-        "title": TITLES[kind],
+        "title": title,
         "link": f"comparison/{kind}/index.html",
         "columns": [columns[k] for k in filled],
         "rows": [(name, [cells[k] for k in filled]) for name, cells in rows],
