@@ -13,6 +13,7 @@ gradient is that of the side with the higher index; at the last centre of an axi
 is zero.
 """
 
+import inspect
 import math
 
 import numpy as np
@@ -26,6 +27,7 @@ TILE = 16  # output voxels that are transposed together
 LANES = 8  # channels that are added together
 TANH, SIGMOID, NO_WEIGHT = OFFSETS.index("tanh"), WEIGHTS.index("sigmoid"), WEIGHTS.index("none")
 _FAST = {"contract", "reassoc", "nsz"}  # NaN and infinity keep their meaning, divisions stay divisions
+_LOADS_NAME_TYPES = "typ" in inspect.signature(ir.IRBuilder.load).parameters  # older versions of llvmlite do not
 _ONE, _TWO, _HALF, _ZERO = np.float32(1), np.float32(2), np.float32(0.5), np.float32(0)  # exact in every dtype
 
 
@@ -149,12 +151,15 @@ def _add_lanes(typingctx, result, at, tile, t, factor):
             data = context.make_array(signature.args[position])(context, builder, args[position]).data
             return builder.bitcast(builder.gep(data, [args[position + 1]]), vector.as_pointer())
 
-        added = builder.load(place(2), align=align, typ=vector)
+        def load(position):
+            return builder.load(place(position), align=align, **({"typ": vector} if _LOADS_NAME_TYPES else {}))
+
+        added = load(2)
         added.set_metadata("noalias", _scopes(builder.module, "result"))
         single = builder.insert_element(ir.Constant(vector, ir.Undefined), args[4], ir.Constant(ir.IntType(32), 0))
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
         product = builder.fmul(builder.shuffle_vector(single, single, zeros), added, flags=("contract",))
-        before = builder.load(place(0), align=align, typ=vector)
+        before = load(0)
         before.set_metadata("noalias", _scopes(builder.module, "tile"))
         stored = builder.store(builder.fadd(before, product, flags=("contract",)), place(0), align=align)
         stored.set_metadata("alias.scope", _scopes(builder.module, "result"))
