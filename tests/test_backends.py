@@ -288,7 +288,9 @@ def test_positions_that_are_not_finite_agree_with_loops(name, size, stride, bad,
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("bad", "of_weights"), [*NOT_FINITE, (1e38, 0)])
+@pytest.mark.parametrize(
+    ("bad", "of_weights"), [(math.nan, 1), (math.inf, 0)] if INTERPRETS else [*NOT_FINITE, (1e38, 0)]
+)
 @pytest.mark.parametrize("variant", [{"offset": "linear"}, {"offset": "linear", "weight": "linear"}])
 @pytest.mark.parametrize(("size", "stride"), [((3, 5), (2, 2)), ((2, 1, 3), (1, 2, 2))])
 def test_unbounded_positions_that_are_not_finite_agree_with_loops(name, size, stride, variant, bad, of_weights):
@@ -327,6 +329,8 @@ UNBOUNDED = [
 @pytest.mark.parametrize("variant", UNBOUNDED)
 @pytest.mark.parametrize(("size", "stride"), [CASES[0], CASES[2]])
 def test_gradients_of_shifts_without_a_bound_agree_with_loops(name, size, stride, variant):
+    if INTERPRETS and len(size) == 3 and "weight" not in variant:
+        pytest.skip("takes the interpreter too long")
     leaves, upstream = inputs(size, stride, name=name, weight=variant.get("weight", "sigmoid"))
     wanted = expected(leaves, upstream, stride, 2.5, **variant)
     assert wanted[3].abs().sum() > 0

@@ -135,11 +135,19 @@ BOUND = [
 
 @pytest.fixture
 def site(tmp_path):
-    """A folder with a copy of nnU-Net, for PYTHONPATH."""
+    """A folder with a copy of nnU-Net and its bytecode, for PYTHONPATH."""
     site = tmp_path / "site"
-    source = Path(nnunetv2.__path__[0])
-    shutil.copytree(source, site / "nnunetv2", ignore=shutil.ignore_patterns("__pycache__", registration.FILE_NAME))
+    ours = shutil.ignore_patterns(f"{Path(registration.FILE_NAME).stem}.*")
+    shutil.copytree(Path(nnunetv2.__path__[0]), site / "nnunetv2", ignore=ours)
     return site
+
+
+@pytest.fixture
+def registered(site):
+    """The trainer folder of this copy, with the file that `nnunet-dtc register` writes."""
+    folder = site / "nnunetv2" / "training" / "nnUNetTrainer"
+    shutil.copy(registration.ext_trainer_folder() / registration.FILE_NAME, folder)
+    return folder
 
 
 @pytest.fixture
@@ -236,18 +244,16 @@ def test_by_the_environment_variable_alone(site, python, tmp_path):
     assert [file for file in files(site) if "__pycache__" not in file] == before
 
 
-def test_what_others_define_stays_theirs(site, python):
+def test_what_others_define_stays_theirs(registered, python):
     """Flat files are searched before packages: the foreign file is passed after ours."""
-    folder = site / "nnunetv2" / "training" / "nnUNetTrainer"
-    (folder / "variants" / "foreign.py").write_text(FOREIGN)
-    assert python("-m", "nnunet_dtc", "register").returncode == 0
+    (registered / "variants" / "foreign.py").write_text(FOREIGN)
     answers, _ = find(python, "nnUNetTrainerDTC_RF4", "nnUNetTrainerDTC_RFnet", "nnUNetTrainerDTC_RF10")
     assert answers["nnUNetTrainerDTC_RF4"][0].endswith("variants.foreign")
     assert answers["nnUNetTrainerDTC_RFnet"][0].endswith("variants.foreign")
     assert_ours(answers, ["nnUNetTrainerDTC_RF10"])
 
 
-def test_what_others_only_import_or_assign_stays_theirs(python, tmp_path):
+def test_what_others_only_import_or_assign_stays_theirs(registered, python, tmp_path):
     """A flat file that re-exports a lab's trainers, as ours does."""
     users, packages = tmp_path / "users", tmp_path / "packages" / "lab"
     users.mkdir()
@@ -255,28 +261,23 @@ def test_what_others_only_import_or_assign_stays_theirs(python, tmp_path):
     (users / "ours.py").write_text(REEXPORTING)
     (packages / "__init__.py").touch()
     (packages / "trainers.py").write_text(FOREIGN.replace("nnUNetTrainerDTC_RF4", "Special"))
-    assert python("-m", "nnunet_dtc", "register").returncode == 0
     names = ["nnUNetTrainer_300epochs", "nnUNetTrainer_noweight"]
     answers, _ = find(python, *names, ext_trainer=users, before=[packages.parent])
     assert [answers[name][:2] for name in names] == [["lab.trainers", "Special"]] * 2
 
 
 @pytest.mark.parametrize("where", ["trainer folder", "ext_trainer"])
-def test_what_others_mention_stays_ours(site, python, tmp_path, where):
+def test_what_others_mention_stays_ours(registered, python, tmp_path, where):
     """For type checkers, inside of a function or of a class: nnU-Net finds no such name in a module."""
     users = tmp_path / "users"
     users.mkdir()
-    inside = site / "nnunetv2" / "training" / "nnUNetTrainer" / "variants"
-    ((inside if where == "trainer folder" else users) / "helpers.py").write_text(MENTIONING)
-    assert python("-m", "nnunet_dtc", "register").returncode == 0
+    ((registered / "variants" if where == "trainer folder" else users) / "helpers.py").write_text(MENTIONING)
     answers, _ = find(python, *BOUND, ext_trainer=users)
     assert_ours(answers, BOUND)
 
 
-def test_what_others_bind_deeper_in_a_module_stays_theirs(site, python):
-    folder = site / "nnunetv2" / "training" / "nnUNetTrainer"
-    (folder / "variants" / "foreign.py").write_text(BINDING)
-    assert python("-m", "nnunet_dtc", "register").returncode == 0
+def test_what_others_bind_deeper_in_a_module_stays_theirs(registered, python):
+    (registered / "variants" / "foreign.py").write_text(BINDING)
     answers, _ = find(python, *BOUND, "nnUNetTrainerDTC_RF2.5")
     assert answers["nnUNetTrainerDTC"][0].endswith("variants.foreign")
     assert [answers[name][1] for name in BOUND] == ["nnUNetTrainerDTC", *["nnUNetTrainer"] * (len(BOUND) - 1)]
@@ -284,8 +285,7 @@ def test_what_others_bind_deeper_in_a_module_stays_theirs(site, python):
 
 
 @pytest.mark.parametrize("how", ["raise ImportError('broken on purpose')", "import utilities_that_are_not_there"])
-def test_a_broken_installation_of_ours_does_no_harm(python, tmp_path, how):
-    assert python("-m", "nnunet_dtc", "register").returncode == 0
+def test_a_broken_installation_of_ours_does_no_harm(registered, python, tmp_path, how):
     broken = tmp_path / "broken"
     (broken / "nnunet_dtc").mkdir(parents=True)
     (broken / "nnunet_dtc" / "__init__.py").write_text(how)
@@ -295,9 +295,8 @@ def test_a_broken_installation_of_ours_does_no_harm(python, tmp_path, how):
     assert "nnunet-dtc is registered with nnU-Net, but cannot be imported" in done.stderr
 
 
-def test_extras_that_are_missing_or_broken_do_no_harm(python, tmp_path):
+def test_extras_that_are_missing_or_broken_do_no_harm(registered, python, tmp_path):
     """The search imports neither MONAI nor mamba-ssm; here it would fail with them."""
-    assert python("-m", "nnunet_dtc", "register").returncode == 0
     for extra in ("monai", "mamba_ssm", "numba"):
         (tmp_path / "broken" / extra).mkdir(parents=True)
         (tmp_path / "broken" / extra / "__init__.py").write_text("raise ImportError('broken on purpose')")
@@ -308,9 +307,8 @@ def test_extras_that_are_missing_or_broken_do_no_harm(python, tmp_path):
     assert "broken on purpose" not in done.stderr
 
 
-def test_all_of_ours_is_imported_while_nnunets_folder_is_off_the_path(python):
+def test_all_of_ours_is_imported_while_nnunets_folder_is_off_the_path(registered, python):
     """nnU-Net's search puts it first on sys.path, where its `utilities` would be taken for somebody else's."""
-    assert python("-m", "nnunet_dtc", "register").returncode == 0
     done = python("-c", SPY + FIND, "nnUNetTrainerUNetFADEDTC_paper2d", "nnUNetTrainerSegMambaDTC")
     assert done.returncode == 0, done.stderr
     imported = dict(line.split()[1:] for line in done.stdout.splitlines() if line.startswith("IMPORTED "))

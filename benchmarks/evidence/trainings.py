@@ -48,7 +48,7 @@ def arm_of(trainer: str) -> tuple[str, int]:
     """The arm and the repetition of a trainer's name.
 
     Example:
-        >>> arm_of("nnUNetTrainerDTC_RF0_Adam1en3_12epochs_NoMirroring_rep3")
+        >>> arm_of("nnUNetTrainerDTC_RF0_Adam1en3_8epochs_NoMirroring_rep3")
         ('nnUNetTrainerDTC_RF0', 3)
     """
     found = SUFFIXES.search(trainer)
