@@ -10,11 +10,12 @@ TRAINER = "nnUNetTrainerDTC_1epochs"
 
 def test_one_epoch_finds_the_hippocampus(real_workspace):
     dataset = real_workspace.write_raw(name="Hippocampus")
-    real_workspace.run(*real_workspace.plan_and_preprocess_command("-d", 4, "-c", "3d_fullres"))
+    real_workspace.run_in_one_process([real_workspace.plan_and_preprocess_command("-d", 4, "-c", "3d_fullres")])
     real_workspace.shrink_plans(dataset)
-    real_workspace.check_model(real_workspace.train(dataset, "3d_fullres", 0, TRAINER), epochs=1)
-    predicted = real_workspace.root / "predicted"
-    real_workspace.run(*real_workspace.predict_command(predicted, dataset, "3d_fullres", TRAINER))
+    predicted, of = real_workspace.root / "predicted", (dataset, "3d_fullres")
+    train = real_workspace.train_command(*of, 0, TRAINER)
+    real_workspace.run_in_one_process([train, real_workspace.predict_command(predicted, *of, TRAINER)], iterations=250)
+    real_workspace.check_model(real_workspace.fold_folder(*of, 0, TRAINER), epochs=1)
     overlap = sizes = 0
     for case, labels in real_workspace.read_predictions(predicted).items():
         truth = real_workspace.read_label(case)
