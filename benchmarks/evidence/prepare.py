@@ -2,10 +2,11 @@
 
     python benchmarks/evidence/prepare.py DATA FOLDER
 
-DATA contains ``hippocampus`` (60 volumes of the Medical Segmentation Decathlon's Task04_Hippocampus) and ``isic2017``
-(900 images of 128 x 128 of the ISIC 2017 challenge, part 1), each with the folders ``images`` and ``labels``. FOLDER
-gets ``nnUNet_raw``, ``nnUNet_preprocessed`` and ``nnUNet_results``. The cases are drawn with a fixed seed from their
-sorted names, so that the same files give the same split everywhere. What is prepared already is kept.
+DATA contains ``hippocampus`` (volumes of the Medical Segmentation Decathlon's Task04_Hippocampus, unchanged) and
+``isic2017`` (images of the ISIC 2017 challenge, part 1, as PNG of 128 x 128 pixels), each with the folders ``images``
+and ``labels``, where an image and its label have the same name. The labels are those of `DATA_SETS`. Only the cases in
+``cases.yaml`` are used. FOLDER gets ``nnUNet_raw``, ``nnUNet_preprocessed`` and ``nnUNet_results``. The split is drawn
+with a fixed seed from the sorted names, so that it is the same everywhere. What is prepared already is kept.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import SimpleITK
+import yaml
 
 PLANS = "nnUNetPlansEvidence"
 SEED = 2026
@@ -111,18 +114,31 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", choices=[each.source for each in DATA_SETS])
     options = parser.parse_args(arguments)
     chosen = [each for each in DATA_SETS if options.only in (None, each.source)]
+    cases = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text())
     for each in chosen:
-        for part in ("images", "labels"):
-            if not (options.data / each.source / part).is_dir():
-                parser.error(f"DATA must contain {each.source}/{part}, got {options.data}")
+        try:
+            check(each, options.data / each.source, cases[each.source])
+        except ValueError as error:
+            parser.error(str(error))
     for each in chosen:
-        prepare(each, options.data / each.source, options.folder.absolute())
+        prepare(each, options.data / each.source, cases[each.source], options.folder.absolute())
 
 
-def prepare(each: DataSet, source: Path, folder: Path) -> None:
+def check(each: DataSet, source: Path, names: list[str]) -> None:
+    """Raise a ValueError if a file is missing, or if a label has other values than the data set's."""
+    files = [source / part / f"{name}{each.ending}" for part in ("images", "labels") for name in names]
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise ValueError(f"DATA must contain all cases of cases.yaml, got no {missing[0]} ({len(missing)} are missing)")
+    for file in files[len(names) :]:
+        values = np.unique(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file))))
+        if not set(values.tolist()) <= set(each.labels.values()):
+            raise ValueError(f"labels must be among {sorted(each.labels.values())}, got {values.tolist()} in {file}")
+
+
+def prepare(each: DataSet, source: Path, names: list[str], folder: Path) -> None:
     """Write, plan and preprocess a data set."""
     raw, preprocessed = (folder / part / each.folder for part in ("nnUNet_raw", "nnUNet_preprocessed"))
-    split = draw(each, sorted(file.name.removesuffix(each.ending) for file in (source / "images").iterdir()))
+    split = draw(each, sorted(names))
     if not (raw / "dataset.json").is_file():
         write_raw(each, source, split, raw)
     if not (preprocessed / "nnUNetPlans.json").is_file():

@@ -7,7 +7,8 @@
 
 The scores are in ``trainings.csv`` beside this file: one row for each training and class, with the means over the
 held-out cases. So the study can go on where the models of earlier trainings are gone. ``next`` takes one repetition of
-all arms after the other, in the order of ``hippocampus.yaml`` and ``isic2017.yaml``.
+all arms after the other, in the order of ``hippocampus.yaml`` and ``isic2017.yaml``, without those in `DROPPED`.
+``collect`` needs the models in ``nnUNet_results``, whose shifts it also measures.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import torch
 import yaml
 from matplotlib.figure import Figure
 
 from nnunet_dtc.study import evaluation
 from nnunet_dtc.study.comparison.between_trainings import between_trainings
 from nnunet_dtc.study.comparison.statistics import LEVEL, holm, summarise
+from nnunet_dtc.study.coordinates.forward_pass import find_coordinates
+from nnunet_dtc.study.coordinates.image_patch import load_patch
+from nnunet_dtc.study.coordinates.trained_model import load_model
 from nnunet_dtc.study.figures.style import MUTED, named_rows, new_figure, series, style
 
 HERE = Path(__file__).parent
@@ -36,6 +41,9 @@ DATA_SETS = {"hippocampus": "Hippocampus", "isic2017": "ISIC 2017"}
 TOLERANCES = {"hippocampus": "1", "isic2017": "1voxel"}
 METRICS = ["dice", "nsd"]
 VANILLA, CONTROL = "nnUNetTrainer", "nnUNetTrainerDTC_RF0"
+WITH_BLOCKS = re.compile("DTC|Guided|Alone")  # arms with DTC blocks, whose shifts are measured
+DROPPED: tuple[str, ...] = ()  # candidates dropped by the protocol's rule: no more trainings, but kept in the tables
+SHIFT_CASES = 8  # held-out cases in which shifts are measured
 SUFFIXES = re.compile(r"_Adam1en3_\d+epochs_NoMirroring(?:_rep(\d+))?$")
 
 
@@ -60,7 +68,7 @@ def arm_of(trainer: str) -> tuple[str, int]:
 
 
 def read_table() -> pd.DataFrame:
-    columns = ["data_set", "arm", "repetition", "label", "cases", *METRICS]
+    columns = ["data_set", "arm", "repetition", "label", "cases", *METRICS, "shift"]
     return pd.read_csv(TABLE) if TABLE.is_file() else pd.DataFrame(columns=columns)
 
 
@@ -71,7 +79,7 @@ def missing(data_set: str, table: pd.DataFrame) -> Iterator[str]:
     for repetition in range(1, study["repetitions"] + 1):
         for trainer in study["trainers"]:
             name = trainer if repetition == 1 else f"{trainer}_rep{repetition}"
-            if arm_of(name) not in there:
+            if arm_of(name) not in there and arm_of(name)[0] not in DROPPED:
                 yield name
 
 
@@ -99,9 +107,10 @@ def collect(data_set: str, folder: Path) -> None:
         found = evaluation.evaluate_pairs(pairs, labels, [tolerance])
         (nsd,) = (key for key in found.metrics if key.startswith("nsd"))
         scores = found.scores.groupby("organ", sort=False)[["dice", nsd]].mean()
-        print(f"{predictions.parent.name}: mean Dice {scores['dice'].mean():.4f}")
+        shift = median_shift(study, data, predictions.parent.name) if WITH_BLOCKS.search(arm) else math.nan
+        print(f"{predictions.parent.name}: mean Dice {scores['dice'].mean():.4f}, median shift {shift:.3f} voxels")
         for label, (dice, surface) in zip(scores.index, scores.to_numpy(), strict=True):
-            numbers = {"cases": len(pairs), "dice": round(dice, 6), "nsd": round(surface, 6)}
+            numbers = {"cases": len(pairs), "dice": round(dice, 6), "nsd": round(surface, 6), "shift": round(shift, 4)}
             rows.append({"data_set": data_set, "arm": arm, "repetition": repetition, "label": label, **numbers})
     if not rows:
         raise SystemExit(f"{folder} has no predictions of trainings that {TABLE} lacks")
@@ -110,6 +119,19 @@ def collect(data_set: str, folder: Path) -> None:
     table["order"] = table["arm"].map(order)
     table = table.sort_values(["data_set", "repetition", "order"], kind="stable").drop(columns="order")
     table.to_csv(TABLE, index=False)
+
+
+def median_shift(study: dict, data: Path, trainer: str) -> float:
+    """The median length of the shifts in voxels of the stage's input, in the stage where it is largest."""
+    name = f"{trainer}__{study['plans']}__{study['configuration']}"
+    model = load_model(Path(os.environ["nnUNet_results"]) / data.name / name, str(study["folds"]))
+    lengths: dict[str, list[torch.Tensor]] = {}
+    images = sorted((data / "imagesTs").glob("*_0000.*"))[:SHIFT_CASES]
+    for image in images:
+        label = data / "labelsTs" / image.name.replace("_0000", "")
+        for stage in find_coordinates(model, load_patch(model, [image], label)).stages:
+            lengths.setdefault(stage.block, []).append(stage.shifts().norm(dim=1).flatten())
+    return max(float(torch.cat(each).median()) for each in lengths.values())
 
 
 def results(table: pd.DataFrame, data_set: str) -> pd.DataFrame:
@@ -130,6 +152,7 @@ def results(table: pd.DataFrame, data_set: str) -> pd.DataFrame:
     for key in METRICS:
         made[key] = of_training[key].groupby("arm").mean()
     made["deviation"] = of_training["dice"].groupby("arm").std(ddof=1)
+    made["shift"] = rows.groupby("arm")["shift"].mean()
     made = made.join(noise[["mean", "low", "high", "p"]])
     known = made["p"].dropna()
     made["p_holm"] = pd.Series(holm(known.tolist()), index=known.index, dtype=float)
@@ -137,17 +160,17 @@ def results(table: pd.DataFrame, data_set: str) -> pd.DataFrame:
 
 
 def markdown(made: pd.DataFrame) -> str:
-    """The table of one data set, in points of 100."""
+    """The table of one data set, scores in points of 100 and shifts in voxels."""
     lines = [
-        "| trainer | trainings | Dice | standard deviation | difference to vanilla (95 %) | p (Holm) | NSD |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| trainer | trainings | Dice | standard deviation | difference to vanilla (95 %) | p (Holm) | NSD | shift |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for arm, row in made.iterrows():
         difference = "" if math.isnan(row["mean"]) else "{:+.2f} ({:+.2f} to {:+.2f})".format(
             *(100 * row[key] for key in ("mean", "low", "high"))
         )  # fmt: skip
         cells = [f"`{arm}`", f"{row['trainings']:.0f}", f"{100 * row['dice']:.2f}", _number(100 * row["deviation"])]
-        cells += [difference, _p_value(row["p_holm"]), f"{100 * row['nsd']:.2f}"]
+        cells += [difference, _p_value(row["p_holm"]), f"{100 * row['nsd']:.2f}", _number(row["shift"])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -167,7 +190,7 @@ def gains(made: dict[str, pd.DataFrame]) -> list[str]:
         row = table.loc[arm]
         return row["mean"] > 0 and row["p_holm"] < LEVEL and row["dice"] > table.loc[CONTROL, "dice"]
 
-    arms = set.intersection(*(set(table.index) for table in made.values())) - {VANILLA, CONTROL}
+    arms = set.intersection(*(set(table.index) for table in made.values())) - {VANILLA, CONTROL, *DROPPED}
     return sorted(arm for arm in arms if all(gains_here(table, arm) for table in made.values()))
 
 
@@ -199,7 +222,10 @@ def report() -> None:
     made = {name: results(table, name) for name in DATA_SETS if name in set(table["data_set"])}
     for name, each in made.items():
         print(f"**{DATA_SETS[name]}**\n\n{markdown(each)}\n")
-    if len(made) == len(DATA_SETS):
+    waiting = {name: len(list(missing(name, table))) for name in DATA_SETS}
+    if any(waiting.values()):
+        print("not finished:", ", ".join(f"{count} trainings of {name} are missing" for name, count in waiting.items()))
+    else:
         print("gains by the protocol's rule:", ", ".join(gains(made)) or "none")
     if any(each["mean"].notna().any() for each in made.values()):
         with style():

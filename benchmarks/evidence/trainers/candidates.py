@@ -1,6 +1,6 @@
 """Candidates for better upsampling, as trainers: prototypes for docs/evidence.md, not part of nnunet-dtc.
 
-    nnUNet_extTrainer=benchmarks/evidence/trainers nnunet-dtc study benchmarks/evidence/hippocampus_candidates.yaml
+    nnUNet_extTrainer=benchmarks/evidence/trainers nnunet-dtc study benchmarks/evidence/hippocampus.yaml
 
 The names are those of ``nnUNetTrainerDTC`` with another word in the place of DTC, and its suffixes:
 
@@ -28,6 +28,19 @@ from nnunet_dtc.ops.sampling import upsample_checked
 NAME = re.compile(r"nnUNetTrainer(Guided|Alone|Logits)(?=_|$)")
 
 
+class _GuidedCoords(nn.Module):
+    """A coordinate head that also sees the encoder's features of the output's size."""
+
+    def __init__(self, coords, skip_channels, convolution):
+        super().__init__()
+        self.coords, self.guide = coords, convolution(skip_channels, coords.out_channels, 1)
+        nn.init.normal_(self.guide.weight, std=COORDS_INIT_STD)
+        nn.init.zeros_(self.guide.bias)
+
+    def forward(self, x, skip):
+        return self.coords(x) + self.guide(skip)
+
+
 class _Guided:
     """A DTC block whose coordinates also see the encoder's features."""
 
@@ -38,15 +51,11 @@ class _Guided:
             block.in_channels, block.out_channels, block.stride, block.receptive_field, block.base,
             offset=block.deformation.offset, weight=block.deformation.weight,
         )  # fmt: skip
-        self.value, self.coords = block.value, block.coords
-        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[self.axes]
-        self.guide = convolution(skip_channels, self.coords.out_channels, 1)
-        nn.init.normal_(self.guide.weight, std=COORDS_INIT_STD)
-        nn.init.zeros_(self.guide.bias)
+        self.value = block.value
+        self.coords = _GuidedCoords(block.coords, skip_channels, {2: nn.Conv2d, 3: nn.Conv3d}[self.axes])
 
     def forward(self, x, output_size=None, skip=None):
-        coords = self.coords(x) + self.guide(skip)
-        return upsample_checked(self.base(x), self.value(x), coords, self.stride, self.deformation)
+        return upsample_checked(self.base(x), self.value(x), self.coords(x, skip), self.stride, self.deformation)
 
 
 class Guided2d(_Guided, DTC2d):
