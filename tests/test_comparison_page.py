@@ -357,13 +357,15 @@ def test_every_verdict(photos, metric, mean, low, high, p, says):
     assert says in Parsed(render_page(small)).text
 
 
-def test_noise_is_reported_where_it_is_known(ct, ct_page, photo_page):
+def test_noise_is_reported_where_it_is_known(ct, ct_page, photo_page, tmp_path):
     text = Parsed(ct_page).text
     for sentence in noise_sentences(ct.noise, {A: 2, B: 2}):
         assert re.sub(r"\s+", " ", sentence) in text
     assert "Are the differences larger than those between repeated trainings? Dice, " in text
     assert "No repeated trainings" not in text
-    assert "No repeated trainings" in Parsed(photo_page).text
+    assert "No repeated trainings" not in Parsed(photo_page).text  # over folds more is known
+    once = render_page(of_trainings(tmp_path, {A: [0.7], B: [0.8]}))
+    assert "No repeated trainings" in Parsed(once).text
 
 
 def test_what_is_not_known_is_a_dash_and_not_an_error(ct):

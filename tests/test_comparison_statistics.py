@@ -6,11 +6,13 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from comparison_example import comparison_of
 from scipy import stats
 
 from nnunet_dtc.study.comparison import statistics
 from nnunet_dtc.study.comparison.between_trainings import between_trainings, trainings_needed
 from nnunet_dtc.study.comparison.sentences import noise_sentences
+from nnunet_dtc.study.comparison.tables import noise_table
 
 METRICS = ("dice", "hd95_mm")
 
@@ -340,7 +342,7 @@ def test_without_repeats_there_is_no_noise_to_speak_of():
     assert {"run_to_run", "low", "high", "p"} <= set(noise.columns)
 
 
-def folds_of(means_by_model):
+def folds_of(means_by_model, validation_ratio=None):
     """One organ and one case in each fold, from the trainings of each fold of each model."""
     rows = [
         (model, repeat, fold, f"case {fold}", "liver", mean, 10 * mean)
@@ -351,7 +353,7 @@ def folds_of(means_by_model):
     scores, models = frame(rows), list(means_by_model)
     counts = {model: len(folds[0]) for model, folds in means_by_model.items()}
     summary = statistics.summarise(scores, METRICS, models, per_fold=False)
-    return between_trainings(scores, METRICS, counts, summary, per_fold=False)
+    return between_trainings(scores, METRICS, counts, summary, False, validation_ratio)
 
 
 def test_repeated_trainings_are_compared_by_students_t():
@@ -375,6 +377,34 @@ def test_folds_with_one_training_each_by_hand():
     t = 0.05 / error
     assert row["p"] == pytest.approx(1 - t / math.sqrt(2 + t * t))
     assert (row["low"], row["high"]) == pytest.approx((0.05 - 4.30265 * error, 0.05 + 4.30265 * error), rel=1e-5)
+
+
+def test_the_split_says_how_much_training_sets_overlap():
+    """Two of nnU-Net's five folds: sqrt(1/2 + 1/4) times the deviation of 0.02 and 0.04, not sqrt(1/2 + 1)."""
+    means = {"A": [[0.7], [0.6]], "B": [[0.72], [0.64]]}
+    t = 12.7062  # Student's, at 97.5 % with 1 degree of freedom
+    for ratio, factor in ((0.25, 0.75), (None, 1.5)):
+        row = folds_of(means, ratio).iloc[0]
+        reach = t * math.sqrt(0.0002 * factor)
+        assert (row["low"], row["high"]) == pytest.approx((0.03 - reach, 0.03 + reach), rel=1e-5)
+
+
+def test_the_table_over_folds_shows_the_difference_that_its_interval_belongs_to(tmp_path):
+    """Folds of one and three cases: the mean of the folds' differences is not the difference of the means."""
+    dice = {"A": [0.5, 0.6, 0.6, 0.6], "B": [0.9, 0.7, 0.7, 0.7]}
+    rows = [
+        (model, repeat, fold, f"case {case}", "liver", value + repeat / 100, 1.0)
+        for model, values in dice.items()
+        for case, (fold, value) in enumerate(zip((0, 1, 1, 1), values, strict=True))
+        for repeat in (1, 2)
+    ]
+    table = noise_table(comparison_of(frame(rows), tmp_path, repeats=2))
+    shown = dict(
+        zip([column.title for column in table.columns], [cell.value for cell in table.rows[0].cells], strict=True)
+    )
+    assert shown["over"] == "folds"
+    assert shown["difference"] == "+25.00"
+    assert shown["difference of means"] == "+17.50"
 
 
 def test_repeated_trainings_within_folds_have_the_error_term_of_the_balanced_mixed_model():

@@ -306,6 +306,20 @@ def test_what_the_folds_were_checked_against_is_reported(folders, known):
     assert any(sentence.startswith(same + more) for sentence in result.sentences)
 
 
+def test_the_interval_over_folds_follows_from_the_split(folders):
+    """The compared folds have 3 of 10 and 4 of 10 cases here, whose other folds were not trained; without a file, the
+    two folds count as all. The interval's half is in proportion to sqrt(1/2 + r)."""
+    models = folders.train("nnUNetTrainer", seed=1), folders.train("nnUNetTrainerDTC", seed=2)
+    folders.write_splits({**FOLDS, 2: ("case_h", "case_i", "case_j")})
+    known = compared(*models).noise.iloc[0]
+    (folders.preprocessed / DATASET / "splits_final.json").unlink()
+    unknown = compared(*models).noise.iloc[0]
+    assert known["mean"] == unknown["mean"]
+    ratio = (3 / 7 + 4 / 6) / 2
+    widths = (known["high"] - known["low"]) / (unknown["high"] - unknown["low"])
+    assert widths == pytest.approx(math.sqrt((1 / 2 + ratio) / (1 / 2 + 1)))
+
+
 def test_pictures_without_images_are_left_out_and_reported(folders):
     for file in (folders.raw / DATASET / "imagesTr").iterdir():
         file.unlink()

@@ -45,6 +45,8 @@ STUDY = {
 def folders(tmp_path, monkeypatch):
     """nnU-Net's folders, planned and split, without a model."""
     folders = Folders(tmp_path, monkeypatch)
+    (tmp_path / "locks").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "locks"))  # not those of studies that run on this machine
     (folders.preprocessed / DATASET / "nnUNetPlans.json").write_text(json.dumps(small_plans()))
     return folders
 
@@ -947,7 +949,32 @@ def test_a_device_that_is_not_there_is_refused_only_on_this_machine(folders, sta
     assert "cuda" in done.output
     for words in (["--profile", "slurm"], ["--", "--executor", "slurm"], ["--", "--executor=slurm"]):
         assert CliRunner().invoke(app, ["study", file, *words]).exit_code == 0
-    assert all("--resources" not in command for command in started)
+    assert len(started) == 3
+    assert not any(word.startswith("gpu=") for command in started for word in command)
+
+
+@pytest.mark.parametrize(
+    ("more", "limits"),
+    [
+        ([], {"gpu": 2}),
+        (["--jobs", "3"], {"gpu": 2}),
+        (["--resources", "mem_mb=9000", "--jobs", "3"], {"gpu": 2, "mem_mb": 9000}),
+        (["--resources=mem_mb=9000"], {"gpu": 2, "mem_mb": 9000}),
+        (["--resources", "mem_mb=9000", "gpu=1"], {"gpu": 1, "mem_mb": 9000}),
+        (["--res=gpu=1", "--jobs", "3"], {"gpu": 1}),
+        (["--resources", "gpu=1", "--resources", "mem_mb=9000"], {"gpu": 2, "mem_mb": 9000}),
+    ],
+)
+def test_jobs_are_limited_to_the_gpus_of_this_machine(folders, started, monkeypatch, more, limits):
+    """Whatever else the user limits. What a command line means is for Snakemake to say."""
+    snakemake = pytest.importorskip("snakemake.cli")
+    monkeypatch.delenv("SNAKEMAKE_PROFILE", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    done = CliRunner().invoke(app, ["study", str(write(folders.root, device="cuda")), "--", *more])
+    assert done.exit_code == 0, done.output
+    given = snakemake.get_argument_parser().parse_args(started[0][1:]).resources
+    assert {name: int(given[name].value) for name in given} == limits
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ Experiments*, on mixed models with one fixed factor). This is Student's t of the
 degree of freedom less than there are folds, however many trainings each fold has. The training sets of the folds
 overlap, so their differences are not independent: the variance of their mean is s^2 (1/k + r) instead of s^2 / k
 (Nadeau and Bengio, *Inference for the Generalization Error*, Machine Learning 52, 2003), where r is the number of
-validation cases over that of training cases, 1/(k - 1) for k folds (Bouckaert and Frank, PAKDD 2004).
+validation cases over that of training cases (Bouckaert and Frank, PAKDD 2004): 1/4 for nnU-Net's five folds, however
+many of them are compared. Where no split is known, r is 1/(k - 1), as if the k compared folds were all.
 
 **Repeated trainings.** Student's t for the difference of two means, with the standard deviation of one training pooled
 over all models that were trained several times (ours: two or three trainings of a model are too few for a standard
@@ -50,6 +51,7 @@ def between_trainings(
     trainings: Mapping[str, int],
     summary: pd.DataFrame,
     per_fold: bool,
+    validation_ratio: float | None = None,
 ) -> pd.DataFrame:
     """`Comparison.noise`: is a difference larger than the differences between repeated trainings, and between folds?
 
@@ -70,9 +72,10 @@ def between_trainings(
         trainings: the number of trainings of each model, in the order of the comparison.
         summary: `Comparison.summary`.
         per_fold: as for `summarise`.
+        validation_ratio: the number of validation cases over that of training cases; None where it is not known.
 
     Returns:
-        Without rows if there is one training of each model.
+        Without rows if there is one training of each model, and one fold or an ensemble.
     """
     freedom = sum(count - 1 for count in trainings.values())
     folds = scores["fold"].nunique()
@@ -101,7 +104,9 @@ def between_trainings(
                 differences = of_fold.loc[model, key] - of_fold.loc[models[0], key]
                 deviation = float(differences.std(ddof=1, skipna=False))
                 row |= {"method": "folds", "needed": math.nan}
-                row |= _student(float(differences.mean(skipna=False)), _of_folds(deviation, folds), folds - 1)
+                row |= _student(
+                    float(differences.mean(skipna=False)), _of_folds(deviation, folds, validation_ratio), folds - 1
+                )
             else:
                 row |= {"method": "trainings", "needed": trainings_needed(difference, one_training)}
                 row |= _student(difference, noise, freedom)
@@ -143,9 +148,10 @@ def deviation_factors(freedom: int) -> tuple[float, float]:
     return low, high
 
 
-def _of_folds(deviation: float, folds: int) -> float:
+def _of_folds(deviation: float, folds: int, validation_ratio: float | None) -> float:
     """The standard error of the mean of the folds' differences, corrected for their overlapping training sets."""
-    return deviation * math.sqrt(1 / folds + 1 / (folds - 1))
+    ratio = 1 / (folds - 1) if validation_ratio is None else validation_ratio
+    return deviation * math.sqrt(1 / folds + ratio)
 
 
 def _student(mean: float, error: float, freedom: int) -> dict[str, float]:

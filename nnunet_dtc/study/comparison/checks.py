@@ -235,6 +235,22 @@ def read_splits(preprocessed: Path, dataset: str) -> list[Mapping] | None:
     return splits
 
 
+def validation_ratio(splits: Sequence[Mapping] | None, folds: Sequence[int]) -> float | None:
+    """The number of validation cases over that of training cases, the mean over those folds that the split has.
+
+    Args:
+        splits: of `read_splits`.
+        folds: the numbers of the folds.
+
+    Returns:
+        None where the split has none of the folds, or names no training cases.
+    """
+    known = [splits[fold] for fold in folds if fold < len(splits)] if splits else []
+    if not known or not all(fold.get("train") for fold in known):
+        return None
+    return sum(len(fold["val"]) / len(fold["train"]) for fold in known) / len(known)
+
+
 def reference_sizes(training: Training, fold: int) -> Sizes:
     """The numbers of voxels that nnU-Net counted when it validated a fold.
 

@@ -66,7 +66,7 @@ def compare(
     summary = statistics.summarise(scores, metrics, names, per_fold)
     differences = statistics.paired_differences(scores, metrics, names, plan.labels.names, options.seed)
     repeats = {model.name: len(model.trainings) for model in plan.models}
-    noise = between_trainings(scores, metrics, repeats, summary, per_fold)
+    noise = between_trainings(scores, metrics, repeats, summary, per_fold, plan.validation_ratio)
     models = tuple(_compared(plan, model, logs, memory) for model in plan.models)
     shown, no_images = _pictures(plan, sources, scores)
     facts = Facts(

@@ -77,6 +77,8 @@ class Plan:
         sizes: the number of voxels of each label when nnU-Net validated, by training and fold.
         splits_checked: what the folds' cases were compared with: `splits_final.json`, `each other`, or nothing ("").
         seen_in_training: held-out cases that are cases of the cross-validation as well.
+        validation_ratio: the number of validation cases over that of training cases, the mean over the folds; None
+            where there is no split.
     """
 
     options: Options
@@ -87,6 +89,7 @@ class Plan:
     sizes: Mapping[tuple[Training, int], checks.Sizes]
     splits_checked: str
     seen_in_training: tuple[str, ...]
+    validation_ratio: float | None
 
     @property
     def trainings(self) -> tuple[Training, ...]:
@@ -171,7 +174,17 @@ def _plan_validation(
     if missing := [str(file) for file in references.values() if not file.is_file()]:
         raise ComparisonError(f"there is no label {', '.join(missing[:3])}")
     checked = "splits_final.json" if splits is not None else "each other"
-    return Plan(options, models, names, folds, references, sizes, checked, ())
+    return Plan(
+        options=options,
+        models=models,
+        names=names,
+        folds=folds,
+        references=references,
+        sizes=sizes,
+        splits_checked=checked,
+        seen_in_training=(),
+        validation_ratio=checks.validation_ratio(splits, folds),
+    )
 
 
 def _plan_test(
@@ -210,7 +223,17 @@ def _plan_test(
         checks.check_case_sets(trainings, validated, splits)
         checked = "splits_final.json" if splits is not None else "each other"
     known = {case for fold in splits or () for part in ("train", "val") for case in fold.get(part, ())}
-    return Plan(options, models, names, folds, references, {}, checked, tuple(sorted(known & references.keys())))
+    return Plan(
+        options=options,
+        models=models,
+        names=names,
+        folds=folds,
+        references=references,
+        sizes={},
+        splits_checked=checked,
+        seen_in_training=tuple(sorted(known & references.keys())),
+        validation_ratio=checks.validation_ratio(splits, folds),
+    )
 
 
 def _training_names(models: Sequence[Model]) -> dict[Training, str]:

@@ -75,9 +75,24 @@ def snakemake_command(study: Study, profile: str, more: Sequence[str]) -> list[s
     command = [find_snakemake(), "--snakefile", str(SNAKEFILE), "--configfile", str(study.file)]
     command += ["--directory", str(study.folder)]  # where Snakemake keeps its own files
     command += ["--workflow-profile", str(SNAKEFILE.parent / "profiles" / profile), "--nolock"]
-    if study.device == "cuda" and is_on_this_machine(profile, more) and "--resources" not in more:
-        command += ["--resources", f"gpu={len(visible_gpus())}"]
+    more = list(more)
+    if study.device == "cuda" and is_on_this_machine(profile, more):
+        more = _with_gpus(more, len(visible_gpus()))
     return [*command, *more]
+
+
+def _with_gpus(more: list[str], count: int) -> list[str]:
+    """Snakemake's options with the number of GPUs among the resources, where the user did not give it."""
+    options = ("--resources", "--res")
+    words = [part for word in more for part in (word.split("=", 1) if word.startswith("--res") else [word])]
+    places = [place for place, word in enumerate(words) if word in options]
+    if not places:
+        return [*more, "--resources", f"gpu={count}"]
+    behind = places[-1] + 1  # Snakemake takes the last one
+    given = itertools.takewhile(lambda word: not word.startswith("-"), words[behind:])
+    if any(word.startswith("gpu=") for word in given):
+        return more
+    return [*words[:behind], f"gpu={count}", *words[behind:]]
 
 
 def lock_study(study: Study) -> Lock:

@@ -22,7 +22,7 @@ __all__ = ["Lock", "device_of_its_own", "scheduler_job", "visible_gpus"]
 
 RETRY_S = 2.0
 PATIENCE_S = 900.0
-"""How long a job of a scheduler waits for another job: it has a time limit, and the scheduler can try again later."""
+"""How long a job of a scheduler waits for another job: it keeps a node, and Snakemake's `--retries` can try again."""
 
 _JOB_VARIABLES = ("SLURM_JOB_ID", "LSB_JOBID", "PBS_JOBID")
 
@@ -167,7 +167,7 @@ def _waits(what: str) -> Iterator[None]:
         yield
         if scheduler_job() and time.monotonic() > until:
             raise BusyError(
-                f"still waiting after {PATIENCE_S / 60:.0f} min for {what}; the scheduler may try again later"
+                f"still waiting after {PATIENCE_S / 60:.0f} min for {what}; with --retries, Snakemake tries again"
             )
         time.sleep(RETRY_S)
 
@@ -201,6 +201,7 @@ def _uuids() -> dict[str, str]:
 
 def _use(device: str, name: str) -> None:
     if device == "cuda":
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # nvidia-smi's, whose numbers `_uuids` reads
         os.environ["CUDA_VISIBLE_DEVICES"] = name
     else:
         os.sched_setaffinity(0, {int(name)})
