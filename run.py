@@ -35,6 +35,9 @@ def main(arguments: list[str]) -> int:
         here = sys.version.split()[0]
         print(f"The demo runs a study with Snakemake 9, which needs Python 3.11; this is {here}", file=sys.stderr)
         return 2
+    if command == "demo" and sys.platform == "win32":
+        print("The demo runs a study, which needs Linux or macOS; use WSL on Windows", file=sys.stderr)
+        return 2
     install(EXTRAS[command])
     if command == "demo":
         hand_over(PYTHON, ROOT / "scripts" / "demo.py", *options)

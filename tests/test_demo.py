@@ -1,4 +1,4 @@
-"""The logic of the demo without training: options, small plans, finished steps, and commands."""
+"""The logic of the demo without training: options, folders, data sets and small plans."""
 
 from __future__ import annotations
 
@@ -333,10 +333,6 @@ def test_plans_that_cannot_be_made_small(demo):
         demo.shrink_plans({"configurations": {"2d": {}}})
     with pytest.raises(ValueError, match="features_per_stage and strides, got"):
         demo.shrink_plans({"configurations": {"3d_fullres": {}}})
-
-
-# ------------------------------------------------------------------------------------------------------------------
-# Finished steps.
 
 
 # ------------------------------------------------------------------------------------------------------------------

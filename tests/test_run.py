@@ -34,6 +34,18 @@ def test_usage(arguments, status):
     assert "python3 run.py demo" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("version", "platform", "message"),
+    [((3, 10, 4), "linux", "needs Python 3.11"), ((3, 12, 1), "win32", "needs Linux or macOS")],
+)
+def test_the_demo_is_refused_before_anything_is_installed(run, monkeypatch, capsys, version, platform, message):
+    monkeypatch.setattr(run.sys, "version_info", version)
+    monkeypatch.setattr(run.sys, "platform", platform)
+    monkeypatch.setattr(run, "install", lambda extra: pytest.fail("something was installed"))
+    assert run.main(["demo"]) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("file", ["run.py", ".ci/lowest.py"])
 def test_it_imports_only_the_standard_library(file):
     lines = (ROOT / file).read_text().splitlines()
