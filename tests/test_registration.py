@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import nnunetv2
 import pytest
+from fresh_python import FreshPython
 
 from nnunet_dtc.plugin import registration
 from nnunet_dtc.plugin.registration import RegistrationError
@@ -150,8 +150,15 @@ def registered(site):
     return folder
 
 
+@pytest.fixture(scope="module")
+def fresh_python():
+    fresh = FreshPython()
+    yield fresh
+    fresh.close()
+
+
 @pytest.fixture
-def python(site, tmp_path):
+def python(fresh_python, site, tmp_path):
     """Run Python in a fresh process from another folder, with the copy of nnU-Net."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -161,9 +168,7 @@ def python(site, tmp_path):
         environment["PYTHONPATH"] = os.pathsep.join(map(str, [*before, site]))
         if ext_trainer:
             environment[registration.EXT_VARIABLE] = str(ext_trainer)
-        return subprocess.run(
-            [sys.executable, *arguments], cwd=elsewhere, env=environment, capture_output=True, text=True, check=False
-        )
+        return fresh_python.run(list(arguments), elsewhere, environment)
 
     return run
 
