@@ -430,18 +430,34 @@ class LogReader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.read = {file: file.stat().st_size for file in folder.rglob("*.txt")}
+        self.read = {file: _inode_and_size(file) for file in folder.rglob("*.txt")}
 
     def news(self) -> Iterator[tuple[str, str]]:
-        """The lines that were completed since the last call, each with the name of its job."""
+        """The lines that were completed since the last call, each with the name of its job.
+
+        Snakemake deletes the log of a job that begins again: the new one is read from its beginning.
+        """
         for file in sorted(self.folder.rglob("*.txt")):
-            with file.open("rb") as stream:
-                stream.seek(self.read.get(file, 0))
-                content = stream.read().rpartition(b"\n")[0]
-            self.read[file] = self.read.get(file, 0) + len(content) + bool(content)
+            try:
+                inode, size = _inode_and_size(file)
+                known, done = self.read.get(file, (inode, 0))
+                if inode != known or size < done:
+                    done = 0
+                with file.open("rb") as stream:
+                    stream.seek(done)
+                    content = stream.read().rpartition(b"\n")[0]
+            except FileNotFoundError:  # deleted just now
+                self.read.pop(file, None)
+                continue
+            self.read[file] = inode, done + len(content) + bool(content)
             job = " ".join(file.relative_to(self.folder).with_suffix("").parts)
             for line in content.decode("utf-8", "replace").splitlines():
                 yield job, line.rstrip()
+
+
+def _inode_and_size(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_ino, status.st_size
 
 
 def bring_dataset(source: Path, target: Path) -> None:

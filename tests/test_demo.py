@@ -393,6 +393,24 @@ def test_only_whole_new_lines_of_logs_are_read_and_each_once(demo, tmp_path):
     assert [*reader.news()] == []
 
 
+def test_a_log_that_begins_again_is_read_from_its_beginning(demo, tmp_path):
+    """As that of a job that Snakemake runs again, in this run of the demo or after the one before it."""
+    log = tmp_path / "train.txt"
+    log.write_text("a long line of an earlier run\n")
+    reader = demo.LogReader(tmp_path)
+    log.unlink()
+    assert [*reader.news()] == []
+    log.write_text("$ command\n")
+    assert [*reader.news()] == [("train", "$ command")]
+    log.write_text("again\n")
+    assert [*reader.news()] == [("train", "again")]
+    log.open("a").write("and more\n")
+    assert [*reader.news()] == [("train", "and more")]
+    log.rename(tmp_path / "kept")  # so that the next one has another inode
+    log.write_text("a longer one than all that was there before\n")
+    assert [*reader.news()] == [("train", "a longer one than all that was there before")]
+
+
 def test_the_study_of_the_demo(demo, tmp_path):
     """STUDY.yaml is one that `nnunet-dtc study` accepts, with the demo's folders, plans and trainers."""
     from nnunet_dtc.study.workflow.definition import read_study

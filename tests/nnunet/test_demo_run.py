@@ -24,8 +24,12 @@ pytestmark = [
 
 PATIENCE_S = 900
 VANILLA, DTC = (f"{name}_Adam1en3_2epochs_NoMirroring" for name in ("nnUNetTrainer", "nnUNetTrainerDTC"))
-# the demo's trainers, with few iterations; a user's own trainers go before those that nnunet-dtc makes of a name
+# the demo's trainers, with few iterations, which stay in their second epoch until there is the file GO_ON; a user's own
+# trainers go before those that nnunet-dtc makes of a name
 TRAINERS = f"""
+import os
+import time
+
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_dtc.trainers import nnUNetTrainerDTC
@@ -39,6 +43,12 @@ class Short:
         self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 2, 1
         self.inference_allowed_mirroring_axes = None
         self.logger.plot_progress_png = lambda folder: None
+
+    def on_train_epoch_start(self):
+        super().on_train_epoch_start()
+        until = time.monotonic() + {PATIENCE_S}
+        while self.current_epoch == 1 and not os.path.exists(os.environ["GO_ON"]) and time.monotonic() < until:
+            time.sleep(0.1)
 
 
 class {VANILLA}(Short, nnUNetTrainer):
@@ -77,9 +87,11 @@ def own_dataset(tmp_path_factory):
 
 def test_the_demo_is_interrupted_and_continues(own_dataset, tmp_path):
     trainers, folder, log = tmp_path / "trainers", tmp_path / "demo", tmp_path / "printed.txt"
+    go_on = tmp_path / "go_on"
     trainers.mkdir()
     (trainers / "short_trainers.py").write_text(TRAINERS)
     env = {**os.environ, "nnUNet_extTrainer": str(trainers), "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
+    env["GO_ON"] = str(go_on)
     command = [sys.executable, DEMO, "--folder", folder, "--dataset", own_dataset, "--epochs", "2", "--device", "cpu"]
 
     def start():
@@ -89,7 +101,7 @@ def test_the_demo_is_interrupted_and_continues(own_dataset, tmp_path):
 
     first = start()
     until = time.monotonic() + PATIENCE_S
-    while "epoch 1 of 2" not in log.read_text():
+    while log.read_text().count("epoch 2 of 2") < 2:
         assert first.poll() is None, log.read_text()[-4000:]
         assert time.monotonic() < until, log.read_text()[-4000:]
         time.sleep(0.2)
@@ -101,14 +113,19 @@ def test_the_demo_is_interrupted_and_continues(own_dataset, tmp_path):
     assert re.search(r"\$ nnUNetv2_preprocess -d 18 .*-plans_name nnUNetPlansSmall", printed)
     assert not _processes_of(folder)
 
+    go_on.touch()
     assert start().wait(PATIENCE_S) == 0, log.read_text()[-4000:]
     before, printed = printed, log.read_text()
     for trainer in (VANILLA, DTC):
-        command_line = rf"\$ nnUNetv2_train Dataset018_Own 3d_fullres 0 -tr {trainer} -p nnUNetPlansSmall"
-        assert re.search(command_line, before + printed)
-        assert [*(folder / "nnUNet_results" / "Dataset018_Own").glob(f"{trainer}__*/fold_0/checkpoint_final.pth")]
+        command_line = rf"\$ nnUNetv2_train Dataset018_Own 3d_fullres 0 -tr {trainer} -p nnUNetPlansSmall -device cpu"
+        assert re.search(rf"{command_line}(?! --c)", before)
+        assert re.search(rf"{command_line} --c", printed)
+        (fold,) = (folder / "nnUNet_results" / "Dataset018_Own").glob(f"{trainer}__*/fold_0")
+        assert (fold / "checkpoint_final.pth").is_file()
+        begun, continued = (file.read_text() for file in sorted(fold.glob("training_log_*.txt")))
+        assert re.findall(r": Epoch (\d+) *$", begun, re.MULTILINE) == ["0", "1"]
+        assert re.findall(r": Epoch (\d+) *$", continued, re.MULTILINE) == ["1"]
     assert "nnUNetv2_preprocess" not in printed  # it was done
-    assert "epoch 2 of 2" in printed
     assert "It is not known whether Dice differs: there is one training each" in printed
     page = folder / "comparison" / "comparison" / "test" / "index.html"
     assert str(page) in printed

@@ -42,6 +42,7 @@ AVERAGES: tuple[Average, ...] = ("logits", "softmax")
 RECORD = "made_from.json"
 LOG_LINES = 15
 WATCHED_EVERY_S = 1.0
+NNUNETS_WORKERS = 3  # of each kind, by default
 _FORMAT = 1
 
 Announce = Callable[[str], None]
@@ -197,9 +198,16 @@ def _predicting(training: Training, folds: Sequence[int], *more: str) -> Callabl
             if held_out.progress:
                 held_out.progress(step, sum(file.is_file() for file in files), len(files))
 
+        command += _few_workers()
         _run([*command, "--disable_progress_bar", *more], _log_of(folder), held_out.announce, watch)
 
     return make
+
+
+def _few_workers() -> list[str]:
+    """Options for no more workers than cores: nnU-Net starts three to read and three to write, seconds for each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ["-npp", str(cores), "-nps", str(cores)] if cores < NNUNETS_WORKERS else []
 
 
 def _averaging_softmax(training: Training, folds: Sequence[int]) -> Callable[[Path, HeldOutSet], None]:
