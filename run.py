@@ -41,8 +41,9 @@ def main(arguments: list[str]) -> int:
     install(EXTRAS[command])
     if command == "demo":
         hand_over(PYTHON, ROOT / "scripts" / "demo.py", *options)
-    # files in their order: nnU-Net's long tests come first, so that the short ones fill what is left of the cores
-    workers = str(min(4, os.cpu_count() or 1))
+    # files in their order: nnU-Net's long tests come first, so that the short ones fill what is left of the cores; one
+    # worker more than cores, because those of nnU-Net often wait for processes
+    workers = str(min(4, (os.cpu_count() or 1) + 1))
     hand_over(PYTHON, "-m", "pytest", "-n", workers, "--dist", "loadfile", "--no-loadscope-reorder", *options)
 
 

@@ -426,7 +426,7 @@ def test_repeated_trainings_within_folds_have_the_error_term_of_the_balanced_mix
 def test_the_interval_over_trainings_covers_the_truth_and_no_difference_is_seldom_found():
     rng = np.random.default_rng(1)
     covered, found = [], []
-    for _ in range(150):
+    for _ in range(80):
         a, b = rng.normal(0.80, 0.01, 3), rng.normal(0.81, 0.01, 3)
         row = noise_of({"A": a, "B": b}).iloc[0]
         covered.append(row["low"] <= 0.01 <= row["high"])
