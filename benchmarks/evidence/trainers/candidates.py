@@ -132,9 +132,15 @@ CHANGES = {"Guided": _guided, "Alone": _alone, "Logits": _logits}
 def _trainer(name, word):
     base = trainers.trainer_class(NAME.sub("nnUNetTrainer" if word == "Logits" else "nnUNetTrainerDTC", name))
 
+    # nnU-Net looks at the names of these parameters
     @classmethod
-    def build_network_architecture(cls, *arguments, **options):
-        return CHANGES[word](super(made, cls).build_network_architecture(*arguments, **options))
+    def build_network_architecture(
+        cls, plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=True
+    ):
+        network = super(made, cls).build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        return CHANGES[word](network)
 
     made = type(name, (base,), {"build_network_architecture": build_network_architecture, "__module__": __name__})
     return made

@@ -1,0 +1,173 @@
+"""The study of docs/evidence.md: its candidates as nnU-Net builds them, and what follows from its scores."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from plans import DATASET, small_plans
+from scipy import stats
+
+from nnunet_dtc import trainers
+from nnunet_dtc.ops.coordinates import collect
+
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "evidence"
+WORDS = ("Guided", "Alone", "Logits")
+
+
+def script(file):
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def candidates():
+    return script(FOLDER / "trainers" / "candidates.py")
+
+
+@pytest.fixture
+def network(candidates, tmp_path, monkeypatch):
+    """The network of a trainer after nnU-Net's own `initialize`, from a fixed seed."""
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    monkeypatch.setenv("nnUNet_compile", "f")
+    (tmp_path / "preprocessed").mkdir()
+    (tmp_path / "preprocessed" / "case.b2nd").touch()  # nnU-Net looks at the ending
+
+    def network(word, configuration):
+        name = f"nnUNetTrainer{word}_Adam1en3_8epochs_NoMirroring"
+        trainer_class = getattr(candidates, name) if word in WORDS else getattr(trainers, name)
+        plans = small_plans() | {"continue_training": False}
+        trainer = trainer_class(plans, configuration, 0, DATASET, torch.device("cpu"))
+        trainer.preprocessed_dataset_folder = str(tmp_path / "preprocessed")
+        torch.manual_seed(0)
+        trainer.initialize()
+        assert trainer.num_epochs == 8
+        return trainer.network, torch.randn(2, 1, *trainer.configuration_manager.patch_size)
+
+    return network
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+@pytest.mark.parametrize("word", WORDS)
+def test_nnunet_builds_the_candidates_and_all_parameters_are_trained(word, configuration, network):
+    made, data = network(word, configuration)
+    if word == "Logits":
+        torch.nn.init.ones_(made.decoder.seg_layers[-1].gamma)  # at 0 the coordinates have no gradient
+    sum(output.square().mean() for output in made(data)).backward()
+    without = [name for name, parameter in made.named_parameters() if not parameter.grad.any()]
+    assert [name for name in without if not name.endswith("bias")] == []  # normalisation removes some biases
+    stages = 0 if word == "Logits" else len(made.decoder.stages)
+    assert len(collect(made, data)[1]) == stages
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_deformed_logits_start_as_those_of_the_planned_network(configuration, network):
+    made, data = network("Logits", configuration)
+    vanilla, _ = network("", configuration)
+    with torch.no_grad():
+        for ours, theirs in zip(made(data), vanilla(data), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_guided_coordinates_depend_on_the_encoder(network):
+    """Where the guide is 0, they are those of DTC."""
+    made, data = network("Guided", "3d_fullres")
+    guided = [stage.coords for stage in collect(made, data)[1]]
+    for block in made.decoder.transpconvs:
+        torch.nn.init.zeros_(block.coords.guide.weight)
+    plain = [stage.coords for stage in collect(made, data)[1]]
+    assert all(not torch.equal(one, other) for one, other in zip(guided, plain, strict=True))
+    base, _ = network("DTC", "3d_fullres")
+    base.load_state_dict({key.replace("coords.coords", "coords"): value for key, value in made.state_dict().items()
+                          if "guide" not in key})  # fmt: skip
+    for one, other in zip(plain, [stage.coords for stage in collect(base, data)[1]], strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_alone_has_no_transposed_convolution_but_that_of_the_coordinates(network):
+    made, _ = network("Alone", "2d")
+    found = [name for name, module in made.named_modules() if isinstance(module, torch.nn.ConvTranspose2d)]
+    assert found == [f"decoder.transpconvs.{stage}.coords" for stage in range(2)]
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Scores.
+
+
+@pytest.fixture
+def trainings(tmp_path, monkeypatch):
+    module = script(FOLDER / "trainings.py")
+    monkeypatch.setattr(module, "TABLE", tmp_path / "trainings.csv")
+    monkeypatch.setattr(module, "FIGURE", tmp_path / "evidence.svg")
+    return module
+
+
+def table_of(dice_of_arms):
+    """Two classes, whose mean is the given Dice of each training."""
+    rows = [
+        (data_set, arm, repetition, label, 20, value + sign * 0.03, 0.9, math.nan if arm == "nnUNetTrainer" else 0.2)
+        for data_set, arms in dice_of_arms.items()
+        for arm, values in arms.items()
+        for repetition, value in enumerate(values, 1)
+        for label, sign in (("anterior", 1), ("posterior", -1))
+    ]
+    return pd.DataFrame(rows, columns=["data_set", "arm", "repetition", "label", "cases", "dice", "nsd", "shift"])
+
+
+def test_what_is_missing_comes_next_one_repetition_after_the_other(trainings, monkeypatch):
+    table_of({"hippocampus": {"nnUNetTrainer": [0.8], "nnUNetTrainerDTC": [0.8, 0.8]}}).to_csv(
+        trainings.TABLE, index=False
+    )
+    monkeypatch.setattr(trainings, "DROPPED", ("nnUNetTrainerGuided", "nnUNetTrainerDySample"))
+    found = list(trainings.missing("hippocampus", trainings.read_table()))
+    end = "_Adam1en3_8epochs_NoMirroring"
+    first = [f"nnUNetTrainer{word}{end}" for word in ("DTC_RF0", "DTC_RF10", "DySampleDTC", "Alone", "Logits")]
+    assert found[:7] == [*first, f"nnUNetTrainer{end}_rep2", f"nnUNetTrainerDTC_RF0{end}_rep2"]
+    assert len(found) == 7 * 8 - 3
+    study = trainings.yaml.safe_load(trainings.next_study("hippocampus", 6))
+    assert study["trainers"] == found[:6]
+    assert study["repetitions"] == 1
+
+
+def test_results_are_students_t_of_two_arms(trainings):
+    rng = np.random.default_rng(3)
+    vanilla, dtc = rng.normal(0.80, 0.01, 8), rng.normal(0.81, 0.01, 6)
+    made = trainings.results(table_of({"isic2017": {"nnUNetTrainer": vanilla, "nnUNetTrainerDTC": dtc}}), "isic2017")
+    row, wanted = made.loc["nnUNetTrainerDTC"], stats.ttest_ind(dtc, vanilla)
+    assert (row["trainings"], row["shift"]) == (6, pytest.approx(0.2))
+    assert row["mean"] == pytest.approx(dtc.mean() - vanilla.mean())
+    assert row["p"] == row["p_holm"] == pytest.approx(wanted.pvalue)
+    assert row["deviation"] == pytest.approx(dtc.std(ddof=1))
+    assert math.isnan(made.loc["nnUNetTrainer", "p"])
+
+
+def test_a_gain_is_one_on_both_data_sets_over_vanilla_and_the_control(trainings, capsys):
+    noise = np.array([-0.002, 0.001, 0.0, 0.001, -0.001, 0.002, 0.0, -0.001])
+    means = {
+        "nnUNetTrainer": (0.80, 0.80),
+        "nnUNetTrainerDTC_RF0": (0.82, 0.80),
+        "nnUNetTrainerDTC": (0.83, 0.81),
+        "nnUNetTrainerDTC_RF10": (0.81, 0.81),  # not above the control
+        "nnUNetTrainerDySample": (0.83, 0.80),  # on one data set alone
+        "nnUNetTrainerDySampleDTC": (0.79, 0.81),
+        "nnUNetTrainerGuided": (0.83, 0.801),  # within the noise
+        "nnUNetTrainerAlone": (0.77, 0.77),
+        "nnUNetTrainerLogits": (0.80, 0.80),
+    }
+    arms = {
+        name: {arm: pair[place] + noise for arm, pair in means.items()}
+        for place, name in enumerate(trainings.DATA_SETS)
+    }
+    table = table_of(arms)
+    table[table["repetition"] < 8].to_csv(trainings.TABLE, index=False)
+    trainings.report()
+    assert "not finished: 9 trainings of hippocampus are missing, 9 trainings of isic2017" in capsys.readouterr().out
+    table.to_csv(trainings.TABLE, index=False)
+    trainings.report()
+    assert "gains by the protocol's rule: nnUNetTrainerDTC\n" in capsys.readouterr().out
+    assert trainings.FIGURE.stat().st_size > 1000
