@@ -146,6 +146,13 @@ def test_results_are_students_t_of_two_arms(trainings):
     assert math.isnan(made.loc["nnUNetTrainer", "p"])
 
 
+def test_without_vanilla_there_is_no_difference(trainings):
+    table = table_of({"isic2017": {"nnUNetTrainerDySample": [0.8, 0.82], "nnUNetTrainerDTC": [0.7, 0.75]}})
+    made = trainings.results(table, "isic2017")
+    assert made[["mean", "low", "high", "p", "p_holm"]].isna().all(axis=None)
+    assert made.loc["nnUNetTrainerDySample", "dice"] == pytest.approx(0.81)
+
+
 def test_a_gain_is_one_on_both_data_sets_over_vanilla_and_the_control(trainings, capsys):
     noise = np.array([-0.002, 0.001, 0.0, 0.001, -0.001, 0.002, 0.0, -0.001])
     means = {

@@ -126,16 +126,16 @@ def median_shift(study: dict, data: Path, trainer: str) -> float:
     name = f"{trainer}__{study['plans']}__{study['configuration']}"
     model = load_model(Path(os.environ["nnUNet_results"]) / data.name / name, str(study["folds"]))
     lengths: dict[str, list[torch.Tensor]] = {}
-    images = sorted((data / "imagesTs").glob("*_0000.*"))[:SHIFT_CASES]
-    for image in images:
-        label = data / "labelsTs" / image.name.replace("_0000", "")
+    for label in sorted(file for file in (data / "labelsTs").iterdir() if not file.name.startswith("."))[:SHIFT_CASES]:
+        case, dot, ending = label.name.partition(".")
+        image = data / "imagesTs" / f"{case}_0000{dot}{ending}"
         for stage in find_coordinates(model, load_patch(model, [image], label)).stages:
             lengths.setdefault(stage.block, []).append(stage.shifts().norm(dim=1).flatten())
     return max(float(torch.cat(each).median()) for each in lengths.values())
 
 
 def results(table: pd.DataFrame, data_set: str) -> pd.DataFrame:
-    """Of each arm: trainings, means, standard deviation, and the difference to vanilla with its interval.
+    """Of each arm: trainings, means, standard deviation, shift, and the difference to vanilla with its interval.
 
     Differences and intervals are those that ``nnunet-dtc compare`` finds between repeated trainings. ``p_holm`` is
     corrected over the arms.
@@ -153,7 +153,10 @@ def results(table: pd.DataFrame, data_set: str) -> pd.DataFrame:
         made[key] = of_training[key].groupby("arm").mean()
     made["deviation"] = of_training["dice"].groupby("arm").std(ddof=1)
     made["shift"] = rows.groupby("arm")["shift"].mean()
-    made = made.join(noise[["mean", "low", "high", "p"]])
+    if VANILLA in arms:
+        made = made.join(noise[["mean", "low", "high", "p"]])
+    else:  # nothing to compare with yet
+        made[["mean", "low", "high", "p"]] = math.nan
     known = made["p"].dropna()
     made["p_holm"] = pd.Series(holm(known.tolist()), index=known.index, dtype=float)
     return made
