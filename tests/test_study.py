@@ -963,18 +963,22 @@ def test_a_device_that_is_not_there_is_refused_only_on_this_machine(folders, sta
         (["--resources", "mem_mb=9000", "gpu=1"], {"gpu": 1, "mem_mb": 9000}),
         (["--res=gpu=1", "--jobs", "3"], {"gpu": 1}),
         (["--resources", "gpu=1", "--resources", "mem_mb=9000"], {"gpu": 2, "mem_mb": 9000}),
+        (["--resource", "gpu=1", "mem_mb=9000"], {"gpu": 1, "mem_mb": 9000}),  # abbreviated
+        (["--resources=mem_mb=9000", "index.html"], {"gpu": 2, "mem_mb": 9000}),  # and a target
+        (["index.html", "--res=gpu=1"], {"gpu": 1}),
     ],
 )
 def test_jobs_are_limited_to_the_gpus_of_this_machine(folders, started, monkeypatch, more, limits):
-    """Whatever else the user limits. What a command line means is for Snakemake to say."""
+    """The user may limit other resources as well. The oracle is Snakemake's own parser."""
     snakemake = pytest.importorskip("snakemake.cli")
     monkeypatch.delenv("SNAKEMAKE_PROFILE", raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     done = CliRunner().invoke(app, ["study", str(write(folders.root, device="cuda")), "--", *more])
     assert done.exit_code == 0, done.output
-    given = snakemake.get_argument_parser().parse_args(started[0][1:]).resources
-    assert {name: int(given[name].value) for name in given} == limits
+    parsed = snakemake.get_argument_parser().parse_args(started[0][1:])
+    assert {name: int(each.value) for name, each in parsed.resources.items()} == limits
+    assert set(parsed.targets) == {"index.html"} & set(more)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,22 +78,34 @@ def snakemake_command(study: Study, profile: str, more: Sequence[str]) -> list[s
     command += ["--workflow-profile", str(SNAKEFILE.parent / "profiles" / profile), "--nolock"]
     more = list(more)
     if study.device == "cuda" and is_on_this_machine(profile, more):
-        more = _with_gpus(more, len(visible_gpus()))
+        resources, more = _take_resources(more)
+        if not any(each.startswith("gpu=") for each in resources):
+            resources.append(f"gpu={len(visible_gpus())}")
+        command[-1:-1] = ["--resources", *resources]  # before an option: the user's may begin with a target
     return [*command, *more]
 
 
-def _with_gpus(more: list[str], count: int) -> list[str]:
-    """Snakemake's options with the number of GPUs among the resources, where the user did not give it."""
-    options = ("--resources", "--res")
-    words = [part for word in more for part in (word.split("=", 1) if word.startswith("--res") else [word])]
-    places = [place for place, word in enumerate(words) if word in options]
-    if not places:
-        return [*more, "--resources", f"gpu={count}"]
-    behind = places[-1] + 1  # Snakemake takes the last one
-    given = itertools.takewhile(lambda word: not word.startswith("-"), words[behind:])
-    if any(word.startswith("gpu=") for word in given):
-        return more
-    return [*words[:behind], f"gpu={count}", *words[behind:]]
+def _take_resources(more: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What the user gives as Snakemake's ``--resources``, and the other words.
+
+    Snakemake accepts abbreviations of the option, and of several it uses the last. Behind ``--resources=`` there is one
+    resource, otherwise it is followed by one or more.
+    """
+    resources: list[str] = []
+    others: list[str] = []
+    words = deque(more)
+    while words:
+        word = words.popleft()
+        name, equals, value = word.partition("=")
+        if not (name.startswith("--res") and "--resources".startswith(name)):
+            others.append(word)
+        elif equals:
+            resources = [value]
+        else:
+            resources = []
+            while words and not words[0].startswith("-"):
+                resources.append(words.popleft())
+    return resources, others
 
 
 def lock_study(study: Study) -> Lock:
