@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from subprocess import STDOUT, TimeoutExpired
-from typing import Any
+from typing import Any, BinaryIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -430,34 +430,44 @@ class LogReader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.read = {file: _inode_and_size(file) for file in folder.rglob("*.txt")}
+        # Kept open, because the file system may give the inode of a deleted file to the next one.
+        self.streams = {file: file.open("rb") for file in folder.rglob("*.txt")}
+        for stream in self.streams.values():
+            stream.seek(0, os.SEEK_END)
 
     def news(self) -> Iterator[tuple[str, str]]:
         """The lines that were completed since the last call, each with the name of its job.
 
         Snakemake deletes the log of a job that begins again: the new one is read from its beginning.
         """
-        for file in sorted(self.folder.rglob("*.txt")):
-            try:
-                inode, size = _inode_and_size(file)
-                known, done = self.read.get(file, (inode, 0))
-                if inode != known or size < done:
-                    done = 0
-                with file.open("rb") as stream:
-                    stream.seek(done)
-                    content = stream.read().rpartition(b"\n")[0]
-            except FileNotFoundError:  # deleted just now
-                self.read.pop(file, None)
+        for file in sorted({*self.streams, *self.folder.rglob("*.txt")}):
+            stream = self._stream(file)
+            if stream is None:
                 continue
-            self.read[file] = inode, done + len(content) + bool(content)
+            done = stream.tell()
+            lines, newline, _ = stream.read().rpartition(b"\n")
+            stream.seek(done + len(lines) + len(newline))
             job = " ".join(file.relative_to(self.folder).with_suffix("").parts)
-            for line in content.decode("utf-8", "replace").splitlines():
+            for line in lines.decode("utf-8", "replace").splitlines():
                 yield job, line.rstrip()
 
-
-def _inode_and_size(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_ino, status.st_size
+    def _stream(self, file: Path) -> BinaryIO | None:
+        """The open file, at the first byte that has not been read. None where it has been deleted."""
+        stream = self.streams.pop(file, None)
+        try:
+            if stream is not None and not os.path.samestat(os.fstat(stream.fileno()), file.stat()):
+                stream.close()
+                stream = None
+            if stream is None:
+                stream = file.open("rb")
+        except FileNotFoundError:
+            if stream is not None:
+                stream.close()
+            return None
+        if os.fstat(stream.fileno()).st_size < stream.tell():  # emptied and written again
+            stream.seek(0)
+        self.streams[file] = stream
+        return stream
 
 
 def bring_dataset(source: Path, target: Path) -> None:
