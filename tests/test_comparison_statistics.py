@@ -363,14 +363,21 @@ def test_repeated_trainings_are_compared_by_students_t():
     test = stats.ttest_ind(b, a)
     interval = test.confidence_interval()
     assert (row["method"], row["freedom"]) == ("trainings", 3)
+    assert math.isnan(row["overlap"])
     assert (row["p"], row["low"], row["high"]) == pytest.approx((test.pvalue, interval.low, interval.high))
 
 
 def test_folds_with_one_training_each_by_hand():
     """Three folds with differences 0.02, 0.04, 0.09: mean 0.05, deviation sqrt(0.0013), times sqrt(1/3 + 1/2)."""
-    row = folds_of({"A": [[0.7], [0.6], [0.5]], "B": [[0.72], [0.64], [0.59]]}).iloc[0]
+    noise = folds_of({"A": [[0.7], [0.6], [0.5]], "B": [[0.72], [0.64], [0.59]]})
+    row = noise.iloc[0]
+    assert (
+        "corrected for the overlap of the folds' training sets, r = 0.5)."
+        in noise_sentences(noise, {"A": 1, "B": 1})[0]
+    )
     error = math.sqrt(0.0013 * (1 / 3 + 1 / 2))
     assert (row["method"], row["freedom"], row["mean"]) == ("folds", 2, pytest.approx(0.05))
+    assert row["overlap"] == 1 / 2
     assert math.isnan(row["run_to_run"])
     assert pd.isna(row["exceeds"])
     # Student's t with 2 degrees of freedom: F(t) = 1/2 + t / (2 sqrt(2 + t^2)), and 4.3027 at 97.5 %

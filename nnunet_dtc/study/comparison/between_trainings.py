@@ -41,7 +41,7 @@ POWER = 0.8
 MOST_TRAININGS = 1000  # of a model; more are not counted
 COLUMNS = (
     *("model", "metric", "difference", "run_to_run", "p_noise", "exceeds"),
-    *("method", "mean", "low", "high", "p", "freedom", "needed"),
+    *("method", "mean", "low", "high", "p", "freedom", "overlap", "needed"),
 )
 
 
@@ -62,7 +62,8 @@ def between_trainings(
     trainings. `exceeds` is ``p_noise < 0.05``.
 
     `method` is "folds" or "trainings", see the beginning of this module, and `mean`, `low`, `high`, `p` and `freedom`
-    are the difference by that method with its 95 % interval, two-sided p-value and degrees of freedom. `needed` is the
+    are the difference by that method with its 95 % interval, two-sided p-value and degrees of freedom. `overlap` is the
+    r of the beginning of this module, by which the interval over folds is corrected; otherwise NaN. `needed` is the
     number of trainings of each model that a difference of this size needs (`trainings_needed`); it is not known for
     folds, of which there cannot be more.
 
@@ -103,12 +104,14 @@ def between_trainings(
             if folds > 1:
                 differences = of_fold.loc[model, key] - of_fold.loc[models[0], key]
                 deviation = float(differences.std(ddof=1, skipna=False))
-                row |= {"method": "folds", "needed": math.nan}
-                row |= _student(
-                    float(differences.mean(skipna=False)), _of_folds(deviation, folds, validation_ratio), folds - 1
-                )
+                overlap = 1 / (folds - 1) if validation_ratio is None else validation_ratio
+                row |= {"method": "folds", "overlap": overlap, "needed": math.nan}
+                # corrected for the overlap of the folds' training sets
+                error = deviation * math.sqrt(1 / folds + overlap)
+                row |= _student(float(differences.mean(skipna=False)), error, folds - 1)
             else:
-                row |= {"method": "trainings", "needed": trainings_needed(difference, one_training)}
+                needed = trainings_needed(difference, one_training)
+                row |= {"method": "trainings", "overlap": math.nan, "needed": needed}
                 row |= _student(difference, noise, freedom)
             rows.append(row)
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"exceeds": "boolean"})
@@ -146,12 +149,6 @@ def deviation_factors(freedom: int) -> tuple[float, float]:
     quantiles = stats.chi2.ppf([(1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2], freedom)
     low, high = np.sqrt(freedom / quantiles).tolist()
     return low, high
-
-
-def _of_folds(deviation: float, folds: int, validation_ratio: float | None) -> float:
-    """The standard error of the mean of the folds' differences, corrected for their overlapping training sets."""
-    ratio = 1 / (folds - 1) if validation_ratio is None else validation_ratio
-    return deviation * math.sqrt(1 / folds + ratio)
 
 
 def _student(mean: float, error: float, freedom: int) -> dict[str, float]:

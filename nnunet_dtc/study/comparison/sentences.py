@@ -211,7 +211,8 @@ def _noise_parts(row: tuple, of: Metric, trainings: Mapping[str, int]) -> list[s
             parts.append(
                 f"the mean of the folds' differences is {difference_text(of, row.mean)} {of.difference_unit} (95 % "
                 f"interval over folds {interval_text(of, row.low, row.high)}, p {_equals(row.p)}, Student's t, "
-                f"{_freedom(int(row.freedom))}, corrected for the overlap of the folds' training sets)."
+                f"{_freedom(int(row.freedom))}, corrected for the overlap of the folds' training sets, "
+                f"r = {row.overlap:.2g})."
             )
     if sum(trainings.values()) == len(trainings):
         return parts
