@@ -6,6 +6,7 @@ package are then imported anew, by the child alone. Elsewhere each call is a new
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -13,6 +14,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from pathlib import Path
 
@@ -26,7 +28,8 @@ class FreshPython:
     def __init__(self) -> None:
         self.server: subprocess.Popen | None = None
         if sys.platform == "linux":
-            environment = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
+            given = os.environ.items()  # PYTHONPATH is set for each call
+            environment = {name: each for name, each in given if not name.startswith(("nnUNet_", "PYTHONPATH"))}
             self.server = subprocess.Popen(
                 [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
             )
@@ -40,7 +43,10 @@ class FreshPython:
             out, err = Path(folder, "out"), Path(folder, "err")
             request = {"arguments": arguments, "cwd": str(cwd), "env": env, "out": str(out), "err": str(err)}
             print(json.dumps(request), file=self.server.stdin, flush=True)
-            status = int(self.server.stdout.readline())
+            answer = self.server.stdout.readline()
+            if not answer:
+                raise RuntimeError(f"the process that runs {arguments[:2]} has ended; its error stands above")
+            status = int(answer)
             return subprocess.CompletedProcess(arguments, status, out.read_text(), err.read_text())
 
     def close(self) -> None:
@@ -86,10 +92,14 @@ def _become(arguments: list[str], cwd: str, env: dict[str, str], out: str, err: 
             exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if end.code is not None and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
         status = 1
     finally:
+        threading._shutdown()
+        atexit._run_exitfuncs()
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()

@@ -6,11 +6,11 @@ segmentations, or fails, and writes down how it was called.
 
 import gzip
 import json
+import os
 import re
 import shutil
 import stat
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -284,21 +284,13 @@ def test_by_the_command_line(folders, tmp_path):
     assert "ensemble is used again" in resumed.output
 
 
-def with_few_workers(monkeypatch, folder):
-    """Let nnU-Net start one worker of each kind instead of three, because each takes seconds to start."""
-    which = shutil.which
-    found = which("nnUNetv2_predict_from_modelfolder", path=str(Path(sys.executable).parent))
-    program = folder / "predict"
-    program.write_text(
-        f"#!{sys.executable}\nimport os, sys\n"
-        f"os.execv({found!r}, [{found!r}, *sys.argv[1:], '-npp', '1', '-nps', '1'])\n"
-    )
-    program.chmod(0o755)
-    monkeypatch.setattr(
-        shutil,
-        "which",
-        lambda command, **options: str(program) if "predict" in command else which(command, **options),
-    )
+@pytest.mark.parametrize(("cores", "workers"), [(1, " -npp 1 -nps 1 "), (2, " -npp 2 -nps 2 "), (3, " "), (8, " ")])
+def test_nnunet_starts_no_more_workers_than_there_are_cores(folders, tmp_path, monkeypatch, cores, workers):
+    """By default it starts three of each kind."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    _, commands = folders.compare(tmp_path / "out")
+    assert len(commands) == 2
+    assert all(f"-device cpu{workers}--disable_progress_bar" in command for command in commands)
 
 
 @pytest.mark.nnunet
@@ -308,7 +300,7 @@ def test_nnunet_itself_averages_softmax(tmp_path, monkeypatch):
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
-    with_few_workers(monkeypatch, tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)  # one worker, which starts sooner
     folders = Folders(tmp_path, monkeypatch)
     plans = small_plans()
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
