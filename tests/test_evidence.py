@@ -1,13 +1,19 @@
 """The study of docs/evidence.md: its candidates as nnU-Net builds them, and what follows from its scores."""
 
+import dataclasses
+import hashlib
 import importlib.util
+import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 import torch
+import yaml
 from plans import DATASET, small_plans
 from scipy import stats
 
@@ -16,11 +22,15 @@ from nnunet_dtc.ops.coordinates import collect
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "evidence"
 WORDS = ("Guided", "Alone", "Logits")
+WRITTEN = (("DTC", ""), ("Logits", "_rep2"), ("", ""))  # predictions in the test of `collect`; the table has the last
+
+SPLITS = {"hippocampus": "b5b5b92672ac911f", "isic2017": "17883e9ae076c292"}  # the beginnings of SHA-256
 
 
 def script(file):
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # as dataclasses need it
     spec.loader.exec_module(module)
     return module
 
@@ -153,6 +163,47 @@ def test_without_vanilla_there_is_no_difference(trainings):
     assert made.loc["nnUNetTrainerDySample", "dice"] == pytest.approx(0.81)
 
 
+def test_one_data_set_is_drawn_where_the_other_has_no_vanilla_yet(trainings, capsys):
+    arms = {"hippocampus": {"nnUNetTrainer": [0.8, 0.81], "nnUNetTrainerDTC": [0.82]},
+            "isic2017": {"nnUNetTrainerDTC": [0.8, 0.82]}}  # fmt: skip
+    table_of(arms).to_csv(trainings.TABLE, index=False)
+    trainings.report()
+    assert "**ISIC 2017**" in capsys.readouterr().out
+    assert "Hippocampus" in trainings.FIGURE.read_text()
+    assert "ISIC 2017" not in trainings.FIGURE.read_text()
+
+
+def test_new_scores_are_added_and_those_that_are_there_stay(trainings, tmp_path, monkeypatch, capsys):
+    """The oracle is the number of equal voxels of rectangles."""
+    table_of({"isic2017": {"nnUNetTrainer": [0.8]}}).to_csv(trainings.TABLE, index=False)
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    monkeypatch.setattr(trainings, "median_shift", lambda study, data, trainer: 0.25)
+    data, folder = tmp_path / "Dataset117_Any", tmp_path / "next"
+    data.mkdir()
+    described = {"labels": {"background": 0, "lesion": 1}, "file_ending": ".png"}
+    (data / "dataset.json").write_text(json.dumps(described))
+    names = [f"nnUNetTrainer{word}_Adam1en3_20epochs_NoMirroring{end}" for word, end in WRITTEN]
+    folders = [folder / "comparison" / "test" / "predictions" / name / "ensemble" for name in names]
+    for width, each in zip((12, 6, 12, 12), (data / "labelsTs", *folders), strict=True):
+        each.mkdir(parents=True)
+        for case in ("ISIC_0000000", "ISIC_0000031"):
+            mask = np.zeros((20, 30), np.uint8)
+            mask[4:8, 2 : 2 + width] = 1
+            sitk.WriteImage(sitk.GetImageFromArray(mask), str(each / f"{case}.png"))
+    trainings.collect("isic2017", folder)
+    assert "nan" not in capsys.readouterr().out
+    table = trainings.read_table()
+    assert table["arm"].tolist() == ["nnUNetTrainer"] * 2 + ["nnUNetTrainerDTC", "nnUNetTrainerLogits"]
+    added = table.tail(2)
+    assert added["repetition"].tolist() == [1, 2]
+    assert added["dice"].tolist() == [pytest.approx(2 / 3, abs=1e-6), 1]
+    assert added["cases"].tolist() == [2, 2]
+    assert added["shift"].iloc[0] == 0.25
+    assert math.isnan(added["shift"].iloc[1])
+    with pytest.raises(SystemExit, match="has no predictions of trainings that"):  # all are in the table now
+        trainings.collect("isic2017", folder)
+
+
 def test_a_gain_is_one_on_both_data_sets_over_vanilla_and_the_control(trainings, capsys):
     noise = np.array([-0.002, 0.001, 0.0, 0.001, -0.001, 0.002, 0.0, -0.001])
     means = {
@@ -178,3 +229,65 @@ def test_a_gain_is_one_on_both_data_sets_over_vanilla_and_the_control(trainings,
     trainings.report()
     assert "gains by the protocol's rule: nnUNetTrainerDTC\n" in capsys.readouterr().out
     assert trainings.FIGURE.stat().st_size > 1000
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# The data sets.
+
+
+@pytest.fixture
+def prepare():
+    return script(FOLDER / "prepare.py")
+
+
+def test_the_split_is_that_of_the_protocol(prepare):
+    """The trainings of the table belong to it."""
+    cases = yaml.safe_load((FOLDER / "cases.yaml").read_text())
+    splits = {each.source: prepare.draw(each, sorted(cases[each.source])) for each in prepare.DATA_SETS}
+    sizes = {name: [len(split[part]) for part in ("train", "val", "test")] for name, split in splits.items()}
+    assert sizes == {"hippocampus": [34, 6, 20], "isic2017": [540, 60, 300]}
+    hashes = {name: hashlib.sha256(json.dumps(split, sort_keys=True).encode()) for name, split in splits.items()}
+    assert {name: each.hexdigest()[:16] for name, each in hashes.items()} == SPLITS
+
+
+def write_images(folder, names, image_size=(128, 128), label_size=None, value=1):
+    for part, size in (("images", image_size), ("labels", label_size or image_size)):
+        (folder / part).mkdir(parents=True)
+        for name in names:
+            array = np.zeros((*reversed(size), 3) if part == "images" else tuple(reversed(size)), np.uint8)
+            array[3:9, 5:20] = value
+            sitk.WriteImage(
+                sitk.GetImageFromArray(array, isVector=part == "images"), str(folder / part / f"{name}.png")
+            )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"image_size": (256, 256)}, "must have .128, 128. pixels, got .256, 256."),
+        ({"label_size": (128, 96)}, "as large as its image, got .128, 96."),
+        ({"value": 255}, "labels must be among .0, 1., got .0, 255."),
+    ],
+)
+def test_data_of_another_size_or_with_other_labels_is_refused(prepare, tmp_path, wrong, message):
+    isic, names = prepare.DATA_SETS[1], ["ISIC_0000000", "ISIC_0000031"]
+    write_images(tmp_path / "right", names)
+    prepare.check(isic, tmp_path / "right", names)
+    with pytest.raises(ValueError, match=r"got no .*ISIC_0000044\.png .2 are missing"):
+        prepare.check(isic, tmp_path / "right", [*names, "ISIC_0000044"])
+    write_images(tmp_path / "wrong", names, **wrong)
+    with pytest.raises(ValueError, match=message):
+        prepare.check(isic, tmp_path / "wrong", names)
+
+
+def test_a_folder_prepared_from_other_cases_is_refused(prepare, tmp_path):
+    isic = dataclasses.replace(prepare.DATA_SETS[1], validation=1, held_out=2)
+    names = [f"ISIC_{number:07}" for number in range(6)]
+    write_images(tmp_path / "data", names)
+    raw = tmp_path / "raw"
+    prepare.check_raw(isic, names, raw)  # there is nothing yet
+    prepare.write_raw(isic, tmp_path / "data", prepare.draw(isic, names), raw)
+    assert len(list((raw / "imagesTs").iterdir())) == 2
+    prepare.check_raw(isic, names, raw)
+    with pytest.raises(ValueError, match=r"or one of the cases of cases\.yaml, got .*labelsT"):
+        prepare.check_raw(isic, [*names[:5], "ISIC_0000077"], raw)

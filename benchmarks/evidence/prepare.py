@@ -4,9 +4,9 @@
 
 DATA contains ``hippocampus`` (volumes of the Medical Segmentation Decathlon's Task04_Hippocampus, unchanged) and
 ``isic2017`` (images of the ISIC 2017 challenge, part 1, as PNG of 128 x 128 pixels), each with the folders ``images``
-and ``labels``, where an image and its label have the same name. The labels are those of `DATA_SETS`. Only the cases in
-``cases.yaml`` are used. FOLDER gets ``nnUNet_raw``, ``nnUNet_preprocessed`` and ``nnUNet_results``. The split is drawn
-with a fixed seed from the sorted names, so that it is the same everywhere. What is prepared already is kept.
+and ``labels``, where an image and its label have the same name and size. The labels are those of `DATA_SETS`. Only the
+cases in ``cases.yaml`` are used. FOLDER gets ``nnUNet_raw``, ``nnUNet_preprocessed`` and ``nnUNet_results``. The split
+is drawn with a fixed seed from the sorted names, so that it is the same everywhere. What is prepared already is kept.
 """
 
 from __future__ import annotations
@@ -118,6 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
     for each in chosen:
         try:
             check(each, options.data / each.source, cases[each.source])
+            check_raw(each, cases[each.source], options.folder / "nnUNet_raw" / each.folder)
         except ValueError as error:
             parser.error(str(error))
     for each in chosen:
@@ -125,14 +126,42 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def check(each: DataSet, source: Path, names: list[str]) -> None:
-    """Raise a ValueError if a file is missing, or if a label has other values than the data set's."""
+    """Raise a ValueError if a file is missing, or if it has another size or other labels than the data set's."""
     files = [source / part / f"{name}{each.ending}" for part in ("images", "labels") for name in names]
     if missing := [str(file) for file in files if not file.is_file()]:
         raise ValueError(f"DATA must contain all cases of cases.yaml, got no {missing[0]} ({len(missing)} are missing)")
+    for image, label in zip(files[: len(names)], files[len(names) :], strict=True):
+        size = size_of(image)
+        if each.configuration == "2d" and size != tuple(reversed(each.patch_size)):
+            raise ValueError(f"the images of {each.source} must have {each.patch_size} pixels, got {size} in {image}")
+        if size_of(label) != size:
+            raise ValueError(f"a label must be as large as its image, got {size_of(label)} in {label}, not {size}")
     for file in files[len(names) :]:
         values = np.unique(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file))))
         if not set(values.tolist()) <= set(each.labels.values()):
             raise ValueError(f"labels must be among {sorted(each.labels.values())}, got {values.tolist()} in {file}")
+
+
+def size_of(file: Path) -> tuple[int, ...]:
+    """The size of an image, (x, y) or (x, y, z)."""
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(file))
+    reader.ReadImageInformation()
+    return reader.GetSize()
+
+
+def check_raw(each: DataSet, names: list[str], raw: Path) -> None:
+    """Raise a ValueError if FOLDER has this data set already, of other cases."""
+    if not (raw / "dataset.json").is_file():
+        return
+    split = draw(each, sorted(names))
+    for part, wanted in (("labelsTr", split["train"] + split["val"]), ("labelsTs", split["test"])):
+        found = {file.name.removesuffix(each.ending) for file in (raw / part).glob(f"*{each.ending}")}
+        if found != set(wanted):
+            raise ValueError(
+                f"FOLDER must have no {each.folder} or one of the cases of cases.yaml, got {raw / part} with "
+                f"{len(found - set(wanted))} other cases and without {len(set(wanted) - found)}"
+            )
 
 
 def prepare(each: DataSet, source: Path, names: list[str], folder: Path) -> None:

@@ -26,6 +26,7 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
+from nnunet_dtc.files import write_whole
 from nnunet_dtc.study import evaluation
 from nnunet_dtc.study.comparison.between_trainings import between_trainings
 from nnunet_dtc.study.comparison.statistics import LEVEL, holm, summarise
@@ -93,11 +94,11 @@ def next_study(data_set: str, count: int) -> str:
 
 def collect(data_set: str, folder: Path) -> None:
     """Score the held-out cases that a study has predicted, and add those trainings that the table lacks."""
-    study, table = study_of(data_set), read_table()
+    study = study_of(data_set)
     raw = Path(os.environ["nnUNet_raw"])
     (data,) = raw.glob(f"Dataset{study['dataset']:03d}_*")
     labels, ending = evaluation.labels_from_dataset_json(data / "dataset.json")
-    wanted, rows = set(missing(data_set, table)), []
+    wanted, rows = set(missing(data_set, read_table())), []
     for predictions in sorted((folder / "comparison" / "test" / "predictions").glob("*/ensemble")):
         if predictions.parent.name not in wanted:
             continue
@@ -108,21 +109,27 @@ def collect(data_set: str, folder: Path) -> None:
         (nsd,) = (key for key in found.metrics if key.startswith("nsd"))
         scores = found.scores.groupby("organ", sort=False)[["dice", nsd]].mean()
         shift = median_shift(study, data, predictions.parent.name) if WITH_BLOCKS.search(arm) else math.nan
-        print(f"{predictions.parent.name}: mean Dice {scores['dice'].mean():.4f}, median shift {shift:.3f} voxels")
+        shown = "" if math.isnan(shift) else f", median shift {shift:.3f} voxels"
+        print(f"{predictions.parent.name}: mean Dice {scores['dice'].mean():.4f}{shown}")
         for label, (dice, surface) in zip(scores.index, scores.to_numpy(), strict=True):
             numbers = {"cases": len(pairs), "dice": round(dice, 6), "nsd": round(surface, 6), "shift": round(shift, 4)}
             rows.append({"data_set": data_set, "arm": arm, "repetition": repetition, "label": label, **numbers})
     if not rows:
         raise SystemExit(f"{folder} has no predictions of trainings that {TABLE} lacks")
     order = {arm_of(name)[0]: number for number, name in enumerate(study["trainers"])}
-    table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
+    # read again, because the scores of the other data set may have been added
+    table = pd.concat([read_table(), pd.DataFrame(rows)], ignore_index=True)
     table["order"] = table["arm"].map(order)
     table = table.sort_values(["data_set", "repetition", "order"], kind="stable").drop(columns="order")
-    table.to_csv(TABLE, index=False)
+    write_whole(TABLE, table.to_csv(index=False))
 
 
 def median_shift(study: dict, data: Path, trainer: str) -> float:
-    """The median length of the shifts in voxels of the stage's input, in the stage where it is largest."""
+    """The median length of the shifts in voxels of the stage's input, in the stage where it is largest.
+
+    Over all positions of one patch of each of `SHIFT_CASES` held-out cases: the patch with the most foreground, which
+    `load_patch` fills up where the image is smaller.
+    """
     name = f"{trainer}__{study['plans']}__{study['configuration']}"
     model = load_model(Path(os.environ["nnUNet_results"]) / data.name / name, str(study["folds"]))
     lengths: dict[str, list[torch.Tensor]] = {}
@@ -230,9 +237,10 @@ def report() -> None:
         print("not finished:", ", ".join(f"{count} trainings of {name} are missing" for name, count in waiting.items()))
     else:
         print("gains by the protocol's rule:", ", ".join(gains(made)) or "none")
-    if any(each["mean"].notna().any() for each in made.values()):
+    compared = {name: each for name, each in made.items() if each["mean"].notna().any()}
+    if compared:
         with style():
-            draw(made).savefig(FIGURE, facecolor="white")
+            draw(compared).savefig(FIGURE, facecolor="white")
         print(f"wrote {FIGURE}")
 
 

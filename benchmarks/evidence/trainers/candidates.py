@@ -2,7 +2,8 @@
 
     nnUNet_extTrainer=benchmarks/evidence/trainers nnunet-dtc study benchmarks/evidence/hippocampus.yaml
 
-The names are those of ``nnUNetTrainerDTC`` with another word in the place of DTC, and its suffixes:
+The names are those of ``nnUNetTrainerDTC`` with another word in the place of DTC, and its suffixes, of which Logits
+needs at least one:
 
 ==========  ============================================================================================================
 Guided      the coordinates also see the encoder's features of the output's size, by a pointwise convolution whose
