@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -86,16 +87,22 @@ def own_dataset(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def short_folder():
+    """A temporary folder with a path that is short enough for the sockets of PyTorch's processes, unlike tmp_path."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder
+
+
 @pytest.mark.skipif(CORES < 2, reason="both trainings must run at the same time")
-def test_the_demo_is_interrupted_and_continues(own_dataset, tmp_path):
+def test_the_demo_is_interrupted_and_continues(own_dataset, tmp_path, short_folder):
     trainers, folder, log = tmp_path / "trainers", tmp_path / "demo", tmp_path / "printed.txt"
     go_on = tmp_path / "go_on"
     trainers.mkdir()
     (trainers / "short_trainers.py").write_text(TRAINERS)
     env = {**os.environ, "nnUNet_extTrainer": str(trainers), "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
     env["GO_ON"] = str(go_on)
-    env["TMPDIR"] = str(tmp_path / "locks")  # not the locks of studies that run on this machine
-    (tmp_path / "locks").mkdir()
+    env["TMPDIR"] = short_folder  # not the locks of studies that run on this machine
     command = [sys.executable, DEMO, "--folder", folder, "--dataset", own_dataset, "--epochs", "2", "--device", "cpu"]
 
     def start():
