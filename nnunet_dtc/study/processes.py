@@ -16,7 +16,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-__all__ = ["end_with_parent", "find_program", "guarded"]
+__all__ = ["end_with_parent", "find_program", "guarded", "usable_cores"]
 
 GUARD = Path(__file__).with_name("process_guard.py")
 PATIENCE_S = 10.0
@@ -26,6 +26,11 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def find_program(command: str) -> str | None:
     """A command of this Python's environment, else the one on PATH, else None."""
     return shutil.which(command, path=str(Path(sys.executable).parent)) or shutil.which(command)
+
+
+def usable_cores() -> int:
+    """The number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def end_with_parent() -> None:

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunet_dtc.study.processes import usable_cores
+
 DEMO = Path(__file__).parents[2] / "scripts" / "demo.py"
 SNAKEMAKE = shutil.which("snakemake", path=str(Path(sys.executable).parent)) or shutil.which("snakemake")
 
@@ -24,7 +26,6 @@ pytestmark = [
 ]
 
 PATIENCE_S = 900
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 VANILLA, DTC = (f"{name}_Adam1en3_2epochs_NoMirroring" for name in ("nnUNetTrainer", "nnUNetTrainerDTC"))
 # the demo's trainers, with few iterations, which stay in their second epoch until there is the file GO_ON; a user's own
 # trainers go before those that nnunet-dtc makes of a name
@@ -94,7 +95,7 @@ def short_folder():
         yield folder
 
 
-@pytest.mark.skipif(CORES < 2, reason="both trainings must run at the same time")
+@pytest.mark.skipif(usable_cores() < 2, reason="both trainings must run at the same time")
 def test_the_demo_is_interrupted_and_continues(own_dataset, tmp_path, short_folder):
     trainers, folder, log = tmp_path / "trainers", tmp_path / "demo", tmp_path / "printed.txt"
     go_on = tmp_path / "go_on"

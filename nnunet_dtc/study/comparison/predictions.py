@@ -25,7 +25,7 @@ from nnunet_dtc.plugin.registration import EXT_VARIABLE, environment_value
 from nnunet_dtc.study.comparison.case_images import image_cases
 from nnunet_dtc.study.comparison.models import ComparisonError, Training
 from nnunet_dtc.study.evaluation.folders import Progress
-from nnunet_dtc.study.processes import find_program, guarded
+from nnunet_dtc.study.processes import find_program, guarded, usable_cores
 
 __all__ = [
     "AVERAGES",
@@ -206,7 +206,7 @@ def _predicting(training: Training, folds: Sequence[int], *more: str) -> Callabl
 
 def _few_workers() -> list[str]:
     """Options for no more workers than cores: nnU-Net starts three to read and three to write, seconds for each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return ["-npp", str(cores), "-nps", str(cores)] if cores < NNUNETS_WORKERS else []
 
 

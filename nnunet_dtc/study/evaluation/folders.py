@@ -8,7 +8,6 @@ script that uses more than one needs Python's ``if __name__ == "__main__":``.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from nnunet_dtc.study.evaluation.scoring import score_case
 from nnunet_dtc.study.evaluation.tolerances import DEFAULT_TOLERANCES, Tolerance, check_tolerances
 from nnunet_dtc.study.evaluation.workers import Progress, Workers
 from nnunet_dtc.study.label_files import shown_values
+from nnunet_dtc.study.processes import usable_cores
 
 __all__ = [
     "Pair",
@@ -77,8 +77,7 @@ class _Job:
 
 def default_processes() -> int:
     """The number of CPUs that this process may use, at most 8."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, 8)
+    return min(usable_cores(), 8)
 
 
 def find_pairs(predictions: Path, labels: Path, ending: str | None = None, subset: bool = False) -> list[Pair]:
