@@ -75,13 +75,13 @@ def snakemake_command(study: Study, profile: str, more: Sequence[str]) -> list[s
     """
     command = [find_snakemake(), "--snakefile", str(SNAKEFILE), "--configfile", str(study.file)]
     command += ["--directory", str(study.folder)]  # where Snakemake keeps its own files
-    command += ["--workflow-profile", str(SNAKEFILE.parent / "profiles" / profile), "--nolock"]
     more = list(more)
     if study.device == "cuda" and is_on_this_machine(profile, more):
         resources, more = _take_resources(more)
         if not any(each.startswith("gpu=") for each in resources):
             resources.append(f"gpu={len(visible_gpus())}")
-        command[-1:-1] = ["--resources", *resources]  # before an option: the user's may begin with a target
+        command += ["--resources", *resources]  # an option must follow, and `more` may begin with a target
+    command += ["--workflow-profile", str(SNAKEFILE.parent / "profiles" / profile), "--nolock"]
     return [*command, *more]
 
 
