@@ -22,8 +22,6 @@ from nnunet_dtc.ops.coordinates import collect
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "evidence"
 WORDS = ("Guided", "Alone", "Logits")
-WRITTEN = (("DTC", ""), ("Logits", "_rep2"), ("", ""))  # predictions in the test of `collect`; the table has the last
-
 SPLITS = {"hippocampus": "b5b5b92672ac911f", "isic2017": "17883e9ae076c292"}  # the beginnings of SHA-256
 
 
@@ -182,7 +180,8 @@ def test_new_scores_are_added_and_those_that_are_there_stay(trainings, tmp_path,
     data.mkdir()
     described = {"labels": {"background": 0, "lesion": 1}, "file_ending": ".png"}
     (data / "dataset.json").write_text(json.dumps(described))
-    names = [f"nnUNetTrainer{word}_Adam1en3_20epochs_NoMirroring{end}" for word, end in WRITTEN]
+    ends = ("DTC", ""), ("Logits", "_rep2"), ("", "")  # the last one is in the table
+    names = [f"nnUNetTrainer{word}_Adam1en3_20epochs_NoMirroring{repetition}" for word, repetition in ends]
     folders = [folder / "comparison" / "test" / "predictions" / name / "ensemble" for name in names]
     for width, each in zip((12, 6, 12, 12), (data / "labelsTs", *folders), strict=True):
         each.mkdir(parents=True)

@@ -134,12 +134,12 @@ def check(each: DataSet, source: Path, names: list[str]) -> None:
         size = size_of(image)
         if each.configuration == "2d" and size != tuple(reversed(each.patch_size)):
             raise ValueError(f"the images of {each.source} must have {each.patch_size} pixels, got {size} in {image}")
-        if size_of(label) != size:
-            raise ValueError(f"a label must be as large as its image, got {size_of(label)} in {label}, not {size}")
-    for file in files[len(names) :]:
-        values = np.unique(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file))))
+        labels = SimpleITK.ReadImage(str(label))
+        if labels.GetSize() != size:
+            raise ValueError(f"a label must be as large as its image, got {labels.GetSize()} in {label}, not {size}")
+        values = np.unique(SimpleITK.GetArrayFromImage(labels))
         if not set(values.tolist()) <= set(each.labels.values()):
-            raise ValueError(f"labels must be among {sorted(each.labels.values())}, got {values.tolist()} in {file}")
+            raise ValueError(f"labels must be among {sorted(each.labels.values())}, got {values.tolist()} in {label}")
 
 
 def size_of(file: Path) -> tuple[int, ...]:
