@@ -45,7 +45,7 @@ class FreshPython:
             print(json.dumps(request), file=self.server.stdin, flush=True)
             answer = self.server.stdout.readline()
             if not answer:
-                raise RuntimeError(f"the process that runs {arguments[:2]} has ended; its error stands above")
+                raise RuntimeError(f"the process that runs {arguments[:2]} has ended; its error is printed above")
             status = int(answer)
             return subprocess.CompletedProcess(arguments, status, out.read_text(), err.read_text())
 
@@ -91,9 +91,10 @@ def _become(arguments: list[str], cwd: str, env: dict[str, str], out: str, err: 
             sys.argv = ["-c", *rest]
             exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
     except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if end.code is not None and not isinstance(end.code, int):
-            print(end.code, file=sys.stderr)
+        status = 0 if end.code is None else end.code
+        if not isinstance(status, int):
+            print(status, file=sys.stderr)
+            status = 1
     except BaseException:
         traceback.print_exc()
         status = 1
