@@ -180,6 +180,11 @@ def test_each_fold_alone(folders, tmp_path):
     made = tmp_path / "out" / "predictions" / "nnUNetTrainerDTC"
     assert sorted(entry.name for entry in made.iterdir()) == ["fold_0", "fold_0.log", "fold_1", "fold_1.log"]
     assert result.pictures[0].predictions["nnUNetTrainerDTC"].parent == made / "fold_0"
+    limits = [sentence for sentence in result.sentences if "All folds predict the same held-out cases" in sentence]
+    assert len(limits) == 1
+    assert "not what other cases might give" in limits[0]
+    one_fold, _ = folders.compare(tmp_path / "one", kind="test per fold", folds=(0,))
+    assert not any("All folds" in sentence for sentence in one_fold.sentences)
 
 
 def test_progress_by_image_while_nnunet_predicts(folders, tmp_path):

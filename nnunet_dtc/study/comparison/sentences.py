@@ -415,6 +415,13 @@ def _statistics(facts: Facts) -> list[str]:
             "Intervals and p assume that cases are independent, although all cases of a fold were predicted by the "
             "same network, and those of different folds by different networks."
         )
+    if facts.plan.options.kind == "test per fold" and len(facts.plan.folds) > 1:
+        sentences.append(
+            "All folds predict the same held-out cases, so the interval over folds describes what other trainings "
+            "might give on these cases, not what other cases might give. It may be too short: the correction for the "
+            "overlap of the training sets was proposed for folds with cases of their own, and on the same cases the "
+            "folds' differences are more alike."
+        )
     return sentences
 
 
