@@ -16,6 +16,7 @@ import torch
 import yaml
 from plans import DATASET, small_plans
 from scipy import stats
+from test_coordinates_command import RGB, write_model
 
 from nnunet_dtc import trainers
 from nnunet_dtc.ops.coordinates import collect
@@ -201,6 +202,42 @@ def test_new_scores_are_added_and_those_that_are_there_stay(trainings, tmp_path,
     assert math.isnan(added["shift"].iloc[1])
     with pytest.raises(SystemExit, match="has no predictions of trainings that"):  # all are in the table now
         trainings.collect("isic2017", folder)
+
+
+def test_the_shift_is_the_largest_median_of_a_stage_over_eight_cases(trainings, tmp_path, monkeypatch):
+    """The oracle is equation 1 for the coordinates that the transposed convolutions return, with a bound of RF / 4."""
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    data = tmp_path / "Dataset998_Test"
+    rng = np.random.default_rng(0)
+    for folder in ("imagesTs", "labelsTs"):
+        (data / folder).mkdir(parents=True)
+    for number in range(trainings.SHIFT_CASES):
+        image, label = rng.integers(0, 255, (20, 30, 3), np.uint8), rng.integers(0, 3, (20, 30), np.uint8)
+        sitk.WriteImage(sitk.GetImageFromArray(image, isVector=True), str(data / "imagesTs" / f"{number}_0000.png"))
+        sitk.WriteImage(sitk.GetImageFromArray(label), str(data / "labelsTs" / f"{number}.png"))
+    (data / "labelsTs" / "9.png").write_text("a case too many, which is not read")
+    (data / "labelsTs" / "._0.png").write_text("of macOS")
+    trainer = "nnUNetTrainerDTC_RF10_Adam1en3_20epochs_NoMirroring"
+    plans = small_plans()
+    plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["features_per_stage"] = [6, 8, 12]  # 4 are coordinates
+    write_model(tmp_path / "results", trainer, configuration="2d", dataset=RGB, plans=plans)
+    lengths = {}
+
+    def keep(module, _inputs, output):
+        if isinstance(module, torch.nn.ConvTranspose2d) and output.shape[1] == 4:
+            offset, weight = output.double().numpy().reshape(2, 2, -1)
+            shift = 10 / 4 * np.tanh(offset) / (1 + np.exp(-weight))
+            lengths.setdefault(module, []).append(np.hypot(*shift))
+
+    hook = torch.nn.modules.module.register_module_forward_hook(keep)
+    try:
+        found = trainings.median_shift({"plans": "nnUNetPlans", "configuration": "2d", "folds": 0}, data, trainer)
+    finally:
+        hook.remove()
+    assert [len(each) for each in lengths.values()] == [trainings.SHIFT_CASES] * 2
+    medians = [np.median(np.concatenate(each)) for each in lengths.values()]
+    assert abs(medians[0] - medians[1]) > 0.01
+    assert found == pytest.approx(max(medians), abs=1e-3)  # torch takes the lower one of the two middle values
 
 
 def test_a_gain_is_one_on_both_data_sets_over_vanilla_and_the_control(trainings, capsys):
