@@ -2,6 +2,7 @@
 and its own counting of voxels in summary.json."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,13 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics, save_summa
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+from plans import DATASET as DATASET_JSON
 from plans import small_plans
 from scipy import ndimage
+from torch import nn
+
+from nnunet_dtc import trainers
+from nnunet_dtc.ops.dtc import is_dtc
 
 DATASET = "Dataset998_Test"
 LABELS = {"background": 0, "liver": 1, "spleen": 2}
@@ -20,6 +26,7 @@ SHAPE, SPACING = (5, 13, 11), (3.0, 0.8, 0.9)  # z, y, x
 FOLDS = {0: ("case_a", "case_b", "case_c"), 1: ("case_d", "case_e", "case_f", "case_g")}
 EPOCHS = 3
 CONFIGURATION, PLANS = "3d_fullres", "nnUNetPlans"
+RGB = DATASET_JSON | {"channel_names": {"0": "R", "1": "G", "2": "B"}, "file_ending": ".png"}
 
 
 def draw(seed, shape=SHAPE, values=3):
@@ -161,3 +168,33 @@ class Folders:
             },
             folder / f"fold_{fold}" / name,
         )
+
+
+def write_model(
+    folder, name="nnUNetTrainerDTC_RF10", configuration="3d_fullres", dataset=DATASET_JSON, seed=0, plans=None
+):
+    """Write the folder of a trained model as nnU-Net does, with coordinates as if the model had been trained."""
+    plans = plans or small_plans()
+    for parts in plans["configurations"].values():
+        if "normalization_schemes" in parts:
+            channels = len(dataset["channel_names"])
+            parts.update(normalization_schemes=["ZScoreNormalization"] * channels, use_mask_for_norm=[False] * channels)
+    plans["foreground_intensity_properties_per_channel"] = {str(k): {} for k in range(len(dataset["channel_names"]))}
+    if dataset["file_ending"] == ".png":
+        plans["image_reader_writer"] = "NaturalImage2DIO"
+    os.environ["nnUNet_results"] = str(folder)
+    torch.manual_seed(seed)
+    given = json.loads(json.dumps(plans)) | {"continue_training": False}
+    trainer = getattr(trainers, name)(given, configuration, 0, dataset, torch.device("cpu"))
+    arguments = (trainer.plans_manager, trainer.configuration_manager)
+    channels = len(dataset["channel_names"]) + 2 * trainer.is_cascaded
+    trainer.network = trainer.build_network_architecture(*arguments, channels, 3, True)
+    for block in filter(is_dtc, trainer.network.modules()):
+        nn.init.normal_(block.coords.weight, std=0.5)
+    trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
+    trainer.current_epoch = 6
+    trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    model = Path(trainer.output_folder_base)
+    (model / "plans.json").write_text(json.dumps(plans))
+    (model / "dataset.json").write_text(json.dumps(dataset))
+    return model

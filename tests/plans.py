@@ -40,6 +40,11 @@ def architecture(kernel_sizes, strides, residual=False):
 
 
 def _configuration(patch_size, spacing, arch, **more):
+    resampling = {}
+    for what, is_seg, order in (("data", False, 3), ("seg", True, 1), ("probabilities", False, 1)):
+        options = {"is_seg": is_seg, "order": order, "order_z": 0, "force_separate_z": None}
+        resampling[f"resampling_fn_{what}"] = "resample_data_or_seg_to_shape"
+        resampling[f"resampling_fn_{what}_kwargs"] = options
     return {
         "data_identifier": "nnUNetPlans_test",
         "preprocessor_name": "DefaultPreprocessor",
@@ -49,6 +54,7 @@ def _configuration(patch_size, spacing, arch, **more):
         "spacing": spacing,
         "normalization_schemes": ["CTNormalization"],
         "use_mask_for_norm": [False],
+        **resampling,
         "batch_dice": False,
         "architecture": arch,
         **more,

@@ -308,17 +308,7 @@ def test_nnunet_itself_averages_softmax(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)  # one worker, which starts sooner
     folders = Folders(tmp_path, monkeypatch)
     plans = small_plans()
-    resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
-    plans["configurations"][CONFIGURATION] |= {
-        "spacing": [3.0, 0.8, 0.8],
-        "normalization_schemes": ["NoNormalization"],
-        "resampling_fn_data": "resample_data_or_seg_to_shape",
-        "resampling_fn_seg": "resample_data_or_seg_to_shape",
-        "resampling_fn_data_kwargs": resampling,
-        "resampling_fn_seg_kwargs": resampling | {"is_seg": True, "order": 1},
-        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-        "resampling_fn_probabilities_kwargs": resampling | {"order": 1},
-    }
+    plans["configurations"][CONFIGURATION] |= {"spacing": [3.0, 0.8, 0.8], "normalization_schemes": ["NoNormalization"]}
     plans["foreground_intensity_properties_per_channel"] = {"0": {}}
     shape, spacing = (6, 16, 24), (3.0, 0.8, 0.8)  # one patch
     image = np.random.default_rng(1).random(shape, dtype=np.float32) + 0.5  # nowhere zero, so not cropped

@@ -13,10 +13,10 @@ import SimpleITK as sitk
 import torch
 from coordinates_example import PATCH
 from matplotlib.figure import Figure
+from model_folders import RGB, write_model
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from plans import DATASET, small_plans
-from torch import nn
 from typer.testing import CliRunner
 
 from nnunet_dtc import trainers
@@ -27,40 +27,6 @@ from nnunet_dtc.study.coordinates import sampling_report
 from nnunet_dtc.study.coordinates.image_patch import load_patch
 from nnunet_dtc.study.coordinates.trained_model import load_model
 from nnunet_dtc.trainers.coordinates_csv import COLUMNS
-
-RGB = DATASET | {"channel_names": {"0": "R", "1": "G", "2": "B"}, "file_ending": ".png"}
-
-
-def write_model(folder, name="nnUNetTrainerDTC_RF10", configuration="3d_fullres", dataset=DATASET, seed=0, plans=None):
-    """Write the folder of a trained model as nnU-Net does, with coordinates as if the model had been trained."""
-    plans = plans or small_plans()
-    for parts in plans["configurations"].values():
-        for what, is_seg, order in (("data", False, 3), ("seg", True, 1), ("probabilities", False, 1)):
-            parts[f"resampling_fn_{what}"] = "resample_data_or_seg_to_shape"
-            options = {"is_seg": is_seg, "order": order, "order_z": 0, "force_separate_z": None}
-            parts[f"resampling_fn_{what}_kwargs"] = options
-        if "normalization_schemes" in parts:
-            channels = len(dataset["channel_names"])
-            parts.update(normalization_schemes=["ZScoreNormalization"] * channels, use_mask_for_norm=[False] * channels)
-    plans["foreground_intensity_properties_per_channel"] = {str(k): {} for k in range(len(dataset["channel_names"]))}
-    if dataset["file_ending"] == ".png":
-        plans["image_reader_writer"] = "NaturalImage2DIO"
-    os.environ["nnUNet_results"] = str(folder)
-    torch.manual_seed(seed)
-    given = json.loads(json.dumps(plans)) | {"continue_training": False}
-    trainer = getattr(trainers, name)(given, configuration, 0, dataset, torch.device("cpu"))
-    arguments = (trainer.plans_manager, trainer.configuration_manager)
-    channels = len(dataset["channel_names"]) + 2 * trainer.is_cascaded
-    trainer.network = trainer.build_network_architecture(*arguments, channels, 3, True)
-    for block in filter(is_dtc, trainer.network.modules()):
-        nn.init.normal_(block.coords.weight, std=0.5)
-    trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
-    trainer.current_epoch = 6
-    trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
-    model = Path(trainer.output_folder_base)
-    (model / "plans.json").write_text(json.dumps(plans))
-    (model / "dataset.json").write_text(json.dumps(dataset))
-    return model
 
 
 @pytest.fixture

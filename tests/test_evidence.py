@@ -14,12 +14,14 @@ import pytest
 import SimpleITK as sitk
 import torch
 import yaml
+from model_folders import RGB, write_model
 from plans import DATASET, small_plans
 from scipy import stats
-from test_coordinates_command import RGB, write_model
 
 from nnunet_dtc import trainers
 from nnunet_dtc.ops.coordinates import collect
+from nnunet_dtc.ops.dtc import is_dtc
+from nnunet_dtc.study.coordinates.trained_model import load_model
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "evidence"
 WORDS = ("Guided", "Alone", "Logits")
@@ -205,7 +207,7 @@ def test_new_scores_are_added_and_those_that_are_there_stay(trainings, tmp_path,
 
 
 def test_the_shift_is_the_largest_median_of_a_stage_over_eight_cases(trainings, tmp_path, monkeypatch):
-    """The oracle is equation 1 for the coordinates that the transposed convolutions return, with a bound of RF / 4."""
+    """The oracle is equation 1 for the coordinates that the blocks predict, with a bound of RF / 4."""
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     data = tmp_path / "Dataset998_Test"
     rng = np.random.default_rng(0)
@@ -218,22 +220,22 @@ def test_the_shift_is_the_largest_median_of_a_stage_over_eight_cases(trainings, 
     (data / "labelsTs" / "9.png").write_text("a case too many, which is not read")
     (data / "labelsTs" / "._0.png").write_text("of macOS")
     trainer = "nnUNetTrainerDTC_RF10_Adam1en3_20epochs_NoMirroring"
-    plans = small_plans()
-    plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["features_per_stage"] = [6, 8, 12]  # 4 are coordinates
-    write_model(tmp_path / "results", trainer, configuration="2d", dataset=RGB, plans=plans)
+    write_model(tmp_path / "results", trainer, configuration="2d", dataset=RGB)
     lengths = {}
 
-    def keep(module, _inputs, output):
-        if isinstance(module, torch.nn.ConvTranspose2d) and output.shape[1] == 4:
-            offset, weight = output.double().numpy().reshape(2, 2, -1)
-            shift = 10 / 4 * np.tanh(offset) / (1 + np.exp(-weight))
-            lengths.setdefault(module, []).append(np.hypot(*shift))
+    def keep(head, _inputs, coords):
+        offset, weight = coords.double().numpy().reshape(2, 2, -1)
+        shift = 10 / 4 * np.tanh(offset) / (1 + np.exp(-weight))
+        lengths.setdefault(head, []).append(np.hypot(*shift))
 
-    hook = torch.nn.modules.module.register_module_forward_hook(keep)
-    try:
-        found = trainings.median_shift({"plans": "nnUNetPlans", "configuration": "2d", "folds": 0}, data, trainer)
-    finally:
-        hook.remove()
+    def load_and_listen(*arguments):
+        model = load_model(*arguments)
+        for block in filter(is_dtc, model.network.modules()):
+            block.coords.register_forward_hook(keep)
+        return model
+
+    monkeypatch.setattr(trainings, "load_model", load_and_listen)
+    found = trainings.median_shift({"plans": "nnUNetPlans", "configuration": "2d", "folds": 0}, data, trainer)
     assert [len(each) for each in lengths.values()] == [trainings.SHIFT_CASES] * 2
     medians = [np.median(np.concatenate(each)) for each in lengths.values()]
     assert abs(medians[0] - medians[1]) > 0.01

@@ -143,11 +143,6 @@ class Example:
         write_image(self.image, np.random.default_rng(0).standard_normal((3, 16, 24)).astype(np.float32))
         self.plans = small_plans()
         self.plans["configurations"] = {CONFIGURATION: self.plans["configurations"][CONFIGURATION]}
-        configuration = self.plans["configurations"][CONFIGURATION]
-        for what in ("data", "seg", "probabilities"):
-            configuration[f"resampling_fn_{what}"] = "resample_data_or_seg_to_shape"
-            options = {"is_seg": what == "seg", "order": 1, "order_z": 0, "force_separate_z": None}
-            configuration[f"resampling_fn_{what}_kwargs"] = options
         self.plans["foreground_intensity_properties_per_channel"] = {
             "0": {"mean": 0.0, "std": 1.0, "percentile_00_5": -2.0, "percentile_99_5": 2.0}
         }

@@ -64,6 +64,7 @@ def test_folds_and_checkpoints(model):
 def test_the_configuration_must_be_complete(model):
     plans = small_plans()
     del plans["configurations"]["3d_fullres"]["patch_size"]
+    del plans["configurations"]["2d"]["resampling_fn_data"]
     (model / "plans.json").write_text(json.dumps(plans))
     found = ModelFolder.read(model)
     with pytest.raises(MalformedFileError, match=r"plans.json: configurations.3d_fullres has no patch_size"):
