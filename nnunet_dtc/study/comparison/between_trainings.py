@@ -18,7 +18,7 @@ overlap, so their differences are not independent: the variance of their mean is
 (Nadeau and Bengio, *Inference for the Generalization Error*, Machine Learning 52, 2003), where r is the number of
 validation cases over that of training cases (Bouckaert and Frank, PAKDD 2004): 1/4 for nnU-Net's five folds, however
 many of them are compared. Where no split is known, r is 1/(k - 1), as if the k compared folds were all. Where all folds
-predict the same held-out cases, the same r is used (ours), although the folds' differences are then more alike: the
+predict the same held-out cases, the same r is used (ours), although the folds' differences can then be more alike: the
 interval describes other trainings on these cases, and may be too short for them.
 
 **Repeated trainings.** Student's t for the difference of two means, with the standard deviation of one training pooled

@@ -420,7 +420,7 @@ def _statistics(facts: Facts) -> list[str]:
             "All folds predict the same held-out cases, so the interval over folds describes what other trainings "
             "might give on these cases, not what other cases might give. It may be too short: the correction for the "
             "overlap of the training sets was proposed for folds with cases of their own, and on the same cases the "
-            "folds' differences are more alike."
+            "folds' differences can be more alike."
         )
     return sentences
 
