@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from default_signals import default_signals
 
 from nnunet_dtc.cli.signals import ending_in_order
 
@@ -55,14 +56,15 @@ class Command:
     """A running program with a pipe behind it, and all that descends from it, ended in the end."""
 
     def __init__(self, *words, **environment):
-        self.process = subprocess.Popen(
-            [*map(str, words)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in environment.items()}},
-            start_new_session=True,
-        )
+        with default_signals():
+            self.process = subprocess.Popen(
+                [*map(str, words)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in environment.items()}},
+                start_new_session=True,
+            )
         self.seen = {self.process.pid}
 
     def __enter__(self):
@@ -436,13 +438,14 @@ def test_a_fork_does_not_clear_away_what_is_its_parents(tmp_path):
 def test_the_clearing_goes_on_when_the_terminal_is_gone(tmp_path):
     ours, theirs = pty.openpty()
     code = SLEEPING.replace('print("cleared", flush=True)', 'Path(sys.argv[1]).with_name("cleared").touch()')
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path / "ready", "0"],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-    )
+    with default_signals():
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path / "ready", "0"],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
     os.close(theirs)
     wait_until((tmp_path / "ready").exists, "it did not start")
     os.close(ours)

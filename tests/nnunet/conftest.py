@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -500,6 +501,16 @@ def workspace(preprocessed_once: Workspace, tmp_path_factory: pytest.TempPathFac
     own = Workspace(root, preprocessed_once.data)
     own.shrink_plans(f"Dataset{DATASET_ID:03d}_{DATASET_NAME}")
     return own
+
+
+@pytest.fixture(scope="module")
+def folder_for_locks() -> Iterator[str]:
+    """A TMPDIR for studies, which would otherwise wait for the cores that other studies on this machine use.
+
+    Its path is short enough for the sockets of PyTorch's processes, unlike those of pytest's folders.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

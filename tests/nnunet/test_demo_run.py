@@ -1,5 +1,6 @@
 """The whole demo with a data set of the user's own, interrupted in a training."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,13 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from default_signals import default_signals
 
 from nnunet_dtc.study.processes import usable_cores
 
@@ -88,37 +89,37 @@ def own_dataset(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def short_folder():
-    """A temporary folder with a path that is short enough for the sockets of PyTorch's processes, unlike tmp_path."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield folder
-
-
 @pytest.mark.skipif(usable_cores() < 2, reason="both trainings must run at the same time")
-def test_the_demo_is_interrupted_and_continues(own_dataset, tmp_path, short_folder):
+def test_the_demo_is_interrupted_and_continues(own_dataset, tmp_path, folder_for_locks):
     trainers, folder, log = tmp_path / "trainers", tmp_path / "demo", tmp_path / "printed.txt"
     go_on = tmp_path / "go_on"
     trainers.mkdir()
     (trainers / "short_trainers.py").write_text(TRAINERS)
     env = {**os.environ, "nnUNet_extTrainer": str(trainers), "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
     env["GO_ON"] = str(go_on)
-    env["TMPDIR"] = short_folder  # not the locks of studies that run on this machine
+    env["TMPDIR"] = folder_for_locks
     command = [sys.executable, DEMO, "--folder", folder, "--dataset", own_dataset, "--epochs", "2", "--device", "cpu"]
 
-    def start():
-        log.write_text("")
-        with log.open("w") as output:
-            return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+    @contextlib.contextmanager
+    def started():
+        with log.open("w") as output, default_signals():
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True
+            )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
-    first = start()
-    until = time.monotonic() + PATIENCE_S
-    while log.read_text().count("epoch 2 of 2") < 2:
-        assert first.poll() is None, log.read_text()[-4000:]
-        assert time.monotonic() < until, log.read_text()[-4000:]
-        time.sleep(0.2)
-    os.killpg(first.pid, signal.SIGINT)  # as a terminal does
-    assert first.wait(60) == 130, log.read_text()[-4000:]
+    with started() as first:
+        until = time.monotonic() + PATIENCE_S
+        while log.read_text().count("epoch 2 of 2") < 2:
+            assert first.poll() is None, log.read_text()[-4000:]
+            assert time.monotonic() < until, log.read_text()[-4000:]
+            time.sleep(0.2)
+        os.killpg(first.pid, signal.SIGINT)  # as a terminal does
+        assert first.wait(60) == 130, log.read_text()[-4000:]
     printed = log.read_text()
     assert "Interrupted. Run the same command again" in printed
     assert re.search(r"\$ nnUNetv2_plan_and_preprocess -d 18 ", printed)
@@ -126,7 +127,8 @@ def test_the_demo_is_interrupted_and_continues(own_dataset, tmp_path, short_fold
     assert not _processes_of(folder)
 
     go_on.touch()
-    assert start().wait(PATIENCE_S) == 0, log.read_text()[-4000:]
+    with started() as second:
+        assert second.wait(PATIENCE_S) == 0, log.read_text()[-4000:]
     before, printed = printed, log.read_text()
     for trainer in (VANILLA, DTC):
         command_line = rf"\$ nnUNetv2_train Dataset018_Own 3d_fullres 0 -tr {trainer} -p nnUNetPlansSmall -device cpu"

@@ -59,13 +59,14 @@ class {FAILING}(Short, nnUNetTrainer):
 
 
 @pytest.fixture(scope="module")
-def env(workspace, dataset):
+def env(workspace, dataset, folder_for_locks):
     """The environment of a study, with the short trainers."""
     workspace.shrink_plans(dataset, features_2d=(4, 8, 16))
     trainers = workspace.root / "trainers"
     trainers.mkdir()
     (trainers / "short_trainers.py").write_text(TRAINERS)
     env = workspace.environment()
+    env["TMPDIR"] = folder_for_locks
     env["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")  # without the workspace's: processes must end without help
     return env | {"nnUNet_extTrainer": os.pathsep.join((str(trainers), env["nnUNet_extTrainer"])), "COLUMNS": "200"}
 
