@@ -395,9 +395,11 @@ class Demo:
             raise CommandFailedError(command[0], status, log)
 
     def show(self, job: str, line: str) -> None:
-        """A line of a job's log, if it is a command or says how far a training or prediction is."""
+        """A line of a job's log, if it is a command, or says what a job waits for or how far it is."""
         if line.startswith("$ "):
             self.console.print(f"[cyan]{escape(line)}[/cyan]  [dim]({escape(job)})[/dim]", soft_wrap=True)
+        elif line.startswith("waiting: "):
+            self.console.print(f"  {escape(job)}: {escape(line)}", soft_wrap=True)
         elif found := EPOCH.search(line):
             self.console.print(f"  {escape(job)}: epoch {int(found[1]) + 1} of {self.options.epochs}")
         elif found := NEWS.search(line):

@@ -366,6 +366,7 @@ from pathlib import Path
 train = Path({str(train)!r})
 train.parent.mkdir(parents=True)
 with train.open("w") as log:
+    log.write("waiting: all of cpu 0, 1 are in use by other jobs\\n")
     log.write("$ nnUNetv2_train Dataset917_Phantom [1]\\n2026-11-26 12:00:00.1: Epoch 1\\n")
     log.write("2026-11-26 12:00:05.1: Epoch t")
     log.flush()
@@ -373,6 +374,7 @@ with train.open("w") as log:
 """)
     it.run_command([sys.executable, str(program)], tmp_path / "logs" / "study.txt", logs)
     lines = [" ".join(line.split()) for line in printed.getvalue().splitlines()]
+    assert "train nnUNetTrainerDTC fold_0: waiting: all of cpu 0, 1 are in use by other jobs" in lines
     assert "$ nnUNetv2_train Dataset917_Phantom [1] (train nnUNetTrainerDTC fold_0)" in lines
     assert "train nnUNetTrainerDTC fold_0: epoch 2 of 3" in lines
     assert "train nnUNetTrainerDTC fold_0: Epoch time: 5.1 s" in lines
