@@ -146,9 +146,10 @@ def job(
     """One job of the Snakefile."""
     try:
         from nnunet_dtc.study.workflow.definition import read_study
+        from nnunet_dtc.study.workflow.job_environment import job_environment
 
         definition = read_study(study)
-        with _environment(definition):
+        with _environment(definition, **job_environment(definition.device)):
             from nnunet_dtc.study.workflow import index_page, jobs
             from nnunet_dtc.study.workflow.model_files import StudyFiles
 
@@ -167,11 +168,11 @@ def job(
         raise fail(error) from error
 
 
-def _environment(study: Study) -> Any:
-    """nnU-Net's variables, which it reads when it is imported."""
+def _environment(study: Study, **more: str) -> Any:
+    """nnU-Net's variables, which it reads when it is imported, and others."""
     from nnunet_dtc.plugin.environment import environment
 
-    return environment(**study.environment)
+    return environment(**study.environment, **more)
 
 
 @contextlib.contextmanager

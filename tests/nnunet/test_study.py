@@ -38,6 +38,7 @@ class Short:
         self.num_epochs, self.save_every = 4, 1
         self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 4, 1
         self.logger.plot_progress_png = lambda folder: Path(folder, "progress.png").touch()
+        self.print_to_log_file(f"threads: {{torch.get_num_threads()}}")
 
     def perform_actual_validation(self, *more):
         self.inference_allowed_mirroring_axes = None
@@ -67,6 +68,7 @@ def env(workspace, dataset, folder_for_locks):
     (trainers / "short_trainers.py").write_text(TRAINERS)
     env = workspace.environment()
     env["TMPDIR"] = folder_for_locks
+    del env["PYTHON_CPU_COUNT"]
     env["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")  # without the workspace's: processes must end without help
     return env | {"nnUNet_extTrainer": os.pathsep.join((str(trainers), env["nnUNet_extTrainer"])), "COLUMNS": "200"}
 
@@ -157,6 +159,12 @@ def test_a_killed_study_goes_on_from_its_checkpoints(workspace, killed, finished
             [log] = [log for log in logs_of(fold) if log not in before[trainer]]
             assert epochs_in(log)[0] >= 1
             assert epochs_in(log)[-1] == 3
+
+
+def test_a_training_on_one_core_has_one_thread(killed, finished):
+    """nnU-Net starts as many as the machine has cores."""
+    logs = "".join(log.read_text() for fold in killed.values() for log in logs_of(fold))
+    assert set(re.findall(r": threads: (\d+) *$", logs, re.MULTILINE)) == {"1"}
 
 
 def test_the_study_ends_with_its_pages(study, finished):

@@ -202,11 +202,7 @@ class _Job:
         """
         self.tell(f"$ {shlex.join(command)}")
         words = [sys.executable, "-m", "nnunet_dtc", *command[1:]] if command[0] == "nnunet-dtc" else None
-        with guarded(
-            words or [program(command[0]), *command[1:]],
-            env={**os.environ, **_workers(self.files.study.device)},
-            pass_fds=self.descriptors,
-        ) as process:
+        with guarded(words or [program(command[0]), *command[1:]], pass_fds=self.descriptors) as process:
             status = None
             while status is None:
                 self.beat()
@@ -253,16 +249,6 @@ def _train_command(files: StudyFiles, trainer: str, fold: int) -> list[str]:
     study = files.study
     command = ["nnUNetv2_train", files.dataset, study.configuration, str(fold), "-tr", trainer, "-p", study.plans]
     return [*command, "-device", study.device]
-
-
-def _workers(device: str) -> dict[str, str]:
-    """How many processes nnU-Net starts beside itself, unless the user has set this: those that a scheduler gave; none
-    on a CPU, where they would take the core from the network."""
-    cpus = "1" if device == "cpu" else os.environ.get("SLURM_CPUS_PER_TASK")
-    workers = {} if cpus is None else {"nnUNet_n_proc_DA": cpus, "nnUNet_def_n_proc": cpus}
-    if device == "cpu":
-        workers["PYTHON_CPU_COUNT"] = "1"
-    return {name: value for name, value in workers.items() if name not in os.environ}
 
 
 def _is_preprocessed(files: StudyFiles) -> bool:
