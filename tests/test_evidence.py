@@ -115,6 +115,7 @@ def trainings(tmp_path, monkeypatch):
     module = script(FOLDER / "trainings.py")
     monkeypatch.setattr(module, "TABLE", tmp_path / "trainings.csv")
     monkeypatch.setattr(module, "FIGURE", tmp_path / "evidence.svg")
+    monkeypatch.setattr(module, "DROPPED", ())
     return module
 
 

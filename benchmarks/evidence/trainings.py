@@ -43,7 +43,8 @@ TOLERANCES = {"hippocampus": "1", "isic2017": "1voxel"}
 METRICS = ["dice", "nsd"]
 VANILLA, CONTROL = "nnUNetTrainer", "nnUNetTrainerDTC_RF0"
 WITH_BLOCKS = re.compile("DTC|Guided|Alone")  # arms with DTC blocks, whose shifts are measured
-DROPPED: tuple[str, ...] = ()  # candidates dropped by the protocol's rule: no more trainings, but kept in the tables
+# candidates dropped by the protocol's rule: no more trainings, but kept in the tables
+DROPPED: tuple[str, ...] = ("nnUNetTrainerAlone", "nnUNetTrainerLogits")
 SHIFT_CASES = 8  # held-out cases in which shifts are measured
 SUFFIXES = re.compile(r"_Adam1en3_\d+epochs_NoMirroring(?:_rep(\d+))?$")
 
