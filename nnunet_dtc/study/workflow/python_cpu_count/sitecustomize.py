@@ -9,19 +9,18 @@ import os
 import sys
 
 _count = os.environ.get("PYTHON_CPU_COUNT", "")
-if sys.version_info < (3, 13) and _count.isdecimal() and int(_count) > 0:
+if _count.isdecimal() and int(_count) > 0:
     os.cpu_count = lambda: int(_count)
 
 _here = os.path.dirname(os.path.abspath(__file__))
 _path = list(sys.path)
-_this = sys.modules.pop(__name__, None)
+_this = sys.modules.pop(__name__)
 sys.path[:] = [folder for folder in _path if os.path.abspath(folder) != _here]
 try:
     importlib.import_module("sitecustomize")
 except ModuleNotFoundError as error:
     if error.name != "sitecustomize":
         raise
-    if _this is not None:
-        sys.modules[__name__] = _this
+    sys.modules[__name__] = _this
 finally:
     sys.path[:] = _path
