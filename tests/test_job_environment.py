@@ -70,10 +70,12 @@ def test_the_number_of_cores_is_the_users(tmp_path, monkeypatch, value, cores):
 
 def test_the_users_own_sitecustomize_and_modules_are_imported(tmp_path, monkeypatch):
     (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "sitecustomize.py").write_text("import sys, mine; sys.greeting = mine.GREETING\n")
+    code = f"import sys, mine; sys.greeting = mine.GREETING; sys.path.append({str(tmp_path / 'added')!r})"
+    (tmp_path / "own" / "sitecustomize.py").write_text(code)
     (tmp_path / "own" / "mine.py").write_text("GREETING = 'hello'\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "own"))
     assert printed(CORES, tmp_path, **job_environment("cpu")) == "(1, 1) (1, 1) hello"
+    assert printed("import sys; print(sys.path[-1])", tmp_path, **job_environment("cpu")) == str(tmp_path / "added")
 
 
 def test_what_the_user_has_set_is_kept(monkeypatch):

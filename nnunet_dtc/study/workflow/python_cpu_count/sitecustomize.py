@@ -13,14 +13,11 @@ if _count.isdecimal() and int(_count) > 0:
     os.cpu_count = lambda: int(_count)
 
 _here = os.path.dirname(os.path.abspath(__file__))
-_path = list(sys.path)
+sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder) != _here]  # other processes find it themselves
 _this = sys.modules.pop(__name__)
-sys.path[:] = [folder for folder in _path if os.path.abspath(folder) != _here]
 try:
     importlib.import_module("sitecustomize")
 except ModuleNotFoundError as error:
     if error.name != "sitecustomize":
         raise
     sys.modules[__name__] = _this
-finally:
-    sys.path[:] = _path
