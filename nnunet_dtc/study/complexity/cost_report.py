@@ -91,47 +91,51 @@ def write_report(complexity: Complexity, out: Path, overwrite: bool = False) -> 
 
 
 def rich_table(complexity: Complexity) -> Any:
-    """The costs as a `rich.table.Table` like table 7, with ratios to the first trainer.
+    """The costs as a `rich.table.Table` like table 7, one row per trainer, with ratios to the first trainer.
 
     ``title`` and ``caption`` are not part of it, because they would be wrapped to its width.
     """
     from rich.markup import escape
     from rich.table import Table
 
+    headings, rows = _cells(complexity)
     table = Table()
-    table.add_column("", no_wrap=True)
-    for name in complexity.trainers:
-        table.add_column(escape(name), justify="right", overflow="fold")
-    for cells in _rows(complexity):
-        table.add_row(*map(escape, cells))
+    table.add_column("trainer", overflow="fold")
+    for heading in headings:
+        table.add_column(heading, justify="right", overflow="fold")
+    for name, cells in rows.items():
+        table.add_row(escape(name), *cells)
     return table
 
 
 def markdown(complexity: Complexity) -> str:
     """The costs as a Markdown table, with the title above and the caption and the notes below."""
-    lines = [title(complexity), "", f"|  | {' | '.join(complexity.trainers)} |"]
-    lines.append("|---|" + "---:|" * len(complexity.trainers))
-    lines += [f"| {' | '.join(cells)} |" for cells in _rows(complexity)]
+    headings, rows = _cells(complexity)
+    lines = [title(complexity), "", f"| trainer | {' | '.join(headings)} |"]
+    lines.append("|---|" + "---:|" * len(headings))
+    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
     lines += ["", caption(complexity)]
     for note in complexity.notes:
         lines += ["", f"Note: {note}."]
     return "\n".join(lines) + "\n"
 
 
-def _rows(complexity: Complexity) -> list[list[str]]:
-    """One row per quantity, which begins with its heading; quantities that were not measured are left out."""
-    rows = []
-    for quantity, (heading, shown) in _ROWS.items():
-        numbers = {name: getattr(costs, quantity) for name, costs in complexity.trainers.items()}
-        if all(number is None for number in numbers.values()):
-            continue
-        cells = [heading]
-        for name, number in numbers.items():
-            text = "-" if number is None else shown(number)
-            ratio = complexity.ratio(name, quantity) if quantity in QUANTITIES else None
-            cells.append(text if ratio is None or name == complexity.baseline else f"{text} ({ratio:.3f}x)")
-        rows.append(cells)
-    return rows
+def _cells(complexity: Complexity) -> tuple[list[str], dict[str, list[str]]]:
+    """The headings of the quantities, and the cells of each trainer; quantities that no trainer has are left out."""
+
+    def cell(name: str, quantity: str) -> str:
+        number = getattr(complexity.trainers[name], quantity)
+        text = "-" if number is None else _QUANTITIES[quantity][1](number)
+        ratio = complexity.ratio(name, quantity) if quantity in QUANTITIES else None
+        return text if ratio is None or name == complexity.baseline else f"{text} ({ratio:.3f}x)"
+
+    known = [
+        quantity
+        for quantity in _QUANTITIES
+        if any(getattr(costs, quantity) is not None for costs in complexity.trainers.values())
+    ]
+    rows = {name: [cell(name, quantity) for quantity in known] for name in complexity.trainers}
+    return [_QUANTITIES[quantity][0] for quantity in known], rows
 
 
 def _digits(number: float) -> str:
@@ -140,7 +144,7 @@ def _digits(number: float) -> str:
 
 
 # quantity to its heading and the format of its numbers
-_ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
+_QUANTITIES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "parameters": ("parameters", lambda number: f"{number:,}"),
     "parameters_mib": ("parameters, MiB", lambda number: f"{number:.2f}"),
     "macs": ("MACs, G", lambda number: _digits(number / 1e9)),
