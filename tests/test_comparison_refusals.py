@@ -413,13 +413,25 @@ def test_grouping_of_repeats(folders):
         "nnUNetTrainer",
         "nnUNetTrainerDTC_RF10_rep3",
         "MyTrainer_rep2",
+        "nnUNetTrainerDA5_rep10",
+        "nnUNetTrainerDTC_mylab",
+        "nnUNetTrainerDA5_rep2",
+        "nnUNetTrainerDTC_mylab_rep2",
     ]
     found = plan(*(folders.train(trainer) for trainer in trainers)).models
-    assert [model.name for model in found] == ["nnUNetTrainer", "nnUNetTrainerDTC_RF10", "MyTrainer_rep2"]
+    assert [model.name for model in found] == [
+        "nnUNetTrainer",
+        "nnUNetTrainerDTC_RF10",
+        "MyTrainer_rep2",
+        "nnUNetTrainerDA5",
+        "nnUNetTrainerDTC_mylab",
+    ]
     assert [[training.trainer for training in model.trainings] for model in found] == [
         ["nnUNetTrainer", "nnUNetTrainer_rep2"],
         ["nnUNetTrainerDTC_RF10", "nnUNetTrainerDTC_RF10_rep3"],
         ["MyTrainer_rep2"],
+        ["nnUNetTrainerDA5_rep2", "nnUNetTrainerDA5_rep10"],
+        ["nnUNetTrainerDTC_mylab", "nnUNetTrainerDTC_mylab_rep2"],
     ]
 
 

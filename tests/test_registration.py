@@ -133,6 +133,16 @@ BOUND = [
 ]  # fmt: skip
 
 
+FACTORY = """
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+def __getattr__(name):
+    if name in ("nnUNetTrainerMade", "nnUNetTrainerMade_rep2"):
+        return type(name, (nnUNetTrainer,), {"__module__": __name__})
+    raise AttributeError(name)
+"""
+
+
 @pytest.fixture
 def site(tmp_path):
     """A folder with a copy of nnU-Net and its bytecode, for PYTHONPATH."""
@@ -287,6 +297,33 @@ def test_what_others_bind_deeper_in_a_module_stays_theirs(registered, python):
     assert answers["nnUNetTrainerDTC"][0].endswith("variants.foreign")
     assert [answers[name][1] for name in BOUND] == ["nnUNetTrainerDTC", *["nnUNetTrainer"] * (len(BOUND) - 1)]
     assert_ours(answers, ["nnUNetTrainerDTC_RF2.5"])
+
+
+@pytest.mark.parametrize("how", ["registered", "by the environment"])
+def test_repetitions_of_trainers_of_others(how, site, python, tmp_path, request):
+    users = tmp_path / "users"
+    users.mkdir()
+    (users / "mylab.py").write_text(MYLAB)
+    (users / "zoo.py").write_text(FACTORY)
+    paths = [users]
+    if how == "registered":
+        request.getfixturevalue("registered")
+    else:
+        paths.append(registration.ext_trainer_folder())
+    repetitions = [
+        "nnUNetTrainerDA5_rep2", "nnUNetTrainerDTC_mylab_rep13", "nnUNetTrainerNoMirroring_rep2",
+        "nnUNetTrainerMade_rep3",
+    ]  # fmt: skip
+    own = ["nnUNetTrainerMade_rep2"]
+    nobodys = [
+        "nnUNetTrainerNobody_rep2", "nnUNetTrainerDTC_typo_rep2", "nnUNetTrainerDA5_rep1", "nnUNetTrainerDA5_rep02",
+        "nnUNetTrainerDA5_rep2_rep3", "nnUNetTrainerDA5_rep",
+    ]  # fmt: skip
+    answers, done = find(python, *repetitions, *own, *nobodys, ext_trainer=os.pathsep.join(map(str, paths)))
+    assert_ours(answers, repetitions)
+    assert answers["nnUNetTrainerMade_rep2"][:2] == ["zoo", "nnUNetTrainerMade_rep2"]  # its module makes it itself
+    assert {name: answers[name][0] for name in nobodys} == dict.fromkeys(nobodys, "RuntimeError")
+    assert done.stderr.count("Hint: nnUNetTrainerDTC_typo_rep2: _typo is no suffix") == 1
 
 
 @pytest.mark.parametrize("how", ["raise ImportError('broken on purpose')", "import utilities_that_are_not_there"])

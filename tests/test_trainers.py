@@ -1,9 +1,11 @@
 import inspect
+import pickle
 from importlib import metadata
 
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
     nnUNetTrainerNoMirroring,
 )
@@ -82,6 +84,19 @@ def test_the_optimizer_is_nnunets_own(make):
 def test_a_vanilla_repetition_has_nnunets_own_network():
     hook = inspect.getattr_static(trainers.nnUNetTrainer_rep2, "build_network_architecture")
     assert hook is vars(nnUNetTrainer)["build_network_architecture"]
+
+
+def test_a_repetition_of_a_trainer_of_others_differs_in_its_name_alone(make, tmp_path):
+    found = trainers.nnUNetTrainerDA5_rep2
+    assert pickle.loads(pickle.dumps(found)) is found
+    assert issubclass(found, nnUNetTrainerDA5)
+    for attribute, hook in vars(nnUNetTrainerDA5).items():
+        if callable(hook):
+            assert inspect.getattr_static(found, attribute) is hook
+    make("nnUNetTrainerDA5_rep2")
+    assert (tmp_path / "Dataset998_Test" / "nnUNetTrainerDA5_rep2__nnUNetPlans__3d_fullres" / "fold_0").is_dir()
+    with pytest.raises(AttributeError, match="nnUNetTrainerNobody_rep2 is not a trainer of nnunet-dtc"):
+        _ = trainers.nnUNetTrainerNobody_rep2
 
 
 def test_no_mirroring_is_nnunets_own(make):

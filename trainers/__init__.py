@@ -1,10 +1,13 @@
 """nnU-Net trainer classes by name: ``from nnunet_dtc.trainers import nnUNetTrainerDTC``.
 
-Every name of the grammar, which ``nnunet-dtc trainers`` prints, is an attribute of this module. Classes are created
-when they are first used; until then nnU-Net is not imported.
+Every name of the grammar, which ``nnunet-dtc trainers`` prints, is an attribute of this module, and so are repetitions
+of other trainers, such as ``nnUNetTrainerDA5_rep2``. Classes are created when they are first used; until then nnU-Net
+is not imported.
 """
 
+import contextlib
 import functools
+import io
 from typing import TYPE_CHECKING
 
 from nnunet_dtc.registry import OPTIMIZERS, load
@@ -13,6 +16,7 @@ from nnunet_dtc.trainers import names
 if TYPE_CHECKING:
     from nnunet_dtc.trainers.planned_unet import nnUNetTrainerDTC as nnUNetTrainerDTC
 
+_searched: set[str] = set()  # repetitions of others' trainers that nnU-Net is being asked for
 hints_given: set[str] = set()  # not in the file that prints the hints, which nnU-Net imports again in every search
 
 
@@ -21,19 +25,26 @@ def trainer_class(name: str) -> type:
     """The trainer class of a name; always the same object for the same name.
 
     Args:
-        name: such as "nnUNetTrainerDTC_RF10".
+        name: such as "nnUNetTrainerDTC_RF10", or that of another trainer with `_rep<k>`.
 
     Raises:
-        AttributeError: the name is not one of this package.
+        AttributeError: the name is not one of this package, nor a repetition of a trainer that nnU-Net finds.
         TrainerNameError: the name is one of this package, but malformed.
 
     Example:
         >>> trainer_class("nnUNetTrainerDTC_RF10_7epochs").spec
         TrainerName(dtc=True, receptive_field=10.0, epochs=7)
     """
-    spec = names.parse(name)
+    try:
+        spec = names.parse(name)
+    except names.UnknownSuffixError:  # it may be a repetition of a user's own subclass
+        if (repetition := _repetition_of_other(name)) is None:
+            raise
+        return repetition
     if spec is None:
-        raise AttributeError(f"{name} is not a trainer of nnunet-dtc; its names are {names.GRAMMAR}")
+        if (repetition := _repetition_of_other(name)) is None:
+            raise AttributeError(f"{name} is not a trainer of nnunet-dtc; its names are {names.GRAMMAR}")
+        return repetition
 
     from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
         nnUNetTrainerNoMirroring,
@@ -64,6 +75,31 @@ def trainer_class(name: str) -> type:
         if spec.optimizer != names.DEFAULT_OPTIMIZER:
             bases.append(load(OPTIMIZERS[spec.optimizer].trainer))
     return type(name, tuple(bases), {"spec": spec, "__module__": __name__})  # pickle finds it in this module
+
+
+def _repetition_of_other(name: str) -> type | None:
+    """The class of a trainer of others whose name has `_rep<k>`: a subclass that differs in its name alone.
+
+    A class that another file makes for this very name comes first.
+
+    Returns:
+        The class, or None if the name has no `_rep<k>`, or nnU-Net finds no trainer without it.
+    """
+    original, repetition = names.split_repetition(name)
+    if repetition == 1 or name in _searched:  # nnU-Net's search comes back here
+        return None
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    _searched.add(name)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints where it searches
+            for candidate in (name, original):
+                with contextlib.suppress(RuntimeError):
+                    found = recursive_find_trainer_class_by_name(candidate)
+                    return found if candidate == name else type(name, (found,), {"__module__": __name__})
+    finally:
+        _searched.remove(name)
+    return None
 
 
 def __getattr__(name: str) -> type:

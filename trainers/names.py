@@ -44,7 +44,7 @@ PARTS = (
     *((f"_{name}", f"{kind.meaning}; any trainer", f"{PREFIX}DTC_{name}") for name, kind in OPTIMIZERS.items()),
     ("_<n>epochs", "n epochs instead of 1000, saved often; any trainer", f"{PREFIX}_7epochs"),
     ("_NoMirroring", "no mirroring, as nnU-Net's NoMirroring trainers; any trainer", f"{PREFIX}DTC_NoMirroring"),
-    ("_rep<k>", "a repetition of the training, k = 2, 3, ...; any trainer", f"{PREFIX}DTC_RF10_rep2"),
+    ("_rep<k>", "a repetition of the training, k = 2, 3, ...; any trainer, also your own", f"{PREFIX}DTC_RF10_rep2"),
 )
 NOTES = (
     "RF 2 has no suffix. RF 0 never shifts (a control with the same parameters). RF inf shifts up to half the map.",
@@ -182,6 +182,19 @@ def parse(name: str) -> TrainerName | None:
     if str(spec) != name:
         raise TrainerNameError(f"one model has one name: instead of {name} use {spec}")
     return spec
+
+
+def split_repetition(name: str) -> tuple[str, int]:
+    """The name without `_rep<k>`, and k, which is 1 without it. The name may be that of any trainer.
+
+    Example:
+        >>> split_repetition("nnUNetTrainerDA5_rep2")
+        ('nnUNetTrainerDA5', 2)
+        >>> split_repetition("nnUNetTrainerDA5")
+        ('nnUNetTrainerDA5', 1)
+    """
+    found = re.fullmatch(r"(?!.*_rep\d+_rep)(.+)_rep([2-9]|[1-9]\d+)", name, flags=re.ASCII)
+    return (name, 1) if found is None else (found[1], int(found[2]))
 
 
 def _read_head(name: str, head: str) -> TrainerName | None:

@@ -1,7 +1,6 @@
 """The trainings that are compared, from nnU-Net's folders, and which of them are repetitions of one model.
 
-Trainers whose names differ in `_rep<k>` alone are repetitions (see `nnunet_dtc.trainers.names`) and belong to one
-model. Any other trainer, nnU-Net's or a user's own, is a model of its own.
+Trainers whose names differ in `_rep<k>` alone, of this package or of others, are repetitions and belong to one model.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from nnunet_dtc.trainers.names import (
     TrainerNameError,
     UnknownSuffixError,
     parse,
+    split_repetition,
 )
 
 __all__ = [
@@ -60,14 +60,14 @@ class Training(ModelFolder):
     def family(self) -> str:
         """The trainer's name without `_rep<k>`."""
         spec = _spec(self.trainer)
-        return self.trainer if spec is None else str(replace(spec, repetition=1))
+        return split_repetition(self.trainer)[0] if spec is None else str(replace(spec, repetition=1))
 
     @property
     def same_step(self) -> tuple[str, ...]:
         """Trainers with the same training step, which does not depend on epochs, mirroring and repetition."""
         spec = _spec(self.trainer)
         if spec is None:
-            return (self.trainer,)
+            return tuple(dict.fromkeys((self.trainer, self.family)))
         paper2d = spec.optimizer == PAPER2D  # has its own number of epochs, and never mirrors
         epochs = PAPER2D_EPOCHS if paper2d else DEFAULT_EPOCHS
         plain = replace(spec, epochs=epochs, mirroring=not paper2d, repetition=1)
@@ -76,8 +76,7 @@ class Training(ModelFolder):
     @property
     def repetition(self) -> int:
         """The number k of `_rep<k>`, 1 without it."""
-        spec = _spec(self.trainer)
-        return 1 if spec is None else spec.repetition
+        return split_repetition(self.trainer)[1]
 
 
 @dataclass(frozen=True)
