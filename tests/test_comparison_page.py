@@ -304,6 +304,16 @@ def test_the_headline_of_one_training_each_is_that_nothing_is_known(tmp_path):
         assert f"{B} against {A}: {says}" in text
 
 
+def test_the_terminal_explains_the_noise_of_one_model_and_refers_to_the_file_for_several(tmp_path):
+    dice = {A: [0.70, 0.71], B: [0.73, 0.75], C: [0.72, 0.74]}
+    pair, three = (of_trainings(tmp_path, {name: dice[name] for name in names}) for names in ((A, B), (A, B, C)))
+    start, refers = f"Dice, {B} against {A}: the difference is", "comparison.md explains each row"
+    assert [start in " ".join(terminal_sentences(one)) for one in (pair, three)] == [True, False]
+    assert [refers in " ".join(terminal_sentences(one)) for one in (pair, three)] == [False, True]
+    assert start in markdown(three)
+    assert f"{C} against {A}: " in " ".join(terminal_sentences(three))  # what is known of the differences
+
+
 @pytest.mark.parametrize(
     ("repeats", "says"),
     [

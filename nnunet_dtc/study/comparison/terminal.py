@@ -26,9 +26,14 @@ def terminal_tables(comparison: Comparison) -> list[rich.Table]:
 
 
 def terminal_sentences(comparison: Comparison) -> list[str]:
-    """All sentences; those about the noise, and then what is known of the differences, come last."""
-    sentences = [*comparison.sentences, *noise_sentences(comparison.noise, comparison.trainings)]
-    sentences += verdict_sentences(comparison)
+    """The sentences about the comparison and the noise, and last what is known of the differences.
+
+    With several models there is a sentence about the noise for each model and metric, which only the files have.
+    """
+    noise = noise_sentences(comparison.noise, comparison.trainings)
+    if len(comparison.models) > 2 and noise:
+        noise = ["comparison.md explains each row of the table of the noise."]
+    sentences = [*comparison.sentences, *noise, *verdict_sentences(comparison)]
     return [sentence.translate(_ASCII) for sentence in sentences]
 
 
