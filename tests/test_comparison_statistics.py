@@ -11,7 +11,7 @@ from scipy import stats
 
 from nnunet_dtc.study.comparison import statistics
 from nnunet_dtc.study.comparison.between_trainings import between_trainings, trainings_needed
-from nnunet_dtc.study.comparison.sentences import noise_sentences
+from nnunet_dtc.study.comparison.sentences import noise_sentences, verdict
 from nnunet_dtc.study.comparison.tables import noise_table
 
 METRICS = ("dice", "hd95_mm")
@@ -270,7 +270,10 @@ def test_run_to_run_noise_by_hand():
     for row in (b, c):
         x = row["difference"] / row["run_to_run"] / math.sqrt(3)
         assert row["p_noise"] == pytest.approx(1 - 2 / math.pi * (x / (1 + x**2) + math.atan(x)))
+        assert row["p"] == row["p_noise"]  # there is one fold
+        assert row["p_holm"] == row["p_noise_holm"]
     assert b["p_noise"] == pytest.approx(0.0148, abs=1e-4)
+    assert (b["p_holm"], c["p_holm"]) == pytest.approx((2 * b["p"], c["p"]))  # Holm's method for two models
     assert b["exceeds"]
     assert not c["exceeds"]
 
@@ -280,7 +283,10 @@ def test_sentences_about_noise():
     means = {"A": [0.70, 0.74], "B": [0.80, 0.83, 0.83], "C": [0.73]}
     b, c, hd95, _ = noise_sentences(noise_of(means), trainings(means))
     assert b.startswith("Dice, B against A: the difference is +10.00 points, the run-to-run noise 1.97 points")
-    assert "a difference at least as large in 1.4 % of such comparisons (Student's t, 3 degrees" in b
+    assert (
+        "a difference at least as large in 1.4 % of such comparisons (Student's t, 3 degrees of freedom, corrected for "
+        "2 models p = 0.030)"
+    ) in b
     assert "The difference is larger than the noise explains." in b
     assert "%" not in b.split("Noise alone")[0]
     assert "the difference is +1.00 points, the run-to-run noise 2.65 points" in c
@@ -302,6 +308,35 @@ def test_noise_alone_seldom_exceeds_itself():
     rng = np.random.default_rng(8)
     found = [noise_of({"A": each[:2], "B": each[2:]}).iloc[0]["exceeds"] for each in rng.normal(0.8, 0.01, (60, 4))]
     assert np.mean(found) <= 0.15
+
+
+def test_a_difference_that_is_one_of_many_is_not_shown():
+    """B alone is better than A by Student's test; among four models the same numbers are no evidence."""
+    a, b = [0.70, 0.71, 0.72], [0.722, 0.732, 0.742]
+    others = {name: [mean - 0.01, mean, mean + 0.01] for name, mean in (("C", 0.71), ("D", 0.715), ("E", 0.705))}
+    alone, among = noise_of({"A": a, "B": b}), noise_of({"A": a, "B": b} | others)
+    assert alone.iloc[0]["p_holm"] == alone.iloc[0]["p"] == pytest.approx(stats.ttest_ind(b, a).pvalue)
+    dice = among[among["metric"] == "dice"].set_index("model")
+    assert dice.loc["B", "p"] == dice["p"].min()
+    assert dice.loc["B", "p_holm"] == pytest.approx(4 * dice.loc["B", "p"])  # Holm's method: the smallest of four
+    assert dice.loc["B", "p"] < 0.05 < dice.loc["B", "p_holm"]
+    assert not dice.loc["B", "exceeds"]
+    row = pd.Series({"metric": "dice", "mean": 0.022})
+    assert verdict(row, dice.loc["B"]).startswith(
+        "No difference in Dice is shown: the interval over trainings excludes 0, but corrected for the number of models"
+    )
+
+
+def test_noise_alone_seldom_makes_one_of_many_models_exceed_it():
+    rng = np.random.default_rng(4)
+    found, uncorrected = [], []
+    for each in rng.normal(0.8, 0.01, (80, 8, 3)):
+        noise = noise_of(dict(zip("ABCDEFGH", each.tolist(), strict=True)))
+        dice = noise[noise["metric"] == "dice"]
+        found.append(dice["exceeds"].any())
+        uncorrected.append((dice["p_noise"] < 0.05).any())
+    assert np.mean(found) <= 0.1
+    assert np.mean(uncorrected) > 0.15
 
 
 def test_trainings_that_gave_the_same_have_no_noise():

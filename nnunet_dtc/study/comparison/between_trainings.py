@@ -24,6 +24,10 @@ interval describes other trainings on these cases, and may be too short for them
 **Repeated trainings.** Student's t for the difference of two means, with the standard deviation of one training pooled
 over all models that were trained several times (ours: two or three trainings of a model are too few for a standard
 deviation of its own, as Welch's test needs).
+
+**Several models.** The more models are compared with the first one, the likelier one of them differs by chance. The
+p-values of one metric are therefore corrected over the models by Holm's method, and conclusions follow from the
+corrected ones. Intervals are not corrected.
 """
 
 from __future__ import annotations
@@ -35,15 +39,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from nnunet_dtc.study.comparison.statistics import CONFIDENCE, LEVEL, SAME, fill_empty, model_means
+from nnunet_dtc.study.comparison.statistics import CONFIDENCE, LEVEL, SAME, fill_empty, holm, model_means
 
 __all__ = ["MOST_TRAININGS", "POWER", "between_trainings", "deviation_factors", "trainings_needed"]
 
 POWER = 0.8
 MOST_TRAININGS = 1000  # of a model; more are not counted
 COLUMNS = (
-    *("model", "metric", "difference", "run_to_run", "p_noise", "exceeds"),
-    *("method", "mean", "low", "high", "p", "freedom", "overlap", "needed"),
+    *("model", "metric", "difference", "run_to_run", "p_noise", "p_noise_holm", "exceeds"),
+    *("method", "mean", "low", "high", "p", "p_holm", "freedom", "overlap", "needed"),
 )
 
 
@@ -61,13 +65,13 @@ def between_trainings(
     by sqrt(1/k + 1/k'), for the k and k' trainings of two models, it is the standard deviation of their difference if
     there is nothing but this noise (`run_to_run`). `p_noise` is the probability that the noise alone gives a difference
     at least as large: two-sided, by Student's t, because the standard deviation is itself an estimate from few
-    trainings. `exceeds` is ``p_noise < 0.05``.
+    trainings. `p_noise_holm` is corrected over the models, and `exceeds` is ``p_noise_holm < 0.05``.
 
     `method` is "folds" or "trainings", see the beginning of this module, and `mean`, `low`, `high`, `p` and `freedom`
-    are the difference by that method with its 95 % interval, two-sided p-value and degrees of freedom. `overlap` is the
-    r of the beginning of this module, by which the interval over folds is corrected; otherwise NaN. `needed` is the
-    number of trainings of each model that a difference of this size needs (`trainings_needed`); it is not known for
-    folds, of which there cannot be more.
+    are the difference by that method with its 95 % interval, two-sided p-value and degrees of freedom. `p_holm` is the
+    p-value corrected over the models. `overlap` is the r of the beginning of this module, by which the interval over
+    folds is corrected; otherwise NaN. `needed` is the number of trainings of each model that a difference of this size
+    needs (`trainings_needed`); it is not known for folds, of which there cannot be more.
 
     Args:
         scores: `Comparison.scores`.
@@ -102,7 +106,6 @@ def between_trainings(
             noise = one_training * math.sqrt(1 / trainings[models[0]] + 1 / trainings[model])
             p_noise = _p(difference, noise, freedom)
             row = {"model": model, "metric": key, "difference": difference, "run_to_run": noise, "p_noise": p_noise}
-            row["exceeds"] = pd.NA if math.isnan(p_noise) else p_noise < LEVEL
             if folds > 1:
                 differences = of_fold.loc[model, key] - of_fold.loc[models[0], key]
                 deviation = float(differences.std(ddof=1, skipna=False))
@@ -116,7 +119,11 @@ def between_trainings(
                 row |= {"method": "trainings", "overlap": math.nan, "needed": needed}
                 row |= _student(difference, noise, freedom)
             rows.append(row)
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"exceeds": "boolean"})
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    for p in ("p", "p_noise"):
+        table[f"{p}_holm"] = table.groupby("metric", sort=False)[p].transform(holm)
+    table["exceeds"] = (table["p_noise_holm"] < LEVEL).astype("boolean").mask(table["p_noise_holm"].isna())
+    return table
 
 
 def trainings_needed(difference: float, deviation: float) -> float:

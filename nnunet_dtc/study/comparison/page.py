@@ -161,6 +161,7 @@ def _verdict(comparison: Comparison, of: Metric, model: str) -> dict[str, Any]:
         "over": between["method"] if known else "cases",
         "between_interval": interval_text(of, between["low"], between["high"]) if known else "",
         "between_p": _p(p_text(between["p"])) if known else "",
+        "between_p_holm": _p(p_text(between["p_holm"]), "p (Holm)") if known and len(comparison.models) > 2 else "",
         "case_mean": difference_text(of, row["mean"]),
         "interval": interval_text(of, row["low"], row["high"]),
         "counts": "better in {better}, worse in {worse}, equal in {equal} of {n} cases".format_map(row),
@@ -170,8 +171,8 @@ def _verdict(comparison: Comparison, of: Metric, model: str) -> dict[str, Any]:
     }
 
 
-def _p(text: str) -> str:
-    return "" if text == NONE else f", p {text}" if text.startswith("<") else f", p = {text}"
+def _p(text: str, name: str = "p") -> str:
+    return "" if text == NONE else f", {name} {text}" if text.startswith("<") else f", {name} = {text}"
 
 
 def _noise_sentences(comparison: Comparison) -> list[str]:

@@ -93,10 +93,10 @@ class Comparison:
             organ with an infinite score), counted_as_1 (pairs with one correctly empty prediction, which counts as
             Dice and NSD 1).
         noise: a row for each further model and metric: model, metric, difference, run_to_run, p_noise (the probability
-            that the noise alone gives at least this difference), exceeds (p_noise < 0.05: True, False or NA), method
-            ("folds" or "trainings"), and the difference by that method: mean, low, high, p, freedom, overlap (of the
-            folds' training sets), needed (trainings of each model); see `between_trainings`. No rows for one training
-            each and one fold or an ensemble.
+            that the noise alone gives at least this difference), p_noise_holm (corrected over the models), exceeds
+            (p_noise_holm < 0.05: True, False or NA), method ("folds" or "trainings"), and the difference by that
+            method: mean, low, high, p, p_holm, freedom, overlap (of the folds' training sets), needed (trainings of
+            each model); see `between_trainings`. No rows for one training each and one fold or an ensemble.
         curves: a row for each epoch: model, repeat, fold, epoch (from 0), train_loss, val_loss, pseudo_dice,
             ema_pseudo_dice, learning_rate, seconds.
         pictures: at most four different cases.

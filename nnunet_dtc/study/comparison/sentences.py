@@ -110,11 +110,16 @@ def verdict(row: pd.Series, between: pd.Series | None) -> str:
         return "There is no case with a score of both models."
     if between is None or math.isnan(between["p"]):
         return f"It is not known whether {of.title} differs: {_unknown(between)}."
-    by = {"folds": "folds", "trainings": "trainings"}[between["method"]]
-    if between["p"] < LEVEL:
+    by, needed = between["method"], _needed(between["needed"])
+    if between["p_holm"] < LEVEL:
         better = (between["mean"] > 0) == of.higher_is_better
         return f"{of.title} is {'better' if better else 'worse'}: the interval over {by} excludes 0."
-    return f"No difference in {of.title} is shown: the interval over {by} includes 0.{_needed(between['needed'])}"
+    if between["p"] < LEVEL:
+        return (
+            f"No difference in {of.title} is shown: the interval over {by} excludes 0, but corrected for the number of "
+            f"models p is {p_text(between['p_holm'])}.{needed}"
+        )
+    return f"No difference in {of.title} is shown: the interval over {by} includes 0.{needed}"
 
 
 def case_verdict(row: pd.Series) -> str:
@@ -210,8 +215,9 @@ def _noise_parts(row: tuple, of: Metric, trainings: Mapping[str, int]) -> list[s
         else:
             parts.append(
                 f"the mean of the folds' differences is {difference_text(of, row.mean)} {of.difference_unit} (95 % "
-                f"interval over folds {interval_text(of, row.low, row.high)}, p {_equals(row.p)}, Student's t, "
-                f"{_freedom(int(row.freedom))}, corrected for the overlap of the folds' training sets, "
+                f"interval over folds {interval_text(of, row.low, row.high)}, p {_equals(row.p)}"
+                f"{_for_all_models(row.p_holm, trainings)}, Student's t, {_freedom(int(row.freedom))}, corrected for "
+                "the overlap of the folds' training sets, "
                 f"r = {row.overlap:.2g})."
             )
     if sum(trainings.values()) == len(trainings):
@@ -226,7 +232,7 @@ def _noise_parts(row: tuple, of: Metric, trainings: Mapping[str, int]) -> list[s
         f"run-to-run noise {score_text(of, row.run_to_run)} {of.difference_unit} (one standard deviation of such a "
         "difference).",
         f"Noise alone gives a difference at least as large in {_percentage(row.p_noise)} % of such comparisons "
-        f"(Student's t, {_freedom(freedom)}).",
+        f"(Student's t, {_freedom(freedom)}{_for_all_models(row.p_noise_holm, trainings)}).",
     ]
     if row.method == "trainings":
         parts.append(f"The 95 % interval over trainings is {interval_text(of, row.low, row.high)}.")
@@ -240,6 +246,12 @@ def _noise_parts(row: tuple, of: Metric, trainings: Mapping[str, int]) -> list[s
         + f", and the true noise may be {low:.1f} to {high:.1f} times as large (95 %)."
     )
     return parts
+
+
+def _for_all_models(p: float, trainings: Mapping[str, int]) -> str:
+    """A corrected p-value, where there are several models to correct for."""
+    others = len(trainings) - 1
+    return f", corrected for {others} models p {_equals(p)}" if others > 1 else ""
 
 
 def _freedom(freedom: int) -> str:
@@ -408,6 +420,12 @@ def _statistics(facts: Facts) -> list[str]:
         "distances such as HD95, the interval may include 0 although p is small. Both describe what other cases might "
         "give, not what another training would give.",
     ]
+    if len(facts.models) > 2:
+        sentences.append(
+            "The more models are compared, the likelier one of them differs by chance. What is said of folds, repeated "
+            "trainings and their noise is therefore based on p-values corrected over the models, by Holm's method "
+            "within one metric. The intervals, and p over cases, are not corrected for the number of models."
+        )
     if (facts.differences["n"] < FEWEST_PAIRS).any():
         sentences.append(f"No p is given for fewer than {FEWEST_PAIRS} pairs, because it could not be below {LEVEL:g}.")
     if facts.plan.options.kind == "validation" and len(facts.plan.folds) > 1:

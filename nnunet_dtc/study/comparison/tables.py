@@ -229,21 +229,25 @@ def fold_table(comparison: Comparison, of: Metric) -> Table | None:
 def noise_table(comparison: Comparison) -> Table | None:
     """A row for each further model and metric: the difference and the noise.
 
-    Over folds, the difference of the means has a column of its own, because the noise belongs to it.
+    Over folds, the difference of the means has a column of its own, because the noise belongs to it. With several
+    models there is a column of p-values corrected over them.
 
     Returns:
         None if `Comparison.noise` has no rows.
     """
     rows, over_folds = [], (comparison.noise["method"] == "folds").any()
+    several = len(comparison.models) > 2
     for entry in comparison.noise.itertuples():
         of = metric(entry.metric)
         exceeds = "not known" if pd.isna(entry.exceeds) else "yes" if entry.exceeds else "no"
         texts = f"{of.title} ({of.difference_unit})", difference_text(of, entry.mean)
-        texts += interval_text(of, entry.low, entry.high), p_text(entry.p), entry.method
+        texts += interval_text(of, entry.low, entry.high), p_text(entry.p)
+        texts += (p_text(entry.p_holm),) if several else ()
+        texts += (entry.method,)
         texts += (difference_text(of, entry.difference),) if over_folds else ()
         texts += score_text(of, entry.run_to_run), p_text(entry.p_noise), exceeds
         rows.append(Row(entry.model, tuple(map(Cell, texts))))
-    columns = ("metric", "difference", "95 % interval", "p", "over")
+    columns = ("metric", "difference", "95 % interval", "p", *["p (Holm)"] * several, "over")
     columns += ("difference of means",) if over_folds else ()
     columns += ("run-to-run noise", "p of noise alone", "larger than noise")
     title = "Differences over folds or repeated trainings, and the run-to-run noise (one standard deviation)"
