@@ -175,6 +175,14 @@ def test_one_data_set_is_drawn_where_the_other_has_no_vanilla_yet(trainings, cap
     assert "ISIC 2017" not in trainings.FIGURE.read_text()
 
 
+def test_every_training_is_drawn_by_its_difference_to_the_mean_of_vanilla(trainings):
+    table = table_of({"isic2017": {"nnUNetTrainer": [0.8, 0.82], "nnUNetTrainerDTC": [0.84, 0.81, 0.8]}})
+    (panel,) = trainings.draw({"isic2017": trainings.results(table, "isic2017")}, table).axes
+    drawn = [line.get_xdata() for line in panel.get_lines() if line.get_label() == "a training"]
+    assert [list(each) for each in drawn] == [pytest.approx([-1, 1]), pytest.approx([3, 0, -1])]  # points
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["nnUNetTrainer", "DTC"]
+
+
 def test_new_scores_are_added_and_those_that_are_there_stay(trainings, tmp_path, monkeypatch, capsys):
     """The oracle is the number of equal voxels of rectangles."""
     table_of({"isic2017": {"nnUNetTrainer": [0.8]}}).to_csv(trainings.TABLE, index=False)

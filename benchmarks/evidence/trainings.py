@@ -142,6 +142,11 @@ def median_shift(study: dict, data: Path, trainer: str) -> float:
     return max(float(torch.cat(each).median()) for each in lengths.values())
 
 
+def means_of_trainings(rows: pd.DataFrame) -> pd.DataFrame:
+    """The means over the classes of each training."""
+    return rows.groupby(["arm", "repetition"])[METRICS].mean()
+
+
 def results(table: pd.DataFrame, data_set: str) -> pd.DataFrame:
     """Of each arm: trainings, means, standard deviation, shift, and the difference to vanilla with its interval.
 
@@ -152,7 +157,7 @@ def results(table: pd.DataFrame, data_set: str) -> pd.DataFrame:
     arms = [arm for arm in dict.fromkeys(arm_of(name)[0] for name in study_of(data_set)["trainers"])]
     arms = [arm for arm in arms if arm in set(rows["arm"])]
     scores = rows.rename(columns={"arm": "model", "repetition": "repeat", "label": "organ"}).assign(case="all", fold=0)
-    of_training = rows.groupby(["arm", "repetition"])[METRICS].mean()
+    of_training = means_of_trainings(rows)
     counts = {arm: len(of_training.loc[arm]) for arm in arms}
     summary = summarise(scores, ["dice"], arms, per_fold=False)
     noise = between_trainings(scores, ["dice"], counts, summary, per_fold=False).set_index("model")
@@ -204,25 +209,40 @@ def gains(made: dict[str, pd.DataFrame]) -> list[str]:
     return sorted(arm for arm in arms if all(gains_here(table, arm) for table in made.values()))
 
 
-def draw(made: dict[str, pd.DataFrame]) -> Figure:
-    """The differences to vanilla with their intervals, one panel for each data set."""
+def draw(made: dict[str, pd.DataFrame], table: pd.DataFrame) -> Figure:
+    """The differences to the mean of vanilla: each training, and each arm with its interval; a panel for each data set.
+
+    The squares of arms whose difference is significant are filled.
+
+    Args:
+        made: `results` of each data set.
+        table: `read_table`.
+    """
     with style():
-        figure = new_figure(8.4, 0.9 + 0.34 * max(map(len, made.values())))
+        figure = new_figure(8.4, 1.3 + 0.42 * max(map(len, made.values())))
         panels = figure.subplots(1, len(made), squeeze=False)[0]
-        for panel, (data_set, table) in zip(panels, made.items(), strict=True):
-            others = table.drop(VANILLA).dropna(subset="mean")
-            places = range(len(others))
+        for panel, (data_set, arms) in zip(panels, made.items(), strict=True):
+            of_training = means_of_trainings(table[table["data_set"] == data_set])["dice"]
             colour, marker = series(1)
-            for place, (_, row) in zip(places, others.iterrows(), strict=True):
-                panel.plot([100 * row["low"], 100 * row["high"]], [place, place], color=colour, linewidth=1.8)
-                filled = colour if row["p_holm"] < LEVEL else "white"
-                panel.plot(100 * row["mean"], place, marker=marker, color=colour, markerfacecolor=filled)
+            for place, (arm, row) in enumerate(arms.iterrows()):
+                single = 100 * (of_training[arm] - arms.loc[VANILLA, "dice"])
+                panel.plot(
+                    single, [place + 0.3] * len(single), "o", color=MUTED, markersize=4, alpha=0.5, label="a training"
+                )
+                if not math.isnan(row["mean"]):
+                    interval = [100 * row["low"], 100 * row["high"]]
+                    panel.plot(interval, [place, place], color=colour, linewidth=1.8, label="95 % interval")
+                    filled = colour if row["p_holm"] < LEVEL else "white"
+                    looks = {"color": colour, "markerfacecolor": filled, "linestyle": ""}
+                    panel.plot(100 * row["mean"], place, marker, label="mean of the arm", **looks)
             panel.axvline(0, color=MUTED, linewidth=1.2, zorder=1)
-            named_rows(panel, places, [arm.removeprefix(VANILLA) for arm in others.index])
+            named_rows(panel, range(len(arms)), [arm.removeprefix(VANILLA) or VANILLA for arm in arms.index])
             panel.margins(y=0.1)
             panel.invert_yaxis()
             panel.set_title(DATA_SETS[data_set])
-            panel.set_xlabel("Dice: difference to nnUNetTrainer (points)")
+        figure.supxlabel("Dice: difference to the mean of nnUNetTrainer (points)", fontsize="medium")
+        handles = {label: handle for handle, label in zip(*panels[0].get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles), frameon=False)
     return figure
 
 
@@ -240,7 +260,7 @@ def report() -> None:
     compared = {name: each for name, each in made.items() if each["mean"].notna().any()}
     if compared:
         with style():
-            draw(compared).savefig(FIGURE, facecolor="white")
+            draw(compared, table).savefig(FIGURE, facecolor="white")
         print(f"wrote {FIGURE}")
 
 
