@@ -311,6 +311,11 @@ def test_the_terminal_explains_the_noise_of_one_model_and_refers_to_the_file_for
     assert [start in " ".join(terminal_sentences(one)) for one in (pair, three)] == [True, False]
     assert [refers in " ".join(terminal_sentences(one)) for one in (pair, three)] == [False, True]
     assert start in markdown(three)
+    pages = [Parsed(render_page(one)).text for one in (pair, three)]
+    p = three.between("dice", B)["p_holm"]
+    assert f", p for all models = {p:.3f}." in pages[1]
+    assert "corrected over the models by Holm's method" in pages[1]
+    assert "all models" not in pages[0]
     assert f"{C} against {A}: " in " ".join(terminal_sentences(three))  # what is known of the differences
 
 

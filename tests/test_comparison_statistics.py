@@ -285,7 +285,7 @@ def test_sentences_about_noise():
     assert b.startswith("Dice, B against A: the difference is +10.00 points, the run-to-run noise 1.97 points")
     assert (
         "a difference at least as large in 1.4 % of such comparisons (Student's t, 3 degrees of freedom, corrected for "
-        "2 models p = 0.030)"
+        "the number of models p = 0.030)"
     ) in b
     assert "The difference is larger than the noise explains." in b
     assert "%" not in b.split("Noise alone")[0]
@@ -317,6 +317,8 @@ def test_a_difference_that_is_one_of_many_is_not_shown():
     alone, among = noise_of({"A": a, "B": b}), noise_of({"A": a, "B": b} | others)
     assert alone.iloc[0]["p_holm"] == alone.iloc[0]["p"] == pytest.approx(stats.ttest_ind(b, a).pvalue)
     dice = among[among["metric"] == "dice"].set_index("model")
+    of_one_training = dice.loc["B", "run_to_run"] * math.sqrt(3 / 2)
+    assert dice.loc["B", "needed"] == trainings_needed(dice.loc["B", "difference"], of_one_training, 0.05 / 4)
     assert dice.loc["B", "p"] == dice["p"].min()
     assert dice.loc["B", "p_holm"] == pytest.approx(4 * dice.loc["B", "p"])  # Holm's method: the smallest of four
     assert dice.loc["B", "p"] < 0.05 < dice.loc["B", "p_holm"]
@@ -449,6 +451,29 @@ def test_the_table_over_folds_shows_the_difference_that_its_interval_belongs_to(
     assert shown["difference of means"] == "+17.50"
 
 
+def test_the_table_of_several_models_shows_every_p_value_that_decides(tmp_path):
+    rng = np.random.default_rng(6)
+    rows = [
+        (model, repeat, fold, f"case {fold}", "liver", mean + rng.normal(0, 0.01), 1.0)
+        for model, mean in {"A": 0.70, "B": 0.715, "C": 0.705}.items()
+        for fold in (0, 1, 2)
+        for repeat in (1, 2)
+    ]
+    comparison = comparison_of(frame(rows), tmp_path, repeats=2)
+    noise = comparison.noise[comparison.noise["metric"] == "dice"].set_index("model")
+    for p in ("p", "p_noise"):
+        assert noise.loc["B", p] < noise.loc["C", p]
+        assert noise.loc["B", f"{p}_holm"] == pytest.approx(2 * noise.loc["B", p])
+    table = noise_table(comparison)
+    titles = [column.title for column in table.columns]
+    shown = dict(zip(titles, [cell.value for cell in table.rows[0].cells], strict=True))
+    for title, name in (("p, all models", "p_holm"), ("p of noise alone, all models", "p_noise_holm")):
+        assert shown[title] == f"{noise.loc['B', name]:.3f}"
+    one_fold = noise_table(comparison_of(frame([row for row in rows if row[2] == 0]), tmp_path, repeats=2))
+    assert "p, all models" in [column.title for column in one_fold.columns]
+    assert "p of noise alone, all models" not in [column.title for column in one_fold.columns]  # it is the same
+
+
 def test_repeated_trainings_within_folds_have_the_error_term_of_the_balanced_mixed_model():
     """Against the analysis of variance: F of the models over the interaction of models and folds is the square of t,
     which the correction for overlapping folds then divides by 1 + k / (k - 1)."""
@@ -477,14 +502,14 @@ def test_the_interval_over_trainings_covers_the_truth_and_no_difference_is_seldo
     assert np.mean(found) <= 0.10
 
 
-@pytest.mark.parametrize("ratio", [0.7, 1.0, 2.5])
-def test_as_many_trainings_as_are_needed_have_a_power_of_80_percent(ratio):
+@pytest.mark.parametrize(("ratio", "level"), [(0.7, 0.05), (1.0, 0.05), (2.5, 0.05), (1.0, 0.0125)])
+def test_as_many_trainings_as_are_needed_have_a_power_of_80_percent(ratio, level):
     """By simulation of Student's test with so many trainings, and with one less."""
-    count, rng = int(trainings_needed(ratio, 1.0)), np.random.default_rng(0)
+    count, rng = int(trainings_needed(ratio, 1.0, level)), np.random.default_rng(0)
 
     def power(number):
         a, b = rng.normal(0, 1, (20000, number)), rng.normal(ratio, 1, (20000, number))
-        return np.mean(stats.ttest_ind(b, a, axis=1).pvalue < 0.05)
+        return np.mean(stats.ttest_ind(b, a, axis=1).pvalue < level)
 
     assert power(count) >= 0.79
     assert power(count - 1) < 0.81

@@ -146,6 +146,7 @@ def test_from_the_command_line_to_the_files(folders, tmp_path):
     sentences = " ".join(content["sentences"])
     assert "does not record which checkpoint" in sentences
     assert "No training was repeated" in sentences
+    assert "based on p-values corrected over the models, by Holm's method" in sentences
     assert "no peak memory of nnUNetTrainerDTC_RF10" in sentences
     assert {row["method"] for row in content["noise"]} == {"folds"}
     assert all(row["run_to_run"] is None for row in content["noise"])
@@ -214,6 +215,7 @@ def test_repeats_belong_to_one_model(folders):
     assert bool(noise["exceeds"]) == (noise["p_noise"] < 0.05)
     assert "2 and 2 trainings" in noise_sentences(result.noise, result.trainings)[0]
     assert any("2 of nnUNetTrainer, 2 of nnUNetTrainerDTC" in sentence for sentence in result.sentences)
+    assert not any("number of models" in sentence for sentence in result.sentences)  # there is one difference
     curves = result.curves
     assert len(curves) == 4 * len(FOLDS) * EPOCHS
     assert curves["epoch"].max() == EPOCHS - 1

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from plans import CONFIGURATIONS, DATASET, SMALL_NETWORKS, small_plans
+from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
@@ -470,6 +472,26 @@ def test_a_trainer_that_a_user_s_module_makes_when_asked_is_found(tmp_path, monk
     assert complexity.find_trainer("nnUNetTrainerMyLab_rep2").__name__ == "nnUNetTrainerMyLab_rep2"
     with pytest.raises(NnunetDtcError, match="nnUNetTrainerYourLab is not a trainer of nnunet-dtc"):
         complexity.find_trainer("nnUNetTrainerYourLab")
+
+
+@pytest.mark.parametrize("trainers", [2, 3, 4, 9])
+def test_the_table_in_the_terminal_is_complete_in_80_columns(trainers):
+    names = [f"nnUNetTrainerDTC_RF{number}" for number in range(trainers)]
+    costs = {
+        name: survey.TrainerComplexity(30_713_158 + number, 17_560_000_000, (1.347,), (0.3645,), 496.3, 520.0)
+        for number, name in enumerate(names)
+    }
+    console = Console(width=80, file=io.StringIO())
+    console.print(complexity.rich_table(complexity.Complexity(planned(), costs, None, 3, ())))
+    lines = [line.replace("┃", "│").strip("│").split("│") for line in console.file.getvalue().splitlines()]
+    lines = [[cell.strip() for cell in cells] for cells in lines if len(cells) > 1]
+    text = "\n".join("".join(cells) for cells in zip(*lines, strict=True))  # cells that were broken into lines
+    for name in names:
+        assert name in text
+    for number in range(trainers):
+        assert f"{30_713_158 + number:,}" in text
+    for words in ("17.56", "1.347", "0.3645", "496.3", "520.0"):
+        assert text.count(words) >= trainers
 
 
 def test_medians_and_ratios():

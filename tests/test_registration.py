@@ -133,6 +133,14 @@ BOUND = [
 ]  # fmt: skip
 
 
+# imports a package of the lab that has the name of one of nnU-Net's
+LABS_PACKAGE = """
+from evaluation.lab import nnUNetTrainer
+
+class nnUNetTrainerLab(nnUNetTrainer):
+    pass
+"""
+
 FACTORY = """
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -305,6 +313,13 @@ def test_repetitions_of_trainers_of_others(how, site, python, tmp_path, request)
     users.mkdir()
     (users / "mylab.py").write_text(MYLAB)
     (users / "zoo.py").write_text(FACTORY)
+    (users / "other.py").write_text(LABS_PACKAGE + "\nclass OtherTrainer(nnUNetTrainer):\n    pass\n")
+    labs = tmp_path / "labs"
+    (labs / "evaluation").mkdir(parents=True)
+    (labs / "evaluation" / "__init__.py").touch()
+    (labs / "evaluation" / "lab.py").write_text(
+        "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
+    )
     paths = [users]
     if how == "registered":
         request.getfixturevalue("registered")
@@ -312,18 +327,21 @@ def test_repetitions_of_trainers_of_others(how, site, python, tmp_path, request)
         paths.append(registration.ext_trainer_folder())
     repetitions = [
         "nnUNetTrainerDA5_rep2", "nnUNetTrainerDTC_mylab_rep13", "nnUNetTrainerNoMirroring_rep2",
-        "nnUNetTrainerMade_rep3",
+        "nnUNetTrainerMade_rep3", "nnUNetTrainerLab_rep2",
     ]  # fmt: skip
     own = ["nnUNetTrainerMade_rep2"]
     nobodys = [
         "nnUNetTrainerNobody_rep2", "nnUNetTrainerDTC_typo_rep2", "nnUNetTrainerDA5_rep1", "nnUNetTrainerDA5_rep02",
-        "nnUNetTrainerDA5_rep2_rep3", "nnUNetTrainerDA5_rep",
+        "nnUNetTrainerDA5_rep2_rep3", "nnUNetTrainerDA5_rep", "OtherTrainer_rep2",
     ]  # fmt: skip
-    answers, done = find(python, *repetitions, *own, *nobodys, ext_trainer=os.pathsep.join(map(str, paths)))
+    where = {"ext_trainer": os.pathsep.join(map(str, paths)), "before": [labs]}
+    answers, done = find(python, *repetitions, *own, **where)
     assert_ours(answers, repetitions)
+    assert "Hint" not in done.stderr
     assert answers["nnUNetTrainerMade_rep2"][:2] == ["zoo", "nnUNetTrainerMade_rep2"]  # its module makes it itself
+    answers, done = find(python, *nobodys, **where)
     assert {name: answers[name][0] for name in nobodys} == dict.fromkeys(nobodys, "RuntimeError")
-    assert done.stderr.count("Hint: nnUNetTrainerDTC_typo_rep2: _typo is no suffix") == 1
+    assert done.stderr.count("Hint: nnUNetTrainerDTC_typo_rep2: _typo is no suffix") == done.stderr.count("Hint:") == 1
 
 
 @pytest.mark.parametrize("how", ["raise ImportError('broken on purpose')", "import utilities_that_are_not_there"])

@@ -108,6 +108,8 @@ ONE_NAME = {  # another spelling, and the name to use
     "nnUNetTrainer_rep1": "nnUNetTrainer",
     "nnUNetTrainer_rep02": "nnUNetTrainer_rep2",
     "nnUNetTrainer_NoMirroring": "nnUNetTrainerNoMirroring",
+    "nnUNetTrainer_NoMirroring_rep2": "nnUNetTrainerNoMirroring_rep2",
+    "nnUNetTrainer_Adam1en3_rep3": "nnUNetTrainerAdam1en3_rep3",
     "nnUNetTrainer_Adam1en3": "nnUNetTrainerAdam1en3",
     "nnUNetTrainerDTC_5epochs_Adam1en3": "nnUNetTrainerDTC_Adam1en3_5epochs",
     "nnUNetTrainerUNetDTC_RF2": "nnUNetTrainerUNetDTC",

@@ -77,16 +77,22 @@ def trainer_class(name: str) -> type:
     return type(name, tuple(bases), {"spec": spec, "__module__": __name__})  # pickle finds it in this module
 
 
+def is_searching() -> bool:
+    """Whether nnU-Net is being asked for a trainer of others, of which this is a repetition."""
+    return bool(_searched)
+
+
 def _repetition_of_other(name: str) -> type | None:
     """The class of a trainer of others whose name has `_rep<k>`: a subclass that differs in its name alone.
 
     A class that another file makes for this very name comes first.
 
     Returns:
-        The class, or None if the name has no `_rep<k>`, or nnU-Net finds no trainer without it.
+        The class, or None if the name has no `_rep<k>`, does not begin with nnUNetTrainer, or nnU-Net finds no trainer
+        without `_rep<k>`.
     """
     original, repetition = names.split_repetition(name)
-    if repetition == 1 or name in _searched:  # nnU-Net's search comes back here
+    if repetition == 1 or not name.startswith(names.PREFIX) or name in _searched:  # nnU-Net's search comes back here
         return None
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
@@ -94,7 +100,8 @@ def _repetition_of_other(name: str) -> type | None:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints where it searches
             for candidate in (name, original):
-                with contextlib.suppress(RuntimeError):
+                # there is none, it is not a trainer, or it is not a class
+                with contextlib.suppress(RuntimeError, AssertionError, TypeError):
                     found = recursive_find_trainer_class_by_name(candidate)
                     return found if candidate == name else type(name, (found,), {"__module__": __name__})
     finally:

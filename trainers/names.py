@@ -101,8 +101,9 @@ class TrainerName:
         return f"TrainerName({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     def __str__(self) -> str:
-        if nnunets_own := self._nnunets_own():
-            return nnunets_own
+        repetition = f"_rep{self.repetition}" if self.repetition != 1 else ""
+        if nnunets_own := replace(self, repetition=1)._nnunets_own():
+            return nnunets_own + repetition
         paper2d = self.optimizer == PAPER2D
         suffixes = {
             f"_RF{_plain_number(self.receptive_field)}": self.receptive_field != DEFAULT_RECEPTIVE_FIELD,
@@ -112,10 +113,9 @@ class TrainerName:
             f"_{self.optimizer}": self.optimizer != DEFAULT_OPTIMIZER,
             f"_{self.epochs}epochs": self.epochs != (PAPER2D_EPOCHS if paper2d else DEFAULT_EPOCHS),
             "_NoMirroring": not self.mirroring and not paper2d,
-            f"_rep{self.repetition}": self.repetition != 1,
         }
         head = f"{PREFIX}{self.network}{self.upsampler}{'DTC' if self.dtc else ''}"
-        return head + "".join(suffix for suffix, stands in suffixes.items() if stands)
+        return head + "".join(suffix for suffix, stands in suffixes.items() if stands) + repetition
 
     @property
     def deformation(self) -> dict[str, Any]:

@@ -232,17 +232,19 @@ def draw(made: dict[str, pd.DataFrame], table: pd.DataFrame) -> Figure:
                 if not math.isnan(row["mean"]):
                     interval = [100 * row["low"], 100 * row["high"]]
                     panel.plot(interval, [place, place], color=colour, linewidth=1.8, label="95 % interval")
-                    filled = colour if row["p_holm"] < LEVEL else "white"
-                    looks = {"color": colour, "markerfacecolor": filled, "linestyle": ""}
-                    panel.plot(100 * row["mean"], place, marker, label="mean of the arm", **looks)
+                    is_significant = row["p_holm"] < LEVEL
+                    looks = {"color": colour, "markerfacecolor": colour if is_significant else "white", "linestyle": ""}
+                    what = f"mean, p (Holm) {'<' if is_significant else '>='} {LEVEL:g}"
+                    panel.plot(100 * row["mean"], place, marker, label=what, **looks)
             panel.axvline(0, color=MUTED, linewidth=1.2, zorder=1)
             named_rows(panel, range(len(arms)), [arm.removeprefix(VANILLA) or VANILLA for arm in arms.index])
             panel.margins(y=0.1)
             panel.invert_yaxis()
             panel.set_title(DATA_SETS[data_set])
         figure.supxlabel("Dice: difference to the mean of nnUNetTrainer (points)", fontsize="medium")
-        handles = {label: handle for handle, label in zip(*panels[0].get_legend_handles_labels(), strict=True)}
-        figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles), frameon=False)
+        handles = [panel.get_legend_handles_labels() for panel in panels]
+        by_label = {label: handle for pair in handles for handle, label in zip(*pair, strict=True)}
+        figure.legend(by_label.values(), by_label, loc="outside upper center", ncols=len(by_label), frameon=False)
     return figure
 
 

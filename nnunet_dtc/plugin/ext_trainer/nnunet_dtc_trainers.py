@@ -9,6 +9,7 @@ still found.
 """
 
 import ast
+import contextlib
 import os
 import pkgutil
 import sys
@@ -17,22 +18,23 @@ import sys
 def __getattr__(name):
     if not name.startswith("nnUNetTrainer") or name == "nnUNetTrainer" or defined_by(name) is not None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        trainers = _import_trainers()
-    except Exception as error:
-        print(
-            f"nnunet-dtc is registered with nnU-Net, but cannot be imported ({type(error).__name__}: {error}). "
-            f"If {name} is one of its trainers, install nnunet-dtc again; if you no longer want it, delete {__file__}",
-            file=sys.stderr,
-        )
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from error
-    try:
-        return getattr(trainers, name)
-    except trainers.names.UnknownSuffixError as error:
-        if name not in trainers.hints_given:
-            trainers.hints_given.add(name)
-            print(f"Hint: {error}", file=sys.stderr)
-        raise
+    with _nnunets_folder_off_the_path():
+        try:
+            trainers = _import_trainers()
+        except Exception as error:
+            print(
+                f"nnunet-dtc is registered with nnU-Net, but cannot be imported ({type(error).__name__}: {error}). If "
+                f"{name} is one of its trainers, install nnunet-dtc again; if you no longer want it, delete {__file__}",
+                file=sys.stderr,
+            )
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from error
+        try:
+            return getattr(trainers, name)
+        except trainers.names.UnknownSuffixError as error:
+            if not trainers.is_searching() and name not in trainers.hints_given:
+                trainers.hints_given.add(name)
+                print(f"Hint: {error}", file=sys.stderr)
+            raise
 
 
 def defined_by(name):
@@ -118,18 +120,24 @@ def _python_files(folder):
                 yield file
 
 
-def _import_trainers():
+@contextlib.contextmanager
+def _nnunets_folder_off_the_path():
+    """During nnU-Net's search sys.path starts with its folder, whose `utilities` and `imageio` would hide others."""
     import nnunetv2
 
-    # during nnU-Net's search sys.path starts with its own folder, whose `utilities` and `imageio` would hide others
     shadow = os.path.abspath(nnunetv2.__path__[0])
     path = list(sys.path)
     sys.path[:] = [entry for entry in path if not entry or os.path.abspath(entry) != shadow]
     try:
-        # all that the trainers need; packages of extras, such as MONAI, are imported when a network is built
-        import nnunet_dtc.trainers
-        import nnunet_dtc.trainers.networks
-        import nnunet_dtc.trainers.paper2d
+        yield
     finally:
         sys.path[:] = path
+
+
+def _import_trainers():
+    # all that the trainers need; packages of extras, such as MONAI, are imported when a network is built
+    import nnunet_dtc.trainers
+    import nnunet_dtc.trainers.networks
+    import nnunet_dtc.trainers.paper2d
+
     return nnunet_dtc.trainers

@@ -71,7 +71,8 @@ def between_trainings(
     are the difference by that method with its 95 % interval, two-sided p-value and degrees of freedom. `p_holm` is the
     p-value corrected over the models. `overlap` is the r of the beginning of this module, by which the interval over
     folds is corrected; otherwise NaN. `needed` is the number of trainings of each model that a difference of this size
-    needs (`trainings_needed`); it is not known for folds, of which there cannot be more.
+    needs (`trainings_needed`), at a level of 0.05 divided by the number of differences (Bonferroni's correction, which
+    Holm's makes for the smallest p-value); it is not known for folds, of which there cannot be more.
 
     Args:
         scores: `Comparison.scores`.
@@ -115,7 +116,7 @@ def between_trainings(
                 error = deviation * math.sqrt(1 / folds + overlap)
                 row |= _student(float(differences.mean(skipna=False)), error, folds - 1)
             else:
-                needed = trainings_needed(difference, one_training)
+                needed = trainings_needed(difference, one_training, LEVEL / (len(models) - 1))
                 row |= {"method": "trainings", "overlap": math.nan, "needed": needed}
                 row |= _student(difference, noise, freedom)
             rows.append(row)
@@ -126,15 +127,16 @@ def between_trainings(
     return table
 
 
-def trainings_needed(difference: float, deviation: float) -> float:
+def trainings_needed(difference: float, deviation: float, level: float = LEVEL) -> float:
     """How many trainings of each of two models show a difference of this size with a probability of 80 %.
 
     Args:
         difference: between the means of the two models.
         deviation: the standard deviation between trainings of one model.
+        level: the significance level; 0.05 divided by the number of differences where there are several.
 
     Returns:
-        The smallest number for which Student's two-sided test at 0.05 has that power, by the noncentral
+        The smallest number for which Student's two-sided test at this level has that power, by the noncentral
         t-distribution; infinity for more than `MOST_TRAININGS`, and NaN where one of the numbers is not known.
     """
     if math.isnan(difference) or math.isnan(deviation):
@@ -143,7 +145,7 @@ def trainings_needed(difference: float, deviation: float) -> float:
         return math.inf if abs(difference) < SAME else 2
     counts = np.arange(2, MOST_TRAININGS + 1)
     freedom, shift = 2 * (counts - 1), abs(difference) / (deviation * np.sqrt(2 / counts))
-    critical = stats.t.ppf(1 - LEVEL / 2, freedom)
+    critical = stats.t.ppf(1 - level / 2, freedom)
     # the probability of the wrong sign is left out: it is below 1e-6 where the power is 80 %
     enough = counts[stats.nct.sf(critical, freedom, np.minimum(shift, 30)) >= POWER]  # scipy has no larger shifts
     return float(enough[0]) if len(enough) else math.inf

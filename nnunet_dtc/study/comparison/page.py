@@ -154,6 +154,7 @@ def _verdict(comparison: Comparison, of: Metric, model: str) -> dict[str, Any]:
     p = p_text(row["p"])
     between = comparison.between(of.key, model)
     known = between is not None and not math.isnan(between["p"]) and not math.isnan(row["mean"])
+    several = len(comparison.models) > 2
     return {
         "metric": of,
         "known": known,
@@ -161,7 +162,7 @@ def _verdict(comparison: Comparison, of: Metric, model: str) -> dict[str, Any]:
         "over": between["method"] if known else "cases",
         "between_interval": interval_text(of, between["low"], between["high"]) if known else "",
         "between_p": _p(p_text(between["p"])) if known else "",
-        "between_p_holm": _p(p_text(between["p_holm"]), "p (Holm)") if known and len(comparison.models) > 2 else "",
+        "between_p_holm": _p(p_text(between["p_holm"]), "p for all models") if several and known else "",
         "case_mean": difference_text(of, row["mean"]),
         "interval": interval_text(of, row["low"], row["high"]),
         "counts": "better in {better}, worse in {worse}, equal in {equal} of {n} cases".format_map(row),

@@ -250,8 +250,7 @@ def _noise_parts(row: tuple, of: Metric, trainings: Mapping[str, int]) -> list[s
 
 def _for_all_models(p: float, trainings: Mapping[str, int]) -> str:
     """A corrected p-value, where there are several models to correct for."""
-    others = len(trainings) - 1
-    return f", corrected for {others} models p {_equals(p)}" if others > 1 else ""
+    return f", corrected for the number of models p {_equals(p)}" if len(trainings) > 2 else ""
 
 
 def _freedom(freedom: int) -> str:
@@ -421,11 +420,15 @@ def _statistics(facts: Facts) -> list[str]:
         "give, not what another training would give.",
     ]
     if len(facts.models) > 2:
-        sentences.append(
-            "The more models are compared, the likelier one of them differs by chance. What is said of folds, repeated "
-            "trainings and their noise is therefore based on p-values corrected over the models, by Holm's method "
-            "within one metric. The intervals, and p over cases, are not corrected for the number of models."
-        )
+        chance = "The more models are compared, the likelier one of them differs by chance. "
+        if facts.scores["fold"].nunique() > 1 or any(len(model.repeats) > 1 for model in facts.models):
+            sentences.append(
+                f"{chance}What is said of folds, repeated trainings and their noise is therefore based on p-values "
+                "corrected over the models, by Holm's method within one metric. The intervals, and p over cases, are "
+                "not corrected for the number of models."
+            )
+        else:
+            sentences.append(f"{chance}Intervals and p over cases are not corrected for the number of models.")
     if (facts.differences["n"] < FEWEST_PAIRS).any():
         sentences.append(f"No p is given for fewer than {FEWEST_PAIRS} pairs, because it could not be below {LEVEL:g}.")
     if facts.plan.options.kind == "validation" and len(facts.plan.folds) > 1:

@@ -230,26 +230,34 @@ def noise_table(comparison: Comparison) -> Table | None:
     """A row for each further model and metric: the difference and the noise.
 
     Over folds, the difference of the means has a column of its own, because the noise belongs to it. With several
-    models there is a column of p-values corrected over them.
+    models, p-values corrected over them have columns of their own ("all models").
 
     Returns:
         None if `Comparison.noise` has no rows.
     """
-    rows, over_folds = [], (comparison.noise["method"] == "folds").any()
-    several = len(comparison.models) > 2
+    over_folds, several = (comparison.noise["method"] == "folds").any(), len(comparison.models) > 2
+    rows: list[Row] = []
+    columns: dict[str, str] = {}
     for entry in comparison.noise.itertuples():
         of = metric(entry.metric)
+        columns = {
+            "metric": f"{of.title} ({of.difference_unit})",
+            "difference": difference_text(of, entry.mean),
+            "95 % interval": interval_text(of, entry.low, entry.high),
+            "p": p_text(entry.p),
+        }
+        if several:
+            columns["p, all models"] = p_text(entry.p_holm)
+        columns["over"] = entry.method
+        if over_folds:
+            columns["difference of means"] = difference_text(of, entry.difference)
+        columns["run-to-run noise"] = score_text(of, entry.run_to_run)
+        columns["p of noise alone"] = p_text(entry.p_noise)
+        if several and over_folds:  # otherwise the same as "p, all models"
+            columns["p of noise alone, all models"] = p_text(entry.p_noise_holm)
         exceeds = "not known" if pd.isna(entry.exceeds) else "yes" if entry.exceeds else "no"
-        texts = f"{of.title} ({of.difference_unit})", difference_text(of, entry.mean)
-        texts += interval_text(of, entry.low, entry.high), p_text(entry.p)
-        texts += (p_text(entry.p_holm),) if several else ()
-        texts += (entry.method,)
-        texts += (difference_text(of, entry.difference),) if over_folds else ()
-        texts += score_text(of, entry.run_to_run), p_text(entry.p_noise), exceeds
-        rows.append(Row(entry.model, tuple(map(Cell, texts))))
-    columns = ("metric", "difference", "95 % interval", "p", *["p (Holm)"] * several, "over")
-    columns += ("difference of means",) if over_folds else ()
-    columns += ("run-to-run noise", "p of noise alone", "larger than noise")
+        columns["larger than noise"] = exceeds
+        rows.append(Row(entry.model, tuple(map(Cell, columns.values()))))
     title = "Differences over folds or repeated trainings, and the run-to-run noise (one standard deviation)"
     return Table(title, "model", tuple(map(Column, columns)), tuple(rows)) if rows else None
 

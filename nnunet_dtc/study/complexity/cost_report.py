@@ -16,6 +16,7 @@ from nnunet_dtc.study.complexity.survey import QUANTITIES, Complexity, versions
 __all__ = ["FORMAT", "OUTPUTS", "caption", "markdown", "rich_table", "title", "write_report"]
 
 FORMAT = 1
+MOST_COLUMNS = 3  # trainers side by side in a terminal
 OUTPUTS = (".json", ".csv", ".md")
 PEAK_MEMORY = {"cuda": "as allocated by torch", "cpu": "as growth of the process"}
 UNITS = {
@@ -91,7 +92,9 @@ def write_report(complexity: Complexity, out: Path, overwrite: bool = False) -> 
 
 
 def rich_table(complexity: Complexity) -> Any:
-    """The costs as a `rich.table.Table` like table 7, one row per trainer, with ratios to the first trainer.
+    """The costs as a `rich.table.Table` like table 7, with ratios to the first trainer.
+
+    A few trainers are columns, which fit into 80 characters; more are rows.
 
     ``title`` and ``caption`` are not part of it, because they would be wrapped to its width.
     """
@@ -99,12 +102,20 @@ def rich_table(complexity: Complexity) -> Any:
     from rich.table import Table
 
     headings, rows = _cells(complexity)
-    table = Table()
+    if len(rows) <= MOST_COLUMNS:
+        table = Table()
+        table.add_column("", no_wrap=True)
+        for name in rows:
+            table.add_column(escape(name), justify="right", overflow="fold")
+        for heading, *cells in zip(headings, *rows.values(), strict=True):
+            table.add_row(heading, *cells)
+        return table
+    table = Table(pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("trainer", overflow="fold")
     for heading in headings:
         table.add_column(heading, justify="right", overflow="fold")
     for name, cells in rows.items():
-        table.add_row(escape(name), *cells)
+        table.add_row(escape(name), *(cell.replace(" (", "\n(") for cell in cells))
     return table
 
 
