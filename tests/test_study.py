@@ -373,7 +373,8 @@ def test_progress_of_a_training_that_went_back_to_its_checkpoint(tmp_path):
         ("nnUNetTrainerUNetDTC_paper2d", 40),
         ("nnUNetTrainer_250epochs_NoMirroring", 250),
         ("theirTrainer_20epochs", 20),
-        ("nnUNetTrainerDTC_mylab", 1000),
+        ("nnUNetTrainerDTC_mylab", None),
+        ("nnUNetTrainerDTC_mylab_rep2", None),
     ],
 )
 def test_epochs_of_a_name(trainer, epochs):
@@ -420,6 +421,20 @@ def test_states_of_trainings(folders):
     assert running.where.endswith("GPU 1")
     assert found[dtc, 0].where == "far away, GPU 1"
     assert [job.job for job in failed_jobs(study)] == [f"train {vanilla}_rep2 fold_1"]
+
+
+def test_epochs_of_a_user_s_own_trainer_are_those_of_a_finished_training(folders):
+    own = "nnUNetTrainerOwn"
+    study = study_of(folders.root, trainers=[own, STUDY["trainers"][0]], folds="0-1", repetitions=2)
+    files = StudyFiles(study)
+    assert {(training.epochs, training.of) for training in read_status(files) if own in training.trainer} == {(0, 1000)}
+    folders.train(own, folds={0: FOLDS[0]})
+    write_log(files.fold_folder(own, 0), LOG.replace("Epoch 1", "Epoch 6"))
+    write_log(files.fold_folder(own, 1))  # the first two epochs
+    found = {(training.trainer, training.fold): training for training in read_status(files)}
+    assert (found[own, 0].epochs, found[own, 0].of) == (7, 7)
+    assert (found[own, 1].epochs, found[own, 1].of) == (2, 7)
+    assert [found[f"{own}_rep2", fold].of for fold in (0, 1)] == [7, 7]
 
 
 def test_a_validation_that_was_interrupted(folders):

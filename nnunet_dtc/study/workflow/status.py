@@ -156,8 +156,8 @@ def read_progress(fold_folder: Path) -> Progress:
     return Progress(epochs, dice, tuple(seconds))
 
 
-def epochs_of(trainer: str) -> int:
-    """How many epochs a trainer has, by its name; nnU-Net's 1000 for names that do not say so."""
+def epochs_of(trainer: str) -> int | None:
+    """How many epochs a trainer has, by its name; None for a trainer of others whose name does not say so."""
     try:
         spec = names.parse(trainer)
     except (names.TrainerNameError, names.UnknownSuffixError):
@@ -165,12 +165,30 @@ def epochs_of(trainer: str) -> int:
     if spec is not None:
         return spec.epochs
     found = re.search(r"_(\d+)epochs?(?=_|$)", trainer)
-    return int(found[1]) if found else names.DEFAULT_EPOCHS
+    if found is not None:
+        return int(found[1])
+    return names.DEFAULT_EPOCHS if trainer == names.PREFIX else None
 
 
 def read_status(files: StudyFiles) -> list[TrainingStatus]:
-    """The state of every training of the study."""
-    return [_training(files, trainer, fold) for trainer, fold in files.study.trainings]
+    """The state of every training of the study.
+
+    Where the name does not say how many epochs a trainer has, they are those of a finished training of the same model,
+    or else nnU-Net's 1000.
+    """
+    epochs: dict[str, int] = {}
+    for trainer, fold in files.study.trainings:
+        if (model := _model(trainer)) in epochs:
+            continue
+        named = epochs_of(trainer)
+        if named is None and files.is_trained(trainer, fold):
+            named = read_progress(files.fold_folder(trainer, fold)).epochs or None
+        if named is not None:
+            epochs[model] = named
+    return [
+        _training(files, trainer, fold, epochs.get(_model(trainer), names.DEFAULT_EPOCHS))
+        for trainer, fold in files.study.trainings
+    ]
 
 
 def failed_jobs(study: Study) -> list[JobNote]:
@@ -222,8 +240,8 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _training(files: StudyFiles, trainer: str, fold: int) -> TrainingStatus:
-    progress, of = read_progress(files.fold_folder(trainer, fold)), epochs_of(trainer)
+def _training(files: StudyFiles, trainer: str, fold: int, of: int) -> TrainingStatus:
+    progress = read_progress(files.fold_folder(trainer, fold))
     notes = [read_note(note_file(files.study, part, trainer, f"fold_{fold}")) for part in ("validate", "train")]
     alive = next((note for note in notes if note is not None and note.is_alive), None)
     if files.is_trained(trainer, fold):
@@ -261,7 +279,7 @@ def _of_complexity(study: Study) -> dict[str, float]:
 
 
 def _model(trainer: str) -> str:
-    return re.sub(r"_rep\d+$", "", trainer)
+    return names.split_repetition(trainer)[0]
 
 
 def _mean(numbers: Sequence[float]) -> float:
