@@ -146,7 +146,6 @@ def test_from_the_command_line_to_the_files(folders, tmp_path):
     sentences = " ".join(content["sentences"])
     assert "does not record which checkpoint" in sentences
     assert "No training was repeated" in sentences
-    assert "based on p-values corrected over the models, by Holm's method" in sentences
     assert "no peak memory of nnUNetTrainerDTC_RF10" in sentences
     assert {row["method"] for row in content["noise"]} == {"folds"}
     assert all(row["run_to_run"] is None for row in content["noise"])
@@ -222,6 +221,15 @@ def test_repeats_belong_to_one_model(folders):
     second = curves[(curves["model"] == "nnUNetTrainerDTC") & (curves["repeat"] == 2) & (curves["fold"] == 1)]
     assert second["train_loss"].to_list() == pytest.approx([0, -0.2, -0.4])
     assert second["seconds"].to_list() == pytest.approx([12, 13, 14])
+
+
+def test_what_is_said_of_several_models_depends_on_what_was_trained(folders):
+    names = ("nnUNetTrainer", "nnUNetTrainerDTC", "nnUNetTrainerDTC_RF10")
+    made = [folders.train(name, 0.1, seed) for seed, name in enumerate(names)]
+    corrected, one_fold = (" ".join(compared(*made, folds=folds).sentences) for folds in (None, (0,)))
+    assert "based on p-values corrected over the models, by Holm's method" in corrected
+    assert "corrected over the models" not in one_fold
+    assert "Intervals and p over cases are not corrected for the number of models." in one_fold
 
 
 def test_without_checkpoints_the_scores_are_compared_all_the_same(folders):
