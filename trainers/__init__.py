@@ -36,14 +36,11 @@ def trainer_class(name: str) -> type:
         TrainerName(dtc=True, receptive_field=10.0, epochs=7)
     """
     try:
-        spec = names.parse(name)
-    except names.UnknownSuffixError:  # it may be a repetition of a user's own subclass
+        if (spec := names.parse(name)) is None:
+            raise AttributeError(f"{name} is not a trainer of nnunet-dtc; its names are {names.GRAMMAR}")
+    except AttributeError:  # also of an unknown suffix
         if (repetition := _repetition_of_other(name)) is None:
             raise
-        return repetition
-    if spec is None:
-        if (repetition := _repetition_of_other(name)) is None:
-            raise AttributeError(f"{name} is not a trainer of nnunet-dtc; its names are {names.GRAMMAR}")
         return repetition
 
     from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (

@@ -34,6 +34,7 @@ from nnunet_dtc.study.coordinates.forward_pass import find_coordinates
 from nnunet_dtc.study.coordinates.image_patch import load_patch
 from nnunet_dtc.study.coordinates.trained_model import load_model
 from nnunet_dtc.study.figures.style import MUTED, named_rows, new_figure, series, style
+from nnunet_dtc.trainers.names import split_repetition
 
 HERE = Path(__file__).parent
 TABLE = HERE / "trainings.csv"
@@ -46,7 +47,7 @@ WITH_BLOCKS = re.compile("DTC|Guided|Alone")  # arms with DTC blocks, whose shif
 # candidates dropped by the protocol's rule: no more trainings, but kept in the tables
 DROPPED: tuple[str, ...] = ("nnUNetTrainerAlone", "nnUNetTrainerLogits")
 SHIFT_CASES = 8  # held-out cases in which shifts are measured
-SUFFIXES = re.compile(r"_Adam1en3_\d+epochs_NoMirroring(?:_rep(\d+))?$")
+SUFFIXES = re.compile(r"_Adam1en3_\d+epochs_NoMirroring$")
 
 
 def study_of(data_set: str) -> dict:
@@ -61,12 +62,13 @@ def arm_of(trainer: str) -> tuple[str, int]:
         >>> arm_of("nnUNetTrainerDTC_RF0_Adam1en3_8epochs_NoMirroring_rep3")
         ('nnUNetTrainerDTC_RF0', 3)
     """
-    found = SUFFIXES.search(trainer)
+    first, repetition = split_repetition(trainer)
+    found = SUFFIXES.search(first)
     if found is None:
         raise SystemExit(
             f"a trainer's name ends in _Adam1en3_<n>epochs_NoMirroring, perhaps with _rep<k>, got {trainer}"
         )
-    return trainer[: found.start()], int(found[1] or 1)
+    return first[: found.start()], repetition
 
 
 def read_table() -> pd.DataFrame:

@@ -59,8 +59,7 @@ class Training(ModelFolder):
     @property
     def family(self) -> str:
         """The trainer's name without `_rep<k>`."""
-        spec = _spec(self.trainer)
-        return split_repetition(self.trainer)[0] if spec is None else str(replace(spec, repetition=1))
+        return split_repetition(self.trainer)[0]
 
     @property
     def same_step(self) -> tuple[str, ...]:
