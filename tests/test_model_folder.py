@@ -5,8 +5,8 @@ import sys
 import pytest
 from plans import DATASET, small_plans
 
+from nnunet_dtc.plugin.file_rules import MalformedFileError
 from nnunet_dtc.plugin.model_folder import ModelFolder, ModelFolderError, dataset_name, environment_folder, model_path
-from nnunet_dtc.plugin.nnunet_files import MalformedFileError
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.plugin.nnunet_files import MalformedFileError, check_checkpoint
+from nnunet_dtc.plugin.file_rules import MalformedFileError
+from nnunet_dtc.plugin.nnunet_files import check_checkpoint
 from nnunet_dtc.plugin.plans_safety import check_names
 from nnunet_dtc.torch_internals import COMPILED_PREFIX
 

@@ -21,7 +21,8 @@ from nnunetv2.utilities.file_path_utilities import (
 )
 
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.plugin.nnunet_files import check_dataset_json, check_plans, is_printable, read_json, shown
+from nnunet_dtc.plugin.file_rules import is_printable, read_json, shown
+from nnunet_dtc.plugin.nnunet_files import check_dataset_json, check_plans
 
 __all__ = ["ModelFolder", "ModelFolderError", "dataset_name", "environment_folder", "model_path"]
 

@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.plugin.nnunet_files import resolved_configuration, shown
+from nnunet_dtc.plugin.file_rules import shown
+from nnunet_dtc.plugin.nnunet_files import resolved_configuration
 
 __all__ = ["UnsafePlansError", "check_names", "reader_class"]
 

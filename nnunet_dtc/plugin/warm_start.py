@@ -25,9 +25,10 @@ from nnunet_dtc.files import WriteError, writing
 from nnunet_dtc.ops.dtc import is_dtc
 from nnunet_dtc.plugin.checkpoints import CheckpointError, first_line, is_second_name, open_checkpoint
 from nnunet_dtc.plugin.environment import environment
+from nnunet_dtc.plugin.file_rules import read_json
 from nnunet_dtc.plugin.finder import TrainerNotFoundError, find_trainer
 from nnunet_dtc.plugin.model_folder import model_path
-from nnunet_dtc.plugin.nnunet_files import check_plans, read_json
+from nnunet_dtc.plugin.nnunet_files import check_plans
 from nnunet_dtc.plugin.planned_networks import build_network, build_without_memory
 from nnunet_dtc.work_folders import work_folder
 

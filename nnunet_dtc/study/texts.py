@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from nnunet_dtc.plugin.nnunet_files import is_printable
+from nnunet_dtc.plugin.file_rules import is_printable
 
 __all__ = ["markdown_text", "visible", "xml_text"]
 

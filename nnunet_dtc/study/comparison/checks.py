@@ -14,7 +14,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from nnunet_dtc.plugin.nnunet_files import check_splits, check_summary, is_printable, label_values_of, read_json, shown
+from nnunet_dtc.plugin.file_rules import is_printable, read_json, shown
+from nnunet_dtc.plugin.nnunet_files import check_splits, check_summary, label_values_of
 from nnunet_dtc.study.comparison.models import ComparisonError, Training
 
 __all__ = [

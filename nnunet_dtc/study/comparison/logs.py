@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from nnunet_dtc.plugin.checkpoints import CheckpointError, is_second_name, open_checkpoint
-from nnunet_dtc.plugin.nnunet_files import read_json, shown
+from nnunet_dtc.plugin.file_rules import read_json, shown
 from nnunet_dtc.study.comparison.checks import plans_of
 from nnunet_dtc.study.comparison.models import ComparisonError, Training
 

@@ -17,8 +17,9 @@ from nnunet_dtc.architectures.patch_size import PatchSizeError, check_planned
 from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.ops.checks import times
 from nnunet_dtc.plugin import planned_networks
+from nnunet_dtc.plugin.file_rules import MalformedFileError, read_json
 from nnunet_dtc.plugin.model_folder import dataset_name, environment_folder
-from nnunet_dtc.plugin.nnunet_files import MalformedFileError, check_dataset_json, check_plans, read_json
+from nnunet_dtc.plugin.nnunet_files import check_dataset_json, check_plans
 from nnunet_dtc.plugin.plans_safety import check_names
 from nnunet_dtc.trainers.base import NamedTrainer
 

@@ -6,15 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.plugin.nnunet_files import (
-    MAX_LABEL,
-    check_file_ending,
-    check_labels,
-    is_printable,
-    label_value,
-    read_json,
-    shown,
-)
+from nnunet_dtc.plugin.file_rules import is_printable, read_json, shown
+from nnunet_dtc.plugin.nnunet_files import MAX_LABEL, check_file_ending, check_labels, label_value
 
 __all__ = ["LabelSet", "Organ", "find_dataset_json", "labels_from_dataset_json", "parse_labels"]
 

@@ -20,7 +20,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_dtc.files import printable
-from nnunet_dtc.plugin.nnunet_files import read_json
+from nnunet_dtc.plugin.file_rules import read_json
 from nnunet_dtc.plugin.plans_safety import UnsafePlansError, reader_class
 from nnunet_dtc.study.evaluation.images import EvaluationError, Grid, voxel_difference
 from nnunet_dtc.study.label_files import ImageFileError, check_complete, last_line, stored_values, unknown_values

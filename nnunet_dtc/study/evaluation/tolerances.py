@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.plugin.nnunet_files import read_json
+from nnunet_dtc.plugin.file_rules import read_json
 from nnunet_dtc.study.texts import visible
 
 __all__ = ["DEFAULT_TOLERANCES", "Distance", "Tolerance", "check_tolerances", "parse_tolerance"]

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from nnunet_dtc.errors import NnunetDtcError
-from nnunet_dtc.plugin.nnunet_files import check_plain_name, shown
+from nnunet_dtc.plugin.file_rules import check_plain_name, shown
 from nnunet_dtc.plugin.registration import EXT_VARIABLE, environment_value
 from nnunet_dtc.study.workflow.study_targets import (
     command_file,

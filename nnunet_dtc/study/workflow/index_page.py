@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from nnunet_dtc._version import __version__
 from nnunet_dtc.files import write_whole
-from nnunet_dtc.plugin.nnunet_files import read_json
+from nnunet_dtc.plugin.file_rules import read_json
 from nnunet_dtc.study.evaluation.metrics import metric
 from nnunet_dtc.study.texts import visible
 from nnunet_dtc.study.workflow.model_files import StudyFiles

@@ -17,7 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from nnunet_dtc.files import write_whole
-from nnunet_dtc.plugin.nnunet_files import check_plans, read_json
+from nnunet_dtc.plugin.file_rules import read_json
+from nnunet_dtc.plugin.nnunet_files import check_plans
 from nnunet_dtc.study.processes import guarded
 from nnunet_dtc.study.workflow.definition import MARKER, StudyError
 from nnunet_dtc.study.workflow.machine import Lock, device_of_its_own, scheduler_job

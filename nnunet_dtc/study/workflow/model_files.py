@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nnunet_dtc.plugin.file_rules import read_json
 from nnunet_dtc.plugin.model_folder import dataset_name, model_path
-from nnunet_dtc.plugin.nnunet_files import check_plans, check_splits, read_json, resolved_configuration
+from nnunet_dtc.plugin.nnunet_files import check_plans, check_splits, resolved_configuration
 from nnunet_dtc.study.workflow.definition import Study, StudyError
 
 __all__ = ["CHECKPOINTS", "StudyFiles", "is_whole"]
