@@ -26,8 +26,9 @@ from nnunet_dtc.study.comparison.markdown import markdown
 from nnunet_dtc.study.comparison.output_folder import as_json
 from nnunet_dtc.study.comparison.page import render_page
 from nnunet_dtc.study.comparison.picture_drawing import PictureError, draw_picture, is_ct
-from nnunet_dtc.study.comparison.sentences import noise_sentences, verdict_sentences, what_was_predicted
+from nnunet_dtc.study.comparison.sentences import what_was_predicted
 from nnunet_dtc.study.comparison.terminal import terminal_sentences, terminal_tables
+from nnunet_dtc.study.comparison.verdicts import noise_sentences, verdict_sentences
 from nnunet_dtc.study.evaluation.metrics import METRICS, Metric
 
 A, B, C = "nnUNetTrainer", "nnUNetTrainerDTC", "nnUNetTrainerDTC_RF10_250epochs"

@@ -11,8 +11,8 @@ from scipy import stats
 
 from nnunet_dtc.study.comparison import statistics
 from nnunet_dtc.study.comparison.between_trainings import between_trainings, trainings_needed
-from nnunet_dtc.study.comparison.sentences import noise_sentences, verdict
 from nnunet_dtc.study.comparison.tables import noise_table
+from nnunet_dtc.study.comparison.verdicts import noise_sentences, verdict
 
 METRICS = ("dice", "hd95_mm")
 

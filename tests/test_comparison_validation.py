@@ -37,7 +37,7 @@ from nnunet_dtc.study.comparison.models import read_training
 from nnunet_dtc.study.comparison.page import render_page
 from nnunet_dtc.study.comparison.picture_choice import choose_cases
 from nnunet_dtc.study.comparison.plan import Options, plan_comparison
-from nnunet_dtc.study.comparison.sentences import noise_sentences
+from nnunet_dtc.study.comparison.verdicts import noise_sentences
 from nnunet_dtc.study.evaluation import EvaluationError
 from nnunet_dtc.study.evaluation.metrics import surface_distances
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from nnunet_dtc.study.comparison.printable_names import printable_names
 from nnunet_dtc.study.comparison.result import Comparison
-from nnunet_dtc.study.comparison.sentences import noise_sentences, verdict_sentences
 from nnunet_dtc.study.comparison.tables import (
     Table,
     case_table,
@@ -17,6 +16,7 @@ from nnunet_dtc.study.comparison.tables import (
     organ_table,
     overview_table,
 )
+from nnunet_dtc.study.comparison.verdicts import noise_sentences, verdict_sentences
 from nnunet_dtc.study.evaluation.metrics import metric
 from nnunet_dtc.study.texts import markdown_text
 

@@ -18,8 +18,8 @@ from nnunet_dtc.study.comparison.models import ComparisonError
 from nnunet_dtc.study.comparison.page import render_page
 from nnunet_dtc.study.comparison.printable_names import printable_names
 from nnunet_dtc.study.comparison.result import Comparison
-from nnunet_dtc.study.comparison.sentences import noise_sentences, verdict_sentences
 from nnunet_dtc.study.comparison.statistics import average_repeats
+from nnunet_dtc.study.comparison.verdicts import noise_sentences, verdict_sentences
 from nnunet_dtc.study.evaluation.metrics import stored_units
 from nnunet_dtc.study.evaluation.scores import means
 

@@ -23,13 +23,7 @@ from nnunet_dtc.study.comparison.formatting import NONE, difference_text, interv
 from nnunet_dtc.study.comparison.picture_drawing import draw_picture, is_ct
 from nnunet_dtc.study.comparison.printable_names import printable_names
 from nnunet_dtc.study.comparison.result import CasePicture, ComparedModel, Comparison
-from nnunet_dtc.study.comparison.sentences import (
-    case_verdict,
-    infinite_scores,
-    noise_sentences,
-    verdict,
-    what_was_predicted,
-)
+from nnunet_dtc.study.comparison.sentences import infinite_scores, what_was_predicted
 from nnunet_dtc.study.comparison.statistics import LEVEL
 from nnunet_dtc.study.comparison.tables import (
     case_means,
@@ -40,6 +34,7 @@ from nnunet_dtc.study.comparison.tables import (
     organ_table,
     overview_table,
 )
+from nnunet_dtc.study.comparison.verdicts import case_verdict, noise_sentences, verdict
 from nnunet_dtc.study.evaluation.folders import ending_of
 from nnunet_dtc.study.evaluation.metrics import Metric, metric
 from nnunet_dtc.study.evaluation.readers import reader_of_folder

@@ -7,8 +7,8 @@ from rich.markup import escape
 
 from nnunet_dtc.study.comparison.printable_names import printable_names
 from nnunet_dtc.study.comparison.result import Comparison
-from nnunet_dtc.study.comparison.sentences import noise_sentences, verdict_sentences
 from nnunet_dtc.study.comparison.tables import Table, cost_table, noise_table, organ_table, overview_table
+from nnunet_dtc.study.comparison.verdicts import noise_sentences, verdict_sentences
 from nnunet_dtc.study.evaluation.metrics import metric
 
 __all__ = ["terminal_sentences", "terminal_tables"]

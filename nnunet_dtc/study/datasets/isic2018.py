@@ -16,7 +16,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from nnunet_dtc.study.datasets.images_2d import SIZE, Case, Prepared2d, write_2d
+from nnunet_dtc.study.datasets.cases_2d import Case
+from nnunet_dtc.study.datasets.images_2d import SIZE, Prepared2d, write_2d
 from nnunet_dtc.study.datasets.sources import SourceError, SourceFile, open_source, single
 from nnunet_dtc.study.datasets.splits import SEED
 
