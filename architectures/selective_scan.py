@@ -78,7 +78,7 @@ def scan_backend(device: str, dtype: torch.dtype = torch.float32, backend: str |
 
     Args:
         device: its type, "cpu", "cuda", ...
-        dtype: of the scan: the widest of the arguments' dtypes, at least float32.
+        dtype: dtype of the scan: the widest of the arguments' dtypes, at least float32.
         backend: "torch", "triton", "mamba_ssm", or "auto": the first of the kernels that can be used, where the tensors
             are on CUDA and the scan is in float32, and otherwise PyTorch. None takes the environment variable
             NNUNET_DTC_SELECTIVE_SCAN, and "auto" where it is not set.

@@ -26,7 +26,7 @@ class Plan:
     """A network as nnU-Net plans it, with the sizes that are measured on a GPU and on a CPU.
 
     Attributes:
-        strides, kernels: of each stage, in tensor order.
+        strides, kernels: strides and kernel sizes of each stage, in tensor order.
         blocks: residual blocks of each encoder stage; None for a plain network.
         gpu, cpu: batch size and patch size there.
     """
@@ -128,9 +128,9 @@ class Contestant:
     Args:
         name: of ``contestants``.
         plan, device: what and where.
-        dtype: of the convolutions; half precision is by autocast, as in nnU-Net, float16 with gradient scaling.
+        dtype: dtype of the convolutions; half precision is by autocast, as in nnU-Net, float16 with gradient scaling.
         compiled: whether through torch.compile, as in nnU-Net's training on CUDA.
-        receptive_field: of the DTC blocks.
+        receptive_field: receptive field of the DTC blocks.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ SHORTEST_LOOP = 12  # instructions; the hardware's own short waiting loops are n
 
 
 class CompilingDriver:
-    """As much of a CUDA driver as compiling asks for."""
+    """The part of a CUDA driver that compiling needs."""
 
     def __init__(self, architecture: int) -> None:
         self.architecture = architecture

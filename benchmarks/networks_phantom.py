@@ -44,7 +44,7 @@ class PhantomPatches:
     Args:
         cases: the phantoms.
         size: voxels per axis, (z, y, x), or (y, x) for axial slices.
-        seed: of the patches.
+        seed: seed of the patches.
 
     Raises:
         ValueError: a phantom is smaller than a patch.

@@ -25,7 +25,7 @@ class NamedTrainer(nnUNetTrainer):
     ``--c`` can resume it: after every epoch of a short training, and at least after every 50th epoch as nnU-Net does.
 
     Attributes:
-        spec: what the trainer's name says.
+        spec: the parsed name of the trainer.
         deep_supervision: whether the network has outputs for deep supervision.
     """
 

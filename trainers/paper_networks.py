@@ -42,7 +42,7 @@ class PaperNetworkTrainer(WithoutDeepSupervision):
 
     @classmethod
     def check_patch(cls, configuration: ConfigurationManager) -> None:
-        """As :meth:`NamedTrainer.check_patch`. Any patch size can be padded."""
+        """The same as :meth:`NamedTrainer.check_patch`. Any patch size can be padded."""
         check_patch(cls.spec.network, configuration.patch_size, configuration.batch_size)
 
     @classmethod

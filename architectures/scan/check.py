@@ -25,9 +25,9 @@ class ScanCase:
     Attributes:
         kernel: "triton" or "mamba_ssm".
         cases, channels, states, length: its sizes.
-        dtype: of u, B and C.
+        dtype: dtype of u, B and C.
         tolerance: the largest error that is allowed, relative to the largest element where that is greater than 1.
-        seed: of the random numbers.
+        seed: seed of the random numbers.
     """
 
     kernel: str
@@ -72,7 +72,7 @@ def why_not(kernel: str, device: torch.device) -> str | None:
 
 
 def agree_across_ranks(kernel: str, device: torch.device, problem: str | None) -> None:
-    """As :func:`nnunet_dtc.ops.self_check.agree_across_ranks`."""
+    """The same as :func:`nnunet_dtc.ops.self_check.agree_across_ranks`, for a kernel of the scan."""
     self_check.agree_across_ranks(_title(kernel), device, problem)
 
 

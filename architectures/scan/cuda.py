@@ -183,7 +183,7 @@ def _scan_chunks(
 
 
 def _laid_out(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, ...]:
-    """As the kernels read them: (N, L, E), (N, L, E), (E, S), and twice (N, L, S) in float32."""
+    """The tensors as the kernels read them: (N, L, E), (N, L, E), (E, S), and twice (N, L, S) in float32."""
     return (
         *(t.transpose(1, 2).contiguous() for t in (u, delta)),
         A.contiguous(),

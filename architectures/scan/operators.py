@@ -30,7 +30,7 @@ def define(name: str, module: str, arguments: str, kept: str, gradients: str) ->
     """Register the functions of a module of this package as an operator.
 
     Args:
-        name: of the operator, in the namespace ``nnunet_dtc``.
+        name: name of the operator in the namespace ``nnunet_dtc``.
         module: with the functions ``forward(*arguments)``, ``backward(grad_y, *arguments, *kept)``, ``empty_outputs``
             and ``empty_gradients``. The last two take the same arguments as the first two, and return tensors of the
             shapes, dtypes and strides that those return.

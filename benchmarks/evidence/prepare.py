@@ -35,12 +35,12 @@ class DataSet:
     Attributes:
         number, name: nnU-Net's.
         source: the folder in DATA.
-        ending: of the files.
+        ending: ending of the files.
         labels, channels: of ``dataset.json``.
         validation, held_out: number of cases; the others are for training.
         configuration: nnU-Net's name.
         network: the changed entries of ``arch_kwargs``.
-        patch_size, batch_size: of the small plans.
+        patch_size, batch_size: patch size and batch size of the small plans.
     """
 
     number: int

@@ -150,7 +150,7 @@ def means_of_trainings(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def results(table: pd.DataFrame, data_set: str) -> pd.DataFrame:
-    """Of each arm: trainings, means, standard deviation, shift, and the difference to vanilla with its interval.
+    """For each arm, the trainings, means, standard deviation, shift, and difference to vanilla with its interval.
 
     Differences, intervals and p-values are those that ``nnunet-dtc compare`` finds between repeated trainings;
     ``p_holm`` is corrected over the arms.

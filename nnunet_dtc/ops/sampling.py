@@ -87,7 +87,7 @@ def deformable_upsample(
 def upsample_checked(
     base: Tensor | None, value: Tensor, coords: Tensor, stride: tuple[int, ...], deformation: Deformation
 ) -> Tensor:
-    """As :func:`deformable_upsample`, for a stride and a deformation that are already checked; checks the tensors."""
+    """Check the tensors and compute `deformable_upsample`, for a stride and a deformation that are already checked."""
     _check_tensors(value, coords, base, stride, deformation)
     return upsample(base, value, coords, stride, deformation)
 

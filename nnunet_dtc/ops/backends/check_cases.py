@@ -23,15 +23,15 @@ class OperatorCase:
     """One random case of the operator.
 
     Attributes:
-        size: of the value, in voxels.
+        size: size of the value in voxels.
         stride: output voxels per voxel.
         receptive_field: in voxels of the value.
-        channels: of the value.
-        dtype: of all tensors.
+        channels: channels of the value.
+        dtype: dtype of all tensors.
         has_base: whether there is a base.
         gathers: whether the gradient of the value is gathered, or added atomically.
         offset, weight: the activations of the coordinates, see :class:`nnunet_dtc.ops.deformation.Deformation`.
-        seed: of the random numbers; no sample of these cases lies where the interpolation is not differentiable.
+        seed: seed of the random numbers; no sample of these cases lies where the interpolation is not differentiable.
     """
 
     size: tuple[int, ...]

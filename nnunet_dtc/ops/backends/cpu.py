@@ -29,7 +29,7 @@ def forward(
     stride: Sequence[int],
     deformation: Deformation,
 ) -> Tensor:
-    """As :func:`nnunet_dtc.ops.backends.reference.forward`."""
+    """The same as :func:`nnunet_dtc.ops.backends.reference.forward`."""
     geometry = Geometry(value, stride, deformation)
     dtype = value.dtype if base is None else base.dtype
     compute = _compute_dtype(value, coords, dtype)
@@ -52,7 +52,7 @@ def backward(
     wants_value: bool,
     wants_coords: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """As :func:`nnunet_dtc.ops.backends.reference.backward`."""
+    """The same as :func:`nnunet_dtc.ops.backends.reference.backward`."""
     geometry = Geometry(value, stride, deformation, coords)
     compute = _compute_dtype(value, coords, grad.dtype)
     kept = _kept_dtype(coords.dtype, compute)
@@ -78,7 +78,7 @@ class Geometry(Volume):
         coords: from which the longest shifts are taken if shifts have no bound; without it any shift is expected.
 
     Attributes:
-        activations: of the offset and of the weight, as the kernels take them.
+        activations: activations of the offset and of the weight, as the kernels take them.
         longest: the longest shift along each of three axes, in voxels.
     """
 
@@ -158,6 +158,6 @@ def _kept_dtype(dtype: torch.dtype, compute: torch.dtype) -> torch.dtype:
 
 
 def _flat(tensor: Tensor, dtype: torch.dtype) -> np.ndarray:
-    """As a flat array, copied only where the layout or the dtype is another; bfloat16 as its bits."""
+    """The tensor as a flat array, copied only if its layout or dtype is another; bfloat16 as its bits."""
     tensor = tensor.detach().to(dtype).contiguous().view(-1)
     return (tensor.view(torch.uint16) if dtype == torch.bfloat16 else tensor).numpy()

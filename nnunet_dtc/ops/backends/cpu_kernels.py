@@ -208,7 +208,7 @@ def forward_rows(
         coords: (N * 2 axes * OD * OH * OW,), raw, any of the three; (N * axes * ..) without weight.
         starts: regular positions of each axis, one after the other, (OD + OH + OW,), in voxels of the value.
         scales, tops: (3,), lambda of equation 1 along each axis, and its last voxel, in voxels of the value.
-        activations: of the offset and of the weight, as their indices in ``OFFSETS`` and ``WEIGHTS``.
+        activations: activations of the offset and of the weight, as their indices in ``OFFSETS`` and ``WEIGHTS``.
         sizes: (C, D, H, W). stride: of each axis. axes: 2 or 3.
     """
     channels, depth, height, width = sizes
@@ -268,7 +268,7 @@ def forward_rows(
 
 @compiled
 def _positions(low, fraction, n, z, y, coords, starts, scales, tops, activations, sizes, stride, axes):
-    """Of one row: the lower voxel of each axis, and the interpolation weight of the one above it; (3 * OW,) both."""
+    """Fill the lower voxel of each axis and the interpolation weight of the one above it, (3 * OW,), for one row."""
     _, depth, height, width = sizes
     rows_z, rows_y, row = depth * stride[0], height * stride[1], width * stride[2]
     plane = rows_z * rows_y * row
@@ -409,7 +409,7 @@ def backward_blocks(
 
 @compiled
 def _coords_gradients(grad_coords, slope, n, z, y, coords, starts, scales, tops, activations, sizes, stride, axes):
-    """Of one row, from the slope along each axis: through the clamp to the map, and the activations."""
+    """Fill the gradients of one row from its slope along each axis, through the clamp and the activations."""
     _, depth, height, width = sizes
     rows_z, rows_y, row = depth * stride[0], height * stride[1], width * stride[2]
     plane = rows_z * rows_y * row

@@ -39,7 +39,7 @@ def forward(
     stride: Sequence[int],
     deformation: Deformation,
 ) -> Tensor:
-    """As :func:`nnunet_dtc.ops.backends.reference.forward`, for shifts with a bound.
+    """The same as :func:`nnunet_dtc.ops.backends.reference.forward`, for shifts with a bound.
 
     A variant of the kernels that does not compile is computed by the reference, with a warning.
     """
@@ -64,7 +64,7 @@ def backward(
     wants_value: bool,
     wants_coords: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """As :func:`nnunet_dtc.ops.backends.reference.backward`, for shifts with a bound.
+    """The same as :func:`nnunet_dtc.ops.backends.reference.backward`, for shifts with a bound.
 
     A variant of the kernels that does not compile is computed by the reference, with a warning.
     """
@@ -202,16 +202,16 @@ class Geometry(Volume):
 
 
 class Tile:
-    """What a program of the gather has: voxels side by side, in rows of one slice, and channels.
+    """The part of the map that one program of the gather computes: voxels side by side in rows of a slice, channels.
 
     Attributes:
         slots: places for the samples of a voxel along the last axis, its stride rounded up to a power of two.
-        voxels: side by side.
+        voxels: the number of voxels side by side.
         rolled: whether the rows above and below are summed at the same time; then each program reads two rows of
             cells more than it stores.
-        channels: a multiple of ``CHANNELS``.
-        rows: of voxels.
-        grid: of programs.
+        channels: the number of channels, a multiple of ``CHANNELS``.
+        rows: the number of rows of voxels of a program.
+        grid: the grid of programs.
     """
 
     def __init__(self, geometry: Geometry) -> None:

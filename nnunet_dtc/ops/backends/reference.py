@@ -101,7 +101,7 @@ def _dtype(value: Tensor, coords: Tensor) -> torch.dtype:
 
 
 class _Axis(NamedTuple):
-    """Of one axis: Offset and Weight of equation 1; in voxels lambda, the shift, and the position without NaN."""
+    """Equation 1 along one axis: Offset, Weight, and in voxels lambda, the shift, and the position without NaN."""
 
     offset: Tensor
     weight: Tensor | None

@@ -28,8 +28,8 @@ class Stage:
     """An upsampling of a decoder.
 
     Attributes:
-        channels: of the value.
-        size: of the value, in voxels.
+        channels: channels of the value.
+        size: size of the value in voxels.
         stride: output voxels per voxel.
         batch: cases.
     """
@@ -55,7 +55,7 @@ class Passes:
     Args:
         stage: sizes.
         device: where it is computed.
-        dtype: of all tensors.
+        dtype: dtype of all tensors.
         receptive_field: in voxels of the value.
     """
 
@@ -112,7 +112,7 @@ def median_ms(
     """The median time of a call in milliseconds, by CUDA's events where the device is one of CUDA.
 
     Args:
-        call: what is timed.
+        call: the function to time.
         device: where it computes.
         rounds: calls that are timed.
         warm_up: calls before, which may compile.

@@ -141,7 +141,7 @@ def forward_kernel(
 
 @triton.jit
 def _product(value, at, P, channel, upstream, inside):
-    """Of each sample: the sum over the channels of a voxel, times the gradient from above."""
+    """For each sample, the sum over the channels of a voxel times the gradient from above."""
     neighbour = tl.load(value + at[:, None] * P + channel[None, :], mask=inside[:, None], other=0.0)
     return tl.sum(upstream * neighbour.to(tl.float32), axis=1)
 
@@ -153,7 +153,7 @@ def coords_kernel(
     OFFSET: tl.constexpr, WEIGHT: tl.constexpr, COORDS: tl.constexpr, POSITIONS: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Of BM samples of one case: the gradient of their coordinates (``COORDS``), and their positions, (N, AXES, ..),
+    """For BM samples of one case: the gradient of their coordinates (``COORDS``), and their positions, (N, AXES, ..),
     for the kernels of the value's gradient (``POSITIONS``)."""
     n = tl.program_id(1)
     sample, inside, total, z, y, x = _block(D, H, W, SD, SH, SW, BM)
@@ -222,7 +222,7 @@ def _upstream(
     grad, place, channel_rows, line, x, x_cell, z, part, total, W,
     SW: tl.constexpr, SLOTS: tl.constexpr, AXES: tl.constexpr,
 ):  # fmt: skip
-    """Of the samples of cells ``x_cell`` in one line of samples: the gradient from above (slots, BC), the product of
+    """For the samples of cells ``x_cell`` in one line of samples: the gradient from above (slots, BC), the product of
     the interpolation weights of voxel ``x`` and slice ``z`` (slots,), and the position along y (slots,)."""
     valid = (x_cell >= 0) & (x_cell < W)
     if SLOTS != SW:

@@ -12,7 +12,7 @@ class Volume:
 
     Attributes:
         axes: 2 or 3, of the value itself.
-        channels: of the value.
+        channels: channels of the value.
         extents, stride, bounds: for three axes: voxels, output voxels per voxel, and lambda of equation 1 in voxels,
             which is the longest shift if shifts are bounded.
     """

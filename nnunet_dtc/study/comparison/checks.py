@@ -240,7 +240,7 @@ def validation_ratio(splits: Sequence[Mapping] | None, folds: Sequence[int]) -> 
     """The number of validation cases over that of training cases, the mean over those folds that the split has.
 
     Args:
-        splits: of `read_splits`.
+        splits: the result of `read_splits`.
         folds: the numbers of the folds.
 
     Returns:

@@ -45,7 +45,7 @@ def compare(
     """Predict held-out cases where necessary, score all predictions, and compare the models.
 
     Args:
-        plan: what is compared.
+        plan: the models, folds and cases that are compared.
         output: the folder in which predictions are written into `predictions`.
         progress: as for `evaluate_pairs`.
         announce: called with every command before it is run, and with predictions that are used again.

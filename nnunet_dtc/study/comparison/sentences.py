@@ -40,9 +40,9 @@ class Facts:
     """What the sentences of a comparison are made from.
 
     Attributes:
-        plan: what was compared.
+        plan: the models, folds and cases that were compared.
         models, metrics, scores, differences: as in `Comparison`.
-        logs: of each training.
+        logs: the log of each training.
         memory_given: whether the user gave a file of `nnunet-dtc complexity`.
         no_images: whether the images of a pictured case are missing.
         displaced: the cases whose prediction and label are not in the same place.

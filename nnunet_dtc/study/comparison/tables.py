@@ -106,7 +106,7 @@ class Table:
     """A table.
 
     Attributes:
-        title: what it shows.
+        title: the title above the table.
         names: what the names of its rows are: `model`, `organ`, `case`, `fold`.
         columns, rows: its content.
     """

@@ -82,7 +82,7 @@ class Machine:
 
     Attributes:
         device: "cpu", "cuda", "mps".
-        name: of the GPU or CPU.
+        name: name of the GPU or CPU.
         threads: that torch computes with on the CPU.
         compiled: whether training ran through torch.compile.
     """

@@ -161,7 +161,7 @@ def _adrenal_glands(vary: _Variation, p: Points, spine: float) -> dict[str, np.n
 
 
 def _duodenum(p: Points, pylorus: np.ndarray, confluence: np.ndarray) -> np.ndarray:
-    """Not labelled, but as dense as labelled organs, like the bowel and the colon."""
+    """The duodenum, which like the bowel and the colon has no label, but is as dense as labelled organs."""
     line = [
         pylorus + mm(-6, 4, -2),
         confluence + mm(-44, 6, -22),

@@ -32,7 +32,7 @@ def check_study(study: Study, progress: Progress | None = None) -> StudyFiles:
     """Check the data set, plans, trainers, folds, held-out cases and folders; nothing of nnU-Net's is written.
 
     Args:
-        study: what STUDY.yaml says; its environment must be set.
+        study: the study; its environment must be set.
         progress: called with (step, done, total) while labels are read.
 
     Returns:

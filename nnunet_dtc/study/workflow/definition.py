@@ -76,12 +76,12 @@ class Study:
 
     @property
     def folder(self) -> Path:
-        """Of the study's own files."""
+        """The folder of the study's own files."""
         return study_folder(self.file)
 
     @property
     def stamps(self) -> Path:
-        """Of the marks of finished jobs."""
+        """The folder of the marks of finished jobs."""
         names = {"dataset": self.dataset, "plans": self.plans, "configuration": self.configuration}
         return self.folder / "done" / stamp_folder(names)
 

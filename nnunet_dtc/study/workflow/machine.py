@@ -35,7 +35,7 @@ class Lock:
     """A lock on a file, for the time of a `with` block of `waiting`; or until `release`.
 
     Attributes:
-        descriptor: of the open file. A process that inherits it also keeps the lock.
+        descriptor: descriptor of the open file. A process that inherits it also keeps the lock.
     """
 
     def __init__(self, file: Path) -> None:
@@ -186,7 +186,7 @@ def _identity(device: str, name: str) -> str:
 
 
 def _uuids() -> dict[str, str]:
-    """Of all GPUs of this machine, by number."""
+    """The UUIDs of all GPUs of this machine, by number."""
     program = find_program("nvidia-smi")
     if program is None:
         return {}

@@ -42,7 +42,7 @@ HEARTBEAT_S = 20.0
 
 SILENT_S = 8 * HEARTBEAT_S  # a job on another machine that is silent for so long is gone
 STATES = ("finished", "validating", "training", "waiting", "interrupted", "failed", "begun", "to do")
-"""Of a training; "begun" is one that nnU-Net began without the study."""
+"""The states of a training; "begun" is one that nnU-Net began without the study."""
 
 _LOG_LINES = 15
 _ERROR = re.compile(r"[\w.]*(Error|Exception)\b")
@@ -90,12 +90,12 @@ class JobNote:
 
 @dataclass(frozen=True)
 class Progress:
-    """Of one fold, from its training logs.
+    """The progress of one fold, from its training logs.
 
     Attributes:
-        epochs: that are over.
+        epochs: the number of finished epochs.
         dice: mean pseudo Dice of the last one; NaN if there is none.
-        seconds: of each epoch, those of an interrupted and repeated one twice.
+        seconds: the duration of each epoch; an epoch that was interrupted and repeated is there twice.
     """
 
     epochs: int
@@ -105,15 +105,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainingStatus:
-    """Of one training.
+    """The state of one training.
 
     Attributes:
-        trainer, fold: which.
+        trainer, fold: which training it is.
         state: one of STATES.
-        epochs, of: epochs that are over, and of how many.
+        epochs, of: the number of finished epochs, and of all epochs.
         dice: mean pseudo Dice of the last epoch.
-        seconds_left: of training, from the median duration of its last epochs; None where that is not known.
-        where: host and device, of one that runs.
+        seconds_left: how long the training will still take, from the median duration of its last epochs; None if that
+            is not known.
+        where: host and device, if it is running.
     """
 
     trainer: str
