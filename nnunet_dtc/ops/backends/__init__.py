@@ -117,7 +117,7 @@ def _problem_of_the_check() -> str | None:
 
 @functools.cache
 def _kernel_device() -> str:
-    """Where the kernels compute where they are not missing: on the CPU it is Triton's interpreter."""
+    """The type of device on which the kernels compute; on the CPU, Triton's interpreter computes them."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -263,7 +263,7 @@ def _usable(name: str, source: str) -> Backend:
 
 
 def _interprets(backend: Backend) -> bool:
-    """Triton's interpreter computes on the CPU."""
+    """Whether the backend is Triton's interpreter, which computes on the CPU."""
     return backend.name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -72,10 +72,11 @@ def backward(
 
 
 class Geometry(Volume):
-    """The volume, and what the kernels take of it.
+    """The volume, and the arguments that the kernels take from it.
 
     Args:
-        coords: from which the longest shifts are taken if shifts have no bound; without it any shift is expected.
+        coords: the coordinates, from which the longest shifts are taken if shifts have no bound. Without them any shift
+            is expected.
 
     Attributes:
         activations: activations of the offset and of the weight, as the kernels take them.
@@ -96,7 +97,7 @@ class Geometry(Volume):
         self.rows = tuple(size * step for size, step in zip(self.extents, self.stride, strict=True))
 
     def arguments(self, value: Tensor, coords: Tensor, compute: torch.dtype) -> tuple:
-        """What every kernel takes in the end, from ``value`` on."""
+        """The last arguments of every kernel, from ``value`` on."""
         starts = [regular_positions(size, step, compute) for size, step in zip(self.extents, self.stride, strict=True)]
         return (
             _flat(value.movedim(1, -1), compute),  # (N, *S, C)
@@ -125,7 +126,7 @@ class Geometry(Volume):
         return [np.array(part, dtype=np.int64) for part in parts if part]
 
     def _longest_shifts(self, coords: Tensor, deformation: Deformation) -> list[float]:
-        """Along each of three axes, from the largest offset and the largest weight; at most the size of the map."""
+        """The longest shifts along three axes, from the largest offset and weight; at most the size of the map."""
         largest = torch.linalg.vector_norm(coords, math.inf, (0, *range(2, coords.ndim))).tolist()  # of each channel
         longest = []
         for axis, (size, scale) in enumerate(zip(self.extents, self.bounds, strict=True)):
@@ -138,7 +139,7 @@ class Geometry(Volume):
         return longest
 
     def _thickness(self, axis: int) -> int:
-        """Voxels of the value that a block must have at least along an axis, so that its two neighbours never meet.
+        """The fewest voxels of the value that a block has along an axis, so that its two neighbours never meet.
 
         Samples of voxel i lie less than half a voxel and the longest shift away from it. They touch the voxels from
         i - ceil(reach) to i + floor(reach) + 1.
@@ -148,12 +149,12 @@ class Geometry(Volume):
 
 
 def _compute_dtype(value: Tensor, coords: Tensor, result: torch.dtype) -> torch.dtype:
-    """float32, or float64 where something is."""
+    """The dtype of the arithmetic: float64 if a tensor has it, else float32."""
     return torch.float64 if torch.float64 in (value.dtype, coords.dtype, result) else torch.float32
 
 
 def _kept_dtype(dtype: torch.dtype, compute: torch.dtype) -> torch.dtype:
-    """In which a map of the output's size is read or written by the kernels: they know bfloat16, but not float16."""
+    """The dtype in which the kernels read or write a map of the output's size: they know bfloat16, but not float16."""
     return torch.bfloat16 if dtype == torch.bfloat16 else compute
 
 

@@ -260,7 +260,7 @@ def _what(direction: str, value: Tensor) -> str:
 def _variant(
     value: Tensor, coords: Tensor, high: Tensor | None, stride: Sequence[int], deformation: Deformation
 ) -> tuple[Hashable, ...]:
-    """What decides which kernels are compiled."""
+    """A key for the kernels that are compiled for these tensors."""
     kinds = (value.dtype, coords.dtype, None if high is None else high.dtype)
     return value.ndim - 2, tuple(stride), deformation, *kinds, value.shape[1] % TILE_CHANNELS == 0
 
@@ -278,5 +278,5 @@ def _parts(tensor: Tensor | None, value: Tensor) -> Sequence[Any]:
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager:
-    """Triton launches on the current device; in its interpreter there is none."""
+    """Make the device the current one, on which Triton launches; its interpreter has none."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

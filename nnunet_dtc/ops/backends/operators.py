@@ -149,7 +149,7 @@ def _count_products(name: str) -> None:
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:
-    """Without a subclass of its own (MONAI's MetaTensor, for example), which would follow every small step."""
+    """The tensor without its subclass (MONAI's MetaTensor, for example), which would follow every small step."""
     return tensor if tensor is None or type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 

@@ -96,7 +96,7 @@ def backward(
 
 
 def _dtype(value: Tensor, coords: Tensor) -> torch.dtype:
-    """What everything is computed in: float32 at least."""
+    """The dtype of the arithmetic, at least float32."""
     return torch.promote_types(torch.promote_types(value.dtype, coords.dtype), torch.float32)
 
 
@@ -122,13 +122,13 @@ def _axes(value: Tensor, coords: Tensor, stride: Sequence[int], deformation: Def
 
 
 def _grid(positions: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-    """``grid_sample`` wants the last axis first, (x, y, z) = (W, H, D), normalised: (N, *output, g)."""
+    """The grid of ``grid_sample``, (N, *output, g): normalised positions, last axis first, (x, y, z) = (W, H, D)."""
     normalised = [(2 * position + 1) / size - 1 for position, size in zip(positions, sizes, strict=True)]
     return torch.stack(normalised[::-1], dim=-1)
 
 
 def _channel_groups(value: Tensor) -> int:
-    """Into how many parts the channels are split, so that every core has a part."""
+    """The number of parts into which the channels are split, so that every core has a part."""
     if value.device.type != "cpu" or value.shape[0] == 0 or torch.jit.is_tracing():
         return 1
     wanted = min(value.shape[1], -(-torch.get_num_threads() // value.shape[0]))
@@ -136,14 +136,14 @@ def _channel_groups(value: Tensor) -> int:
 
 
 def _split_channels(features: Tensor, groups: int) -> Tensor:
-    """(N, C, *S) to (N * groups, C / groups, *S)."""
+    """Reshape (N, C, *S) to (N * groups, C / groups, *S)."""
     if groups == 1:
         return features
     return features.reshape(features.shape[0] * groups, features.shape[1] // groups, *features.shape[2:])
 
 
 def _shared(grid: Tensor, groups: int) -> Tensor:
-    """(N, *output, g) to (N * groups, *output, g), without copies of the numbers where N is 1."""
+    """Expand (N, *output, g) to (N * groups, *output, g), without copies of the numbers where N is 1."""
     if groups == 1:
         return grid
     return grid.unsqueeze(1).expand(-1, groups, *grid.shape[1:]).flatten(0, 1)

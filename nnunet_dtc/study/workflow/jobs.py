@@ -30,8 +30,9 @@ __all__ = ["compare", "predict", "preprocess", "train", "validate"]
 
 
 def preprocess(files: StudyFiles) -> None:
-    """Plan and preprocess, as far as that is not done, and write the split that nnU-Net would make: two trainings that
-    begin at once would both write it.
+    """Plan and preprocess, as far as that is not done, and write the split that nnU-Net would make.
+
+    Two trainings that begin at once would both write this split.
 
     Raises:
         StudyError: a command failed, or did not make what it should.
