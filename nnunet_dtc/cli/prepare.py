@@ -54,7 +54,11 @@ SplitOption = Annotated[
     ),
 ]
 DuplicatesOption = Annotated[
-    Duplicates, typer.Option("--duplicates", help="Keep all near duplicates, or drop all but one of each group.")
+    Duplicates,
+    typer.Option(
+        "--duplicates",
+        help="Keep all near duplicates, or drop all but one of each group (all of them if their classes differ).",
+    ),
 ]
 
 

@@ -73,7 +73,10 @@ def run(
         typer.Option("-o", help="STUDY.yaml to write, with these options; default: ./study_DATASET_CONFIGURATION.yaml"),
     ] = None,
     profile: Annotated[
-        str, typer.Option("--profile", help="default, gpus (a machine with several) or slurm (a cluster).")
+        str,
+        typer.Option(
+            "--profile", help="default (this machine, all its GPUs), gpus (for snakemake alone) or slurm (a cluster)."
+        ),
     ] = "default",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Check the study and print its jobs without running them.")

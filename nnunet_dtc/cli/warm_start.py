@@ -56,8 +56,8 @@ def warm_start(
         _command(*training, "-pretrained_weights", output),
         f"The second command reads {plans}.json of {dataset} in nnUNet_preprocessed, which is plans.json in a model's "
         "folder.",
-        "With -pretrained_weights nnU-Net leaves the segmentation layers random. To continue exactly where the vanilla "
-        "training stopped, on its own data set, use --into MODEL/fold_k instead of -o.",
+        "With -pretrained_weights nnU-Net leaves the segmentation layers random. To continue on the same data set with "
+        "all weights (from epoch 0, with a new optimizer), use --into MODEL/fold_k instead of -o.",
     )
 
 

@@ -5,8 +5,7 @@ Two images are near duplicates if their thumbnails of 16 x 16 grey values are eq
 that two images of a group may be similar only through other images.
 
 Published for BUSI: the letter of Pawlowska et al. (Data in Brief 48, 2023, 109247; PMC10293973) counts 235 duplicates;
-`benign (433)` and `malignant (145)` are the same picture. With the threshold used here, 21 of 87 test images of a draw
-of independent images had a near duplicate in the training part. For the ISIC data sets, Cassidy et al. (Medical Image
+`benign (433)` and `malignant (145)` are the same picture. For the ISIC data sets, Cassidy et al. (Medical Image
 Analysis 75, 2022, 102305) report duplicates within and between training and test sets.
 
 The effect of the threshold was measured on 900 dermoscopic images of ISIC 2017 with 128 x 128 pixels:
