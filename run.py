@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -20,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
 PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+MARK = "made_by_run.py"  # a file in the environment
 EXTRAS = {"demo": "[cpu,study]", "test": "[test]"}
 
 
@@ -50,19 +52,39 @@ def main(arguments: list[str]) -> int:
 def install(extra: str) -> None:
     """Make the environment and install the package, unless that was done for this pyproject.toml."""
     stamp = ENVIRONMENT / f"installed{extra.strip('[]') and '-' + extra.strip('[]')}"
-    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
-    if stamp.is_file() and stamp.read_text() == wanted:
+    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + os.fsencode(ROOT)).hexdigest()
+    works = has_pip()
+    if works and stamp.is_file() and stamp.read_text() == wanted:
         return
-    if not PYTHON.is_file() or run(PYTHON, "-m", "pip", "--version"):  # made in part, perhaps: begin anew
-        print(f"making the environment {ENVIRONMENT}", flush=True)
-        try:
-            venv.create(ENVIRONMENT, with_pip=True, clear=True)
-        except subprocess.CalledProcessError:
-            raise SystemExit("Python cannot make environments here; on Debian: apt install python3-venv") from None
+    if not works:
+        make_environment()
     print("installing nnunet-dtc with torch and nnU-Net (with CUDA about 6 GB, some minutes)", flush=True)
     if run(PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "-e", f"{ROOT}{extra}"):
         raise SystemExit("the installation failed, see above; the same command goes on where it stopped")
     stamp.write_text(wanted)
+
+
+def has_pip() -> bool:
+    """Whether the environment's Python starts and has pip."""
+    try:
+        return subprocess.run([PYTHON, "-c", "import pip"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def make_environment() -> None:
+    """Make the environment, anew if an earlier command made it in part."""
+    if ENVIRONMENT.is_dir() and any(ENVIRONMENT.iterdir()):
+        if not (ENVIRONMENT / MARK).exists():
+            raise SystemExit(f"{ENVIRONMENT} has no Python with pip and was not made by this run.py: move it away")
+        shutil.rmtree(ENVIRONMENT)
+    print(f"making the environment {ENVIRONMENT}", flush=True)
+    ENVIRONMENT.mkdir(exist_ok=True)
+    (ENVIRONMENT / MARK).touch()
+    try:
+        venv.create(ENVIRONMENT, with_pip=True, symlinks=os.name != "nt")
+    except subprocess.CalledProcessError:
+        raise SystemExit("Python cannot make environments here; on Debian: apt install python3-venv") from None
 
 
 def run(*command: object) -> int:

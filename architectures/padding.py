@@ -24,6 +24,21 @@ def padded_size(size: Sequence[int], multiple: int) -> tuple[int, ...]:
     return tuple(-(-int(voxels) // multiple) * multiple for voxels in size)
 
 
+def size_inside(network: nn.Module, size: Sequence[int]) -> tuple[int, ...]:
+    """The size to which a network pads an input of this size; the size itself for networks that do not pad.
+
+    Args:
+        network: a network of this package, or any other.
+        size: voxels per axis of the input.
+
+    Example:
+        >>> size_inside(PaddedNetwork(nn.Identity(), 16, (28, 112)), (28, 112))
+        (32, 112)
+    """
+    pads = getattr(network, "size_inside", None)
+    return tuple(int(voxels) for voxels in (size if pads is None else pads(size)))
+
+
 def padding_note(patch_size: Sequence[int], multiple: int) -> str | None:
     """A sentence for the log if patches of this size are padded, otherwise None."""
     given, size = tuple(int(voxels) for voxels in patch_size), padded_size(patch_size, multiple)
@@ -124,9 +139,12 @@ class PaddedNetwork(nn.Module):
         self.normalization: Normalization = normalization
         self.decoder = SimpleNamespace(deep_supervision=False)  # nnU-Net sets it
 
+    def size_inside(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The size to which an input of this size is padded."""
+        return padded_size(self.patch_size if self.one_size else size, self.multiple)
+
     def forward(self, x: Tensor) -> Tensor:
         batch_size = x.shape[0] if self.training and self.normalization == "batch" else None
         check_padded(self.name, x.shape[2:], self.multiple, self.normalization, batch_size)
-        size = padded_size(self.patch_size if self.one_size else x.shape[2:], self.multiple)
-        padded, place = pad_to(x, size)
+        padded, place = pad_to(x, self.size_inside(x.shape[2:]))
         return self.network(padded)[place]

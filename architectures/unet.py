@@ -88,10 +88,14 @@ class UNet(nn.Module):
             self.decoder.append(_double_convolution(2 * skip, skip, skip // (divisor if stage else 1)))
         self.head = nn.Conv2d(width, classes, 1)
 
+    def size_inside(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The size to which an input of this size is padded."""
+        return padded_size(size, REDUCTION)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             check_patch(x.shape[2:], x.shape[0])
-        x, place = pad_to(x, padded_size(x.shape[2:], REDUCTION))
+        x, place = pad_to(x, self.size_inside(x.shape[2:]))
         skips = []
         for stage, convolutions in enumerate(self.encoder):
             x = convolutions(F.max_pool2d(x, 2) if stage else x)

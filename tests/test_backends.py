@@ -600,6 +600,25 @@ def test_numba_from_several_threads(monkeypatch):
 
 
 @needs_numba
+@pytest.mark.parametrize("method", ["load_overload", "save_overload"])
+def test_files_that_numba_cannot_read_or_write_do_not_end_a_training(method, monkeypatch):
+    """Such as on a full disk; numba passes the error on."""
+    from numba.core import caching
+
+    from nnunet_dtc.ops.backends import cpu_kernels
+
+    def full(*_):
+        raise OSError(122, "Disk quota exceeded")
+
+    monkeypatch.setattr(caching.IndexDataCacheFile, method.removesuffix("_overload"), full)
+    assert cpu_kernels.compiled(_double)(3.5) == 7
+
+
+def _double(number):
+    return 2 * number
+
+
+@needs_numba
 def test_numba_without_a_folder_for_its_cache():
     from nnunet_dtc.ops.backends.cpu_kernels import compiled
 

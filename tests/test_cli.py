@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 import nnunet_dtc
@@ -53,6 +54,32 @@ def test_doctor_when_all_is_well_and_when_not(monkeypatch):
     monkeypatch.setenv(registration.EXT_VARIABLE, "")
     monkeypatch.setattr(registration, "registered_file", lambda: None)
     assert ("registered", "wrong") in {(finding.subject, finding.state) for finding in doctor.examine_registration()}
+
+
+@pytest.mark.parametrize(("fails", "state", "seen"), [(False, "ok", "MPS"), (True, "wrong", "Unsupported Border")])
+def test_doctor_tries_the_operator_on_a_mac(monkeypatch, fails, state, seen):
+    """The device is the CPU here, and the error is that of torch before 2.13."""
+    import torch
+
+    import nnunet_dtc
+
+    class Block(nnunet_dtc.DTC2d):
+        def to(self, device):
+            return self
+
+        def forward(self, x):
+            if fails:
+                raise RuntimeError("MPS: Unsupported Border padding mode")
+            return super().forward(x)
+
+    real = torch.zeros
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device=None, **more: real(*size, **more))
+    monkeypatch.setattr(nnunet_dtc, "DTC2d", Block)
+    monkeypatch.setattr(nnunet_dtc.DTC3d, "to", lambda self, device: self)
+    found = doctor.examine_device()
+    assert found.state == state
+    assert seen in found.seen
 
 
 def test_doctor_names_a_version_that_does_not_fit(monkeypatch):

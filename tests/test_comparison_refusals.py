@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from model_folders import CONFIGURATION, DATASET, FOLDS, Folders, draw, read_image, write_image
+from model_folders import CONFIGURATION, DATASET, EPOCHS, FOLDS, Folders, draw, read_image, write_image
 from plans import small_plans
 from typer.testing import CliRunner
 
@@ -11,7 +11,8 @@ from nnunet_dtc.cli import app
 from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.study.comparison import ComparisonError, models
 from nnunet_dtc.study.comparison.execution import compare
-from nnunet_dtc.study.comparison.logs import read_peak_memory
+from nnunet_dtc.study.comparison.logs import read_log, read_peak_memory
+from nnunet_dtc.study.comparison.output_folder import default_output, for_this_process_alone
 from nnunet_dtc.study.comparison.plan import Options, plan_comparison
 
 
@@ -100,6 +101,19 @@ def test_a_case_in_two_folds(folders):
     b = folders.train("nnUNetTrainerDTC")
     with pytest.raises(ComparisonError, match="case_a in the validation of both fold 0 and 1"):
         plan(a, b)
+
+
+def test_folds_that_share_validation_cases_can_be_compared_on_held_out_cases(folders):
+    """nnU-Net accepts any split, such as repeated draws."""
+    folds = {0: ("case_a", "case_b", "case_c"), 1: ("case_c", "case_d")}
+    a, b = (folders.train(name, folds=folds) for name in ("nnUNetTrainer", "nnUNetTrainerDTC"))
+    folders.write_splits(folds)
+    with pytest.raises(ComparisonError, match=r"in splits_final.json the folds 0 and 1 share case_c"):
+        plan(a, b)
+    assert plan(a, b, folds=(1,)).folds == (1,)
+    for name in ("imagesTs/held_1_0000", "labelsTs/held_1"):
+        write_image(folders.raw / DATASET / f"{name}.nii.gz", draw(3))
+    assert plan(a, b, kind="test").splits_checked == "splits_final.json"
 
 
 def test_other_folds_and_how_to_compare_the_common_ones(folders):
@@ -236,7 +250,27 @@ def test_peak_memory_that_is_none(folders, memory):
     of = f'"dataset": "{DATASET}", "plans": "nnUNetPlans", "configuration": "{CONFIGURATION}"'
     file.write_text(f'{{{of}, "trainers": {{"nnUNetTrainer": {{"peak_memory_mib": {memory}}}}}}}')
     with pytest.raises(NnunetDtcError, match=r"costs.json"):
-        read_peak_memory(file, training)
+        read_peak_memory(file, training.dataset_name, training.plans_name, training.configuration)
+
+
+def test_the_log_of_a_trainer_whose_receptive_field_has_decimals(folders):
+    log = read_log(models.read_training(folders.train("nnUNetTrainerDTC_RF2.5")), (0, 1))
+    assert set(log.epochs.values()) == {EPOCHS}
+    assert log.missing == ()
+
+
+def test_two_comparisons_do_not_write_into_one_folder(folders):
+    output = folders.root / "comparison"
+    with for_this_process_alone(output):
+        with pytest.raises(ComparisonError, match="another comparison writes into"), for_this_process_alone(output):
+            pass
+        assert output.is_dir()
+    assert not output.exists()  # it was empty
+
+
+def test_each_configuration_has_a_folder_of_its_own(folders):
+    a, b = folders.train("nnUNetTrainer"), folders.train("nnUNetTrainerDTC")
+    assert str(default_output(plan(a, b))) == f"comparison_{DATASET}_nnUNetPlans_{CONFIGURATION}_validation"
 
 
 def test_no_validation_at_all(folders):

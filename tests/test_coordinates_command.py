@@ -24,6 +24,7 @@ from nnunet_dtc.cli import app
 from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.ops.dtc import is_dtc
 from nnunet_dtc.study.coordinates import sampling_report
+from nnunet_dtc.study.coordinates.forward_pass import find_coordinates
 from nnunet_dtc.study.coordinates.image_patch import load_patch
 from nnunet_dtc.study.coordinates.trained_model import load_model
 from nnunet_dtc.trainers.coordinates_csv import COLUMNS
@@ -113,6 +114,25 @@ def test_the_command_on_a_volume(here):
     assert code == 1
     assert "will not overwrite" in printed
     assert run(model, "-i", image, "--overwrite")[0] == 0
+
+
+def test_a_network_that_pads_and_a_receptive_field_with_decimals(here):
+    """The U-Net pads its patch to (32, 48): a voxel of its deepest map is 16 pixels of 0.8 mm wide, and the samples are
+    drawn over the padded patch."""
+    plans = small_plans()
+    plans["configurations"]["2d"].update(patch_size=[20, 33])
+    plans["configurations"]["2d"]["architecture"]["nnunet_dtc"] = {"UNet": {"width": 4}}
+    model = write_model(here / "results", "nnUNetTrainerUNetDTC_RF2.5", "2d", plans=plans)
+    image = write_volume(here / "case_8_0000.nii.gz", (3, 20, 33))
+    code, printed = run(model, "-i", image)
+    assert code == 0, printed
+    assert "The network pads the patch of (20, 33) with zeros to (32, 48)" in " ".join(printed.split())
+    written = json.loads((here / "work" / "coordinates_case_8" / "coordinates.json").read_text())
+    widths = [[axis["spacing_mm"] for axis in stage["axes"]] for stage in written["stages"]]
+    assert widths == [pytest.approx([0.8 * step] * 2) for step in (16, 8, 4, 2)]
+    found = find_coordinates(load_model(model), load_patch(load_model(model), [image]))
+    first = sampling_report.draw(found).axes[0]
+    assert first.images[0].get_array().shape[:2] == (32, 48)
 
 
 def patch_of(here, *arguments):

@@ -9,9 +9,10 @@ from plans import DATASET, small_plans
 from torch._dynamo.utils import counters
 
 from nnunet_dtc import trainers
+from nnunet_dtc.architectures.unet import UNet
 from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.ops.coordinates import collect, measure
-from nnunet_dtc.trainers.coordinates_csv import COLUMNS, POSITIONS, write_epoch
+from nnunet_dtc.trainers.coordinates_csv import COLUMNS, FILE_NAME, POSITIONS, record_epoch, write_epoch
 
 
 def rows_of(epoch, count=2):
@@ -44,6 +45,15 @@ def test_every_epoch_is_recorded_once(tmp_path):
     write_epoch(file, 0, rows_of(0))  # a new training
     assert epochs_in(file) == [0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["coordinates.csv"]
+
+
+def test_lengths_in_mm_of_a_network_that_pads(tmp_path):
+    """The U-Net pads (20, 33) to (32, 48), so that a voxel of its deepest map is 16 pixels wide."""
+    network = UNet(1, 3, receptive_field=10, width=4)
+    record_epoch(tmp_path / FILE_NAME, 0, network, torch.randn(1, 1, 20, 33), (0.5, 0.75), ("y", "x"))
+    with (tmp_path / FILE_NAME).open(newline="") as stream:
+        widths = [float(row["spacing_mm"]) for row in csv.DictReader(stream)]
+    assert widths == pytest.approx([step * side for step in (16, 8, 4, 2) for side in (0.5, 0.75)])
 
 
 def test_a_file_of_other_columns_is_left_alone(tmp_path):

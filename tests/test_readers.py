@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 from nnunet_dtc.cli import app
 from nnunet_dtc.study import evaluation as ev
 from nnunet_dtc.study.evaluation.metrics import metrics_for
-from nnunet_dtc.study.evaluation.readers import find_reader
+from nnunet_dtc.study.evaluation.readers import find_reader, reader_of_planner
 from nnunet_dtc.study.evaluation.scoring import score_case
 
 SHAPE, SPACING = (6, 11, 14), (3.0, 0.75, 0.5)  # z, y, x
@@ -151,6 +152,31 @@ def test_formats_of_other_readers(tmp_path, ending, reader):
     assert done.exit_code == 0, done.output
     flat = reader is NaturalImage2DIO
     assert_scores(tmp_path / "p", prediction[0] if flat else prediction, label[0] if flat else label, spacing)
+
+
+def test_a_tiff_without_a_spacing_has_that_of_its_prediction(tmp_path):
+    """nnU-Net copies the labels of the validation without the file that holds their spacing."""
+    label = draw(7)
+    prediction = spoil(label, 8)
+    for folder, array in (("p", prediction), ("l", label)):
+        (tmp_path / folder).mkdir()
+        Tiff3DIO().write_seg(array, str(tmp_path / folder / "case.tif"), {"spacing": SPACING})
+    (tmp_path / "l" / "case.json").unlink()
+    write_json(tmp_path / "p", "dataset.json", DATASET | {"file_ending": ".tif"})
+    done = run(tmp_path / "p", tmp_path / "l")
+    assert done.exit_code == 0, done.output
+    assert_scores(tmp_path / "p", prediction, label)
+
+
+def test_before_planning_the_first_image_decides_on_the_reader(tmp_path):
+    """As in nnU-Net's planner: both endings have a reader that comes first and cannot read these."""
+    tifffile.imwrite(tmp_path / "a_0000.tif", draw(3))
+    described = DATASET | {"file_ending": ".tif"}
+    assert reader_of_planner(tmp_path / "a_0000.tif", ".tif", described).io_class is Tiff3DIO
+    write_nifti(tmp_path / "b_0000.nii.gz", draw(3), SHEAR)
+    assert reader_of_planner(tmp_path / "b_0000.nii.gz", ".nii.gz", DATASET).name == "NibabelIO"
+    named = DATASET | {"overwrite_image_reader_writer": "NibabelIOWithReorient"}
+    assert reader_of_planner(tmp_path / "b_0000.nii.gz", ".nii.gz", named).name == "NibabelIOWithReorient"
 
 
 def test_a_tiff_of_another_spacing_is_refused(tmp_path):

@@ -226,9 +226,11 @@ def test_register_find_unregister(site, python, tmp_path):
 
     python("-c", "import nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
     before = [file for file in files(folder) if "__pycache__" not in file]
-    done = python("-m", "nnunet_dtc", "register")
+    done = python("-c", "import os; os.umask(0o077); from nnunet_dtc.cli import main; main()", "register")
     assert done.returncode == 0, done.stderr
     assert str(folder / registration.FILE_NAME) in done.stdout
+    modes = {os.stat(folder / name).st_mode for name in (registration.FILE_NAME, "nnUNetTrainer.py")}
+    assert len(modes) == 1  # for all who may read nnU-Net's files
     assert python("-m", "nnunet_dtc", "register").returncode == 0  # safe to repeat
 
     answers, done = find(python, *OURS, *NNUNETS, "nnUNetTrainerDTC_mylab", ext_trainer=users)

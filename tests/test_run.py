@@ -58,6 +58,7 @@ def test_a_half_made_environment_is_made_anew(run, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "ENVIRONMENT", tmp_path / ".venv")
     monkeypatch.setattr(run, "PYTHON", tmp_path / ".venv" / "bin" / "python")
     run.venv.create(run.ENVIRONMENT, with_pip=False)
+    (run.ENVIRONMENT / run.MARK).touch()
     asked = []
     real = run.run
 
@@ -72,6 +73,33 @@ def test_a_half_made_environment_is_made_anew(run, tmp_path, monkeypatch):
     before = len(asked)
     run.install("")  # done already
     assert len(asked) == before
+
+
+def test_an_environment_of_somebody_else_is_left_alone(run, tmp_path, monkeypatch):
+    """Such as one of uv, which has no pip."""
+    monkeypatch.setattr(run, "ENVIRONMENT", tmp_path / ".venv")
+    monkeypatch.setattr(run, "PYTHON", tmp_path / ".venv" / "bin" / "python")
+    run.venv.create(run.ENVIRONMENT, with_pip=False)
+    before = sorted(run.ENVIRONMENT.rglob("*"))
+    with pytest.raises(SystemExit, match="move it away"):
+        run.install("")
+    assert sorted(run.ENVIRONMENT.rglob("*")) == before
+
+
+def test_a_clone_that_was_moved_is_installed_again(run, tmp_path, monkeypatch):
+    """Its packages are found by the path of the clone."""
+    monkeypatch.setattr(run, "ENVIRONMENT", tmp_path)
+    monkeypatch.setattr(run, "PYTHON", Path(sys.executable))
+    installed = []
+    monkeypatch.setattr(run, "run", lambda *command: installed.append(command) or 0)
+    run.install("[test]")
+    run.install("[test]")
+    assert len(installed) == 1
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
+    monkeypatch.setattr(run, "ROOT", tmp_path / "elsewhere")
+    run.install("[test]")
+    assert len(installed) == 2
 
 
 def test_a_failed_installation_is_not_taken_for_done(run, tmp_path, monkeypatch):

@@ -20,10 +20,14 @@ from typer.testing import CliRunner
 
 from nnunet_dtc.cli import app
 from nnunet_dtc.errors import NnunetDtcError
+from nnunet_dtc.study.comparison import predictions
+from nnunet_dtc.study.comparison.models import read_training
+from nnunet_dtc.study.comparison.plan import Options, held_out_set
 from nnunet_dtc.study.workflow import engine, jobs
 from nnunet_dtc.study.workflow.checks import check_study
 from nnunet_dtc.study.workflow.definition import MARKER, read_study
 from nnunet_dtc.study.workflow.forecast import drop_outdated_stamps, forecast
+from nnunet_dtc.study.workflow.held_out import predictions_folder
 from nnunet_dtc.study.workflow.index_page import duration, render_index
 from nnunet_dtc.study.workflow.machine import Lock, device_of_its_own
 from nnunet_dtc.study.workflow.model_files import StudyFiles, is_whole
@@ -47,7 +51,9 @@ def folders(tmp_path, monkeypatch):
     folders = Folders(tmp_path, monkeypatch)
     (tmp_path / "locks").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "locks"))  # not those of studies that run on this machine
-    (folders.preprocessed / DATASET / "nnUNetPlans.json").write_text(json.dumps(small_plans()))
+    plans = small_plans()
+    plans["configurations"]["cascade_with_larger_batch"] = {"inherits_from": "3d_cascade_fullres", "batch_size": 4}
+    (folders.preprocessed / DATASET / "nnUNetPlans.json").write_text(json.dumps(plans))
     return folders
 
 
@@ -210,11 +216,39 @@ def test_a_study_that_can_run(folders):
         ({"plans": "myPlans"}, "which planner makes them is not known"),
         ({"folds": "0-2"}, "folds 2 do not exist.*0 to 1"),
         ({"complexity": "none.json"}, "no file .*none.json"),
+        ({"complexity": "mine.yaml"}, "cannot read .*mine.yaml"),
+        ({"configuration": "cascade_with_larger_batch"}, "second stage of a cascade"),
     ],
 )
 def test_what_cannot_work_is_refused_at_the_start(folders, changes, message):
     with pytest.raises(NnunetDtcError, match=message):
         check_study(study_of(folders.root, **changes))
+
+
+def test_folds_with_the_same_validation_cases_are_refused_at_the_start(folders):
+    """nnU-Net accepts any split, such as repeated draws."""
+    folders.write_splits({0: ("case_a", "case_b", "case_c"), 1: ("case_c", "case_d"), 2: ("case_e",)})
+    with pytest.raises(NnunetDtcError, match=r"folds 0 and 1 share case_c: compare one fold at a time, or held-out"):
+        check_study(study_of(folders.root))
+    check_study(study_of(folders.root, folds=[1, 2]))
+
+
+def test_a_complexity_file_of_other_plans_is_refused_at_the_start(folders):
+    of = {"dataset": DATASET, "plans": "nnUNetPlans", "configuration": "3d_fullres", "trainers": {}}
+    (folders.root / "costs.json").write_text(json.dumps(of))
+    check_study(study_of(folders.root, complexity="costs.json"))
+    (folders.root / "costs.json").write_text(json.dumps(of | {"configuration": "2d"}))
+    with pytest.raises(NnunetDtcError, match=r"costs.json is of .* 2d; the models are of .* 3d_fullres"):
+        check_study(study_of(folders.root, complexity="costs.json"))
+
+
+def test_a_receptive_field_with_decimals(folders):
+    trainer = "nnUNetTrainerDTC_RF2.5_3epochs"
+    study = study_of(folders.root, trainers=["nnUNetTrainer_3epochs", trainer])
+    files = check_study(study)
+    folders.train(trainer)
+    jobs.train(files, trainer, 1)
+    assert [training.state for training in read_status(files)] == ["to do", "to do", "finished", "finished"]
 
 
 @pytest.mark.skipif(
@@ -297,6 +331,16 @@ def test_a_changed_split_of_an_interrupted_training_is_named(folders):
     record.write_text(json.dumps({"train": [*FOLDS[0][1:], "case_d"], "val": [*FOLDS[1][1:], "case_a"]}))
     with pytest.raises(NnunetDtcError, match=r"split changed since fold 1.*: case_a, case_d were"):
         check_study(study)
+
+
+def test_the_split_of_another_data_set_is_no_change(folders):
+    study = study_of(folders.root)
+    other = study_of(folders.root, dataset=5)
+    records = [StudyFiles(study).split_record("nnUNetTrainer_3epochs", 1)]
+    (folders.raw / "Dataset005_Other").mkdir()
+    records.append(StudyFiles(other).split_record("nnUNetTrainer_3epochs", 1))
+    assert other.folder == study.folder
+    assert len(set(records)) == 2
 
 
 def test_a_case_that_left_the_training_set_is_named(folders):
@@ -384,7 +428,7 @@ def test_epochs_of_a_name(trainer, epochs):
 def note(study, *job, state, host=None, process=None, log="", old=0.0):
     import socket
 
-    file = study.folder.joinpath("jobs", *job).with_suffix(".json")
+    file = study.folder.joinpath("jobs", study.stamps.name, *job).with_suffix(".json")
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "job": " ".join(job),
@@ -499,30 +543,90 @@ def test_marks_of_jobs_whose_results_are_gone(folders):
     assert [stamp.exists() for stamp in stamps] == [True, False, False, True]
 
 
-def test_marks_that_are_older_than_results_are_removed(folders):
+@pytest.fixture
+def compared(folders):
+    """A finished study of one model whose predictions and pages are stand-ins: its marks, by name."""
     vanilla, _ = STUDY["trainers"]
-    (folders.raw / DATASET / "labelsTr").mkdir()
-    study = study_of(folders.root, test=True)
-    files = StudyFiles(study)
     folders.train(vanilla)
-    names = ("predict/{}/fold_0", "predict/{}/fold_1", "predict/{}/ensemble", "compare/validation", "compare/test")
-    stamps = [study.stamps / name.format(vanilla) for name in names]
-    for stamp in stamps:
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        stamp.touch()
-    for kind in study.kinds:
-        page = study.folder / "comparison" / kind / "index.html"
-        page.parent.mkdir(parents=True)
+    label = folders.label("case_a")
+    for name in ("imagesTs/held_1_0000", "labelsTs/held_1"):
+        write_image(folders.raw / DATASET / f"{name}.nii.gz", label)
+    files = StudyFiles(study_of(folders.root, test=True))
+    training = read_training(files.model_folder(vanilla))
+    for fold in (0, 1, None):
+        folds, average = ((0, 1), "logits") if fold is None else ([fold], None)
+        folder = predictions_folder(files, vanilla, fold) / ("ensemble" if fold is None else f"fold_{fold}")
+        folder.mkdir(parents=True)
+        write_image(folder / "held_1.nii.gz", label)
+        record = predictions._record(training, folds, average, held_out_set(Options(), training, ("held_1",)))
+        (folder / "made_from.json").write_text(json.dumps(record))
+    for kind in files.study.kinds:
+        page = files.study.folder / "comparison" / kind / "index.html"
+        page.parent.mkdir(parents=True, exist_ok=True)
         page.touch()
-    drop_outdated_stamps(files)
-    assert all(stamp.exists() for stamp in stamps)
-    later = time.time() + 100
+    names = ("predict/{}/fold_0", "predict/{}/fold_1", "predict/{}/ensemble", "compare/validation", "compare/test")
+    marks = [files.study.stamps / name.format(vanilla) for name in names]
+    for mark in marks:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+    def remaining(made=None):
+        """The marks that are not dropped, one character each; they were made then, by default after all files."""
+        made = time.time() + 100 if made is None else made
+        for mark in marks:
+            if mark.exists():
+                os.utime(mark, (made, made))
+        drop_outdated_stamps(StudyFiles(files.study))
+        return "".join("01ecC"[number] for number, mark in enumerate(marks) if mark.exists())
+
+    assert remaining() == "01ecC"
+    return files, remaining
+
+
+def test_marks_that_are_older_than_results_are_removed(compared):
+    files, remaining = compared
+    later = time.time() + 1000
+    vanilla, _ = STUDY["trainers"]
     os.utime(files.fold_folder(vanilla, 0) / "validation" / "summary.json", (later, later))
-    drop_outdated_stamps(files)
-    assert [stamp.exists() for stamp in stamps] == [True, True, True, False, True]
+    assert remaining() == "01eC"
     os.utime(files.fold_folder(vanilla, 1) / "checkpoint_final.pth", (later, later))
-    drop_outdated_stamps(files)
-    assert [stamp.exists() for stamp in stamps] == [True, False, False, False, False]
+    assert remaining() == "0"
+
+
+def test_predictions_that_are_gone_or_of_other_images_are_made_again(compared):
+    """Otherwise the comparison would predict, on a CPU."""
+    files, remaining = compared
+    vanilla, _ = STUDY["trainers"]
+    shutil.rmtree(predictions_folder(files, vanilla, None))
+    assert remaining() == "01cC"
+    with pytest.raises(NnunetDtcError, match="are gone, or checkpoints or images changed"):
+        jobs.compare(files, "test")
+    os.utime(files.raw / "imagesTs" / "held_1_0000.nii.gz", (5000, 5000))
+    assert remaining() == "cC"
+
+
+@pytest.mark.parametrize(("place", "left"), [("labelsTs/held_1", "01ec"), ("gt_segmentations/case_a", "01eC")])
+def test_corrected_labels_are_scored_again(compared, place, left):
+    """Even where the copy keeps the time of its content."""
+    files, remaining = compared
+    folder = files.raw if place.startswith("labelsTs") else files.preprocessed
+    made = time.time()
+    time.sleep(0.05)
+    os.utime(folder / f"{place}.nii.gz", (5000, 5000))
+    assert remaining(made) == left
+
+
+def test_deleted_preprocessed_cases_are_noticed_where_something_is_left_to_train(compared):
+    files, remaining = compared
+    vanilla, dtc = STUDY["trainers"]
+    mark = files.study.stamps / "preprocess"
+    mark.touch()
+    remaining()
+    assert not mark.exists()  # DTC is not trained
+    mark.touch()
+    (files.model_folder(dtc)).symlink_to(files.model_folder(vanilla))
+    remaining()
+    assert mark.exists()
 
 
 @pytest.mark.parametrize("changes", [{"configuration": "2d"}, {"plans": "myPlans"}, {"dataset": 5}])
@@ -675,6 +779,20 @@ def test_each_job_has_a_gpu_of_its_own_and_waits_when_all_are_taken(tmp_path):
             process.kill()
 
 
+def test_the_gpu_of_a_mac_has_one_job(tmp_path):
+    environment = {"TMPDIR": str(tmp_path)}
+    processes = [holder("mps", "", **environment)]
+    try:
+        assert processes[0].stdout.readline().startswith("held GPU 0")
+        processes.append(holder("mps", "", **environment))
+        assert processes[1].stdout.readline().startswith("waiting: all of mps 0 are in use")
+        processes[0].kill()
+        assert processes[1].stdout.readline().startswith("held GPU 0")
+    finally:
+        for process in processes:
+            process.kill()
+
+
 def test_a_gpu_is_the_same_by_its_number_and_by_its_uuid(tmp_path):
     """nvidia-smi is a stand-in here."""
     program = tmp_path / "nvidia-smi"
@@ -811,6 +929,48 @@ def test_only_what_is_missing_is_preprocessed(folders, monkeypatch, planned, sha
     assert ran == commands
 
 
+def test_the_next_stage_is_preprocessed_too(folders, monkeypatch):
+    """When nnU-Net validates 3d_lowres, it resamples the predictions to these cases, and fails without them."""
+    plans = small_plans()
+    plans["configurations"]["3d_lowres"]["data_identifier"] = "low"
+    plans["configurations"]["3d_fullres"]["data_identifier"] = "full"
+    (folders.preprocessed / DATASET / "nnUNetPlans.json").write_text(json.dumps(plans))
+    (folders.raw / DATASET / "labelsTr").mkdir()
+    for file in folders.gt.iterdir():
+        (folders.raw / DATASET / "labelsTr" / file.name).write_bytes(file.read_bytes())
+    ran = []
+
+    def run(job, command):
+        ran.append(command[command.index("-c") + 1])
+        folder = folders.preprocessed / DATASET / {"3d_lowres": "low"}.get(ran[-1], "full")
+        folder.mkdir()
+        for file in folders.gt.iterdir():
+            (folder / file.name.replace(".nii.gz", ".pkl")).touch()
+
+    monkeypatch.setattr(jobs._Job, "run", run)
+    for _ in range(2):  # the second time all is there
+        jobs.preprocess(StudyFiles(study_of(folders.root, configuration="3d_lowres")))
+    assert ran == ["3d_lowres", "3d_cascade_fullres"]
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_nothing_is_written_where_all_is_preprocessed(folders, monkeypatch, listed):
+    """The folder may be read-only, and the raw data set gone."""
+    folder = folders.preprocessed / DATASET
+    data = folder / small_plans()["configurations"]["3d_fullres"]["data_identifier"]
+    data.mkdir()
+    entries = {}
+    for file in folders.gt.iterdir():
+        (data / file.name.replace(".nii.gz", ".pkl")).touch()
+        entries[file.name.removesuffix(".nii.gz")] = {"images": [], "label": f"labelsTr/{file.name}"}
+    (folder / "dataset.json").write_text(json.dumps(folders.dataset | ({"dataset": entries} if listed else {})))
+    shutil.rmtree(folders.raw / DATASET)
+    before = sorted(folders.preprocessed.rglob("*"))
+    monkeypatch.setattr(jobs._Job, "run", lambda *_: pytest.fail("a command was run"))
+    jobs.preprocess(StudyFiles(study_of(folders.root, dataset=DATASET)))
+    assert sorted(folders.preprocessed.rglob("*")) == before
+
+
 def test_held_out_cases_are_predicted_where_the_comparison_looks_for_them(folders, monkeypatch):
     trainer = STUDY["trainers"][1]
     folders.train(trainer)
@@ -848,8 +1008,9 @@ def test_a_job_refuses_to_go_on_with_other_plans(folders):
 
 def test_a_note_of_another_version_is_none(folders):
     study = study_of(folders.root)
-    (study.folder / "jobs").mkdir(parents=True)
-    (study.folder / "jobs" / "train.json").write_text('{"unknown": 1}')
+    notes = study.folder / "jobs" / study.stamps.name
+    notes.mkdir(parents=True)
+    (notes / "train.json").write_text('{"unknown": 1}')
     assert failed_jobs(study) == []
     assert JobNote("train", "finished", "a", 1, "", "", 0.0).is_alive is False
 

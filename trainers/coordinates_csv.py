@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nnunet_dtc.architectures.padding import size_inside
 from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.files import write_whole
 from nnunet_dtc.ops.coordinates import StageStatistics, collect, measure
@@ -76,7 +77,7 @@ def record_epoch(
     _, stages = collect(network, data, POSITIONS)
     if not stages:
         return []
-    statistics = measure(stages, data.shape[2:], spacing_mm, names)
+    statistics = measure(stages, size_inside(network, data.shape[2:]), spacing_mm, names)
     write_epoch(file, epoch, as_rows(statistics, epoch))
     return [log_line(stage) for stage in statistics]
 

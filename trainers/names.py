@@ -184,6 +184,16 @@ def parse(name: str) -> TrainerName | None:
     return spec
 
 
+def is_class_name(text: str) -> bool:
+    """Whether a text can be the name of a trainer: an identifier, or one with a receptive field that has decimals.
+
+    Example:
+        >>> is_class_name("nnUNetTrainerDTC_RF2.5_rep2"), is_class_name("nnUNetTrainer.DTC")
+        (True, False)
+    """
+    return re.fullmatch(r"[A-Za-z_]\w*(_RF\d+\.\d+(_\w+)?)?", text, re.ASCII) is not None
+
+
 def split_repetition(name: str) -> tuple[str, int]:
     """The name without `_rep<k>`, and k, which is 1 without it. The name may be that of any trainer.
 

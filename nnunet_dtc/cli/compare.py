@@ -84,7 +84,7 @@ def compare(
     ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the bootstrap.")] = 0,
     output: Annotated[
-        Path | None, typer.Option("-o", help="Folder to write; default: ./comparison_DATASET_KIND.")
+        Path | None, typer.Option("-o", help="Folder to write; default: ./comparison_DATASET_PLANS_CONFIGURATION_KIND.")
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing comparison; finished predictions are kept.")
@@ -96,7 +96,12 @@ def compare(
         from nnunet_dtc.plugin.model_folder import environment_folder
         from nnunet_dtc.study.comparison.execution import compare as run
         from nnunet_dtc.study.comparison.models import find_trainings
-        from nnunet_dtc.study.comparison.output_folder import check_output, default_output, write_comparison
+        from nnunet_dtc.study.comparison.output_folder import (
+            check_output,
+            default_output,
+            for_this_process_alone,
+            write_comparison,
+        )
         from nnunet_dtc.study.comparison.plan import Options, plan_comparison
         from nnunet_dtc.study.comparison.terminal import terminal_sentences, terminal_tables
         from nnunet_dtc.study.evaluation import parse_tolerance
@@ -129,14 +134,16 @@ def compare(
             seed=seed,
         )
         plan = plan_comparison(folders or [], options)
-        output = Path(os.path.abspath(output or default_output(plan.dataset, options.kind)))
+        output = Path(os.path.abspath(output or default_output(plan)))
         check_output(output, overwrite)
-        with progress_bars() as progress:
-            comparison = run(plan, output, progress, say)
-        for table in terminal_tables(comparison):
-            out.print(table)
-        say(*terminal_sentences(comparison))
-        written = write_comparison(comparison, output)
+        with for_this_process_alone(output):
+            check_output(output, overwrite)  # another process may have written meanwhile
+            with progress_bars() as progress:
+                comparison = run(plan, output, progress, say)
+            for table in terminal_tables(comparison):
+                out.print(table)
+            say(*terminal_sentences(comparison))
+            written = write_comparison(comparison, output)
     except (NnunetDtcError, OSError) as error:
         raise fail(error) from error
     say(f"wrote {', '.join(file.name for file in written)} into {output}")

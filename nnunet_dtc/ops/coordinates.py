@@ -240,8 +240,9 @@ def measure(
 
     Args:
         stages: coordinates from :func:`collect`.
-        image_size: voxels of the network's input per axis. The voxels of a stage are larger than those of the input
-            by the ratio of the two sizes, which in nnU-Net's networks is the product of the strides before the stage.
+        image_size: voxels of the network's input per axis, with those that it adds itself if it pads. The voxels of a
+            stage are larger than those of the input by the ratio of the two sizes, which in nnU-Net's networks is the
+            product of the strides before the stage.
         spacing_mm: spacing of the network's input per axis.
         names: names of the axes, see :func:`axis_names`.
 

@@ -151,10 +151,28 @@ def examine_device() -> Finding:
         names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
         return Finding("device", "ok", f"CUDA {torch.version.cuda}: {names}")
     if torch.backends.mps.is_available():
+        if (problem := _problem_on("mps")) is not None:
+            advice = "pass -device cpu to nnU-Net's commands, or try torch 2.13 or later"
+            return Finding("device", "wrong", f"Apple MPS, on which this torch cannot compute DTC: {problem}", advice)
         return Finding("device", "ok", "Apple MPS (pass -device mps)")
     return Finding(
         "device", "note", f"CPU, {torch.get_num_threads()} threads", "pass -device cpu to nnU-Net's commands"
     )
+
+
+def _problem_on(device: str) -> str | None:
+    """Why small DTC blocks for images and volumes cannot be trained on a device; None if they can."""
+    import torch
+
+    from nnunet_dtc import DTC2d, DTC3d
+
+    try:
+        for axes, block_class in ((2, DTC2d), (3, DTC3d)):
+            block = block_class(2, 1, 2).to(device)
+            block(torch.zeros(1, 2, *[3] * axes, device=device)).sum().backward()
+    except (RuntimeError, NotImplementedError) as error:
+        return _last_line(str(error)) or type(error).__name__
+    return None
 
 
 def examine_backends() -> Iterator[Finding]:

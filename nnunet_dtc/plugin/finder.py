@@ -9,7 +9,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunet_dtc.errors import NnunetDtcError
 from nnunet_dtc.plugin.ext_trainer.nnunet_dtc_trainers import defined_by
 from nnunet_dtc.trainers import trainer_class
-from nnunet_dtc.trainers.names import TrainerNameError
+from nnunet_dtc.trainers.names import TrainerNameError, is_class_name
 
 
 class TrainerNotFoundError(NnunetDtcError):
@@ -26,7 +26,7 @@ def find_trainer(name: str) -> type[nnUNetTrainer]:
         TrainerNotFoundError: there is no such trainer, or the name is a malformed one of this package. The message
             gives the name to use, or the grammar.
     """
-    if not name.isidentifier():
+    if not is_class_name(name):
         raise TrainerNotFoundError(f"a trainer's name is the name of a class, got {name!r}")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints where it searches

@@ -37,6 +37,7 @@ from nnunet_dtc.plugin.file_rules import (
     satisfies,
     shown,
 )
+from nnunet_dtc.trainers.names import is_class_name
 
 __all__ = [
     "MAX_LABEL",
@@ -435,9 +436,7 @@ _CHECKPOINT = object_with(
                 "dataset_json": an_object,
             }
         ),
-        "trainer_name": satisfies(
-            "the name of a class", lambda value: isinstance(value, str) and value.isascii() and value.isidentifier()
-        ),
+        "trainer_name": satisfies("the name of a class", lambda value: isinstance(value, str) and is_class_name(value)),
     },
     {
         "current_epoch": _whole,

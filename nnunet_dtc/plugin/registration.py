@@ -8,6 +8,7 @@ that cannot be written.
 import importlib.util
 import os
 import shlex
+import shutil
 from pathlib import Path
 
 from nnunet_dtc.errors import NnunetDtcError
@@ -73,7 +74,9 @@ def register() -> Path:
                 raise RegistrationError(f"{target} is not a file of nnunet-dtc and is left alone; remove it first")
             if target.read_bytes() == content:
                 return target
-        return write_whole(target, content)  # a training that starts now finds the old file or the new one
+        write_whole(target, content)  # a training that starts now finds the old file or the new one
+        shutil.copymode(target.with_name("nnUNetTrainer.py"), target)  # whoever reads nnU-Net's files reads it, too
+        return target
     except OSError as error:
         raise RegistrationError(
             f"cannot write into nnU-Net's trainer folder {target.parent} ({error.strerror or error}). Use the "

@@ -13,6 +13,7 @@ gradient is that of the side with the higher index; at the last centre of an axi
 is zero.
 """
 
+import functools
 import inspect
 import math
 
@@ -32,13 +33,31 @@ _ONE, _TWO, _HALF, _ZERO = np.float32(1), np.float32(2), np.float32(0.5), np.flo
 
 
 def compiled(function):
-    """``function`` as machine code, kept for the next process in numba's cache (``NUMBA_CACHE_DIR``) where there is a
-    folder that can be written."""
+    """``function`` as machine code, kept for the next process in numba's cache (``NUMBA_CACHE_DIR``).
+
+    Without a folder that can be written, or on a full disk, it is compiled in each process.
+    """
     options = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
     try:
-        return njit(cache=True, **options)(function)
+        made = njit(cache=True, **options)(function)
     except RuntimeError:  # no such folder
         return njit(**options)(function)
+    for name in ("load_overload", "save_overload"):  # numba passes on what the file system raises in a first call
+        setattr(made._cache, name, _without_errors_of_files(getattr(made._cache, name)))
+    return made
+
+
+def _without_errors_of_files(method):
+    """A method of numba's cache that returns None where a file cannot be read or written."""
+
+    @functools.wraps(method)
+    def call(*arguments, **keywords):
+        try:
+            return method(*arguments, **keywords)
+        except OSError:  # a full disk or quota, or files of another user
+            return None
+
+    return call
 
 
 @intrinsic

@@ -23,9 +23,11 @@ __all__ = [
     "Sizes",
     "check_case_names",
     "check_case_sets",
+    "check_disjoint_folds",
     "check_finished",
     "check_reference_sizes",
     "check_same_task",
+    "check_validated_once",
     "choose_folds",
     "plans_of",
     "read_splits",
@@ -179,6 +181,21 @@ def check_finished(trainings: Sequence[Training], folds: Sequence[int]) -> None:
                 )
 
 
+def check_disjoint_folds(splits: Sequence[Mapping], folds: Sequence[int]) -> None:
+    """Refuse a split in which a case is a validation case of several folds.
+
+    Raises:
+        ComparisonError: there is one; the message names the folds and the cases.
+    """
+    for number, fold in enumerate(folds):
+        for other in folds[:number]:
+            if twice := sorted(set(splits[fold]["val"]) & set(splits[other]["val"])):
+                raise ComparisonError(
+                    f"folds that are compared together must have different validation cases, and in splits_final.json "
+                    f"the folds {other} and {fold} share {_list(twice)}: compare one fold at a time, or held-out cases"
+                )
+
+
 def check_case_sets(trainings: Sequence[Training], folds: Iterable[int], splits: Sequence[Mapping] | None) -> None:
     """Refuse folds whose validation cases are not the same for all trainings, or not those of splits_final.json.
 
@@ -192,19 +209,9 @@ def check_case_sets(trainings: Sequence[Training], folds: Iterable[int], splits:
         ComparisonError: they differ; the message names the fold and the cases.
     """
     for training in trainings:
-        seen: dict[str, int] = {}
         for fold in folds:
-            cases = validation_cases(training, fold)
-            if not cases:
+            if not validation_cases(training, fold):
                 raise ComparisonError(f"there is no prediction in {training.fold_path(fold) / VALIDATION}")
-            if twice := sorted(cases.keys() & seen.keys()):
-                if beyond := [one for one in folds if splits is not None and one >= len(splits)]:
-                    raise ComparisonError(_random_split(training, beyond, folds, len(splits), twice))
-                raise ComparisonError(
-                    f"{training.path}: {_list(twice)} in the validation of both fold {seen[twice[0]]} and {fold}: "
-                    "they were trained with different splits"
-                )
-            seen |= dict.fromkeys(cases, fold)
     first = trainings[0]
     for fold in folds:
         expected = validation_cases(first, fold).keys()
@@ -220,6 +227,31 @@ def check_case_sets(trainings: Sequence[Training], folds: Iterable[int], splits:
                 "splits_final.json",
                 splits[fold]["val"],
             )
+
+
+def check_validated_once(trainings: Sequence[Training], folds: Sequence[int], splits: Sequence[Mapping] | None) -> None:
+    """Refuse folds in which a case was validated twice.
+
+    Args:
+        trainings, folds, splits: as for `check_case_sets`.
+
+    Raises:
+        ComparisonError: there is such a case; the message names the folds and the cases.
+    """
+    if splits is not None:
+        check_disjoint_folds(splits, [fold for fold in folds if fold < len(splits)])
+    for training in trainings:
+        seen: dict[str, int] = {}
+        for fold in folds:
+            cases = validation_cases(training, fold)
+            if twice := sorted(cases.keys() & seen.keys()):
+                if beyond := [one for one in folds if splits is not None and one >= len(splits)]:
+                    raise ComparisonError(_random_split(training, beyond, folds, len(splits), twice))
+                raise ComparisonError(
+                    f"{training.path}: {_list(twice)} in the validation of both fold {seen[twice[0]]} and {fold}: "
+                    "they were trained with different splits"
+                )
+            seen |= dict.fromkeys(cases, fold)
 
 
 def read_splits(preprocessed: Path, dataset: str) -> list[Mapping] | None:

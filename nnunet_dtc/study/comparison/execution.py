@@ -58,7 +58,9 @@ def compare(
     for path in (output, *(training.path for training in plan.trainings), *plan.references.values()):
         check_utf8(path)
     options, names = plan.options, [model.name for model in plan.models]
-    memory = read_peak_memory(options.complexity, plan.trainings[0]) if options.complexity else {}
+    memory: Mapping[str, float | None] = {}
+    if options.complexity:
+        memory = read_peak_memory(options.complexity, plan.dataset, plan.first.plans_name, plan.first.configuration)
     logs = _read_logs(plan, progress)
     sources = _sources(plan, output, announce, progress)
     scores, metrics, displaced = _score(plan, sources, progress)

@@ -140,15 +140,19 @@ def count_parameters(weights: Mapping[str, torch.Tensor]) -> int:
     return count
 
 
-def read_peak_memory(file: Path, training: Training) -> dict[str, float | None]:
+def read_peak_memory(file: Path, dataset: str, plans: str, configuration: str) -> dict[str, float | None]:
     """Read the peak memory of a training step from the file that `nnunet-dtc complexity` wrote.
+
+    Args:
+        file: the JSON file.
+        dataset, plans, configuration: the names that the file must be of.
 
     Returns:
         The memory in MiB by trainer; None where it was not measured.
 
     Raises:
         MalformedFileError: the file cannot be read.
-        ComparisonError: it is another file, or of another data set, plans or configuration than `training`.
+        ComparisonError: it is another file, or of another data set, plans or configuration.
     """
     content = read_json(file)
     try:
@@ -164,7 +168,7 @@ def read_peak_memory(file: Path, training: Training) -> dict[str, float | None]:
         name for name, peak in memory.items() if peak is not None and not (math.isfinite(peak) and peak >= 0)
     ]:
         raise ComparisonError(f"{file}: the peak memory of {shown(strange[0])} must be a finite number of MiB")
-    if of != (wanted := (training.dataset_name, training.plans_name, training.configuration)):
+    if of != (wanted := (dataset, plans, configuration)):
         raise ComparisonError(f"{file} is of {', '.join(map(str, of))}; the models are of {', '.join(wanted)}")
     return memory
 

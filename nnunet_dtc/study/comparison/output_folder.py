@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,23 +19,66 @@ from nnunet_dtc.files import check_outputs, check_writable, write_all, writing
 from nnunet_dtc.study.comparison.markdown import markdown
 from nnunet_dtc.study.comparison.models import ComparisonError
 from nnunet_dtc.study.comparison.page import render_page
+from nnunet_dtc.study.comparison.plan import Plan
 from nnunet_dtc.study.comparison.printable_names import printable_names
 from nnunet_dtc.study.comparison.result import Comparison
 from nnunet_dtc.study.comparison.statistics import average_repeats
 from nnunet_dtc.study.comparison.verdicts import noise_sentences, verdict_sentences
 from nnunet_dtc.study.evaluation.metrics import stored_units
 from nnunet_dtc.study.evaluation.scores import means
+from nnunet_dtc.work_folders import NO_LOCKS
 
-__all__ = ["as_json", "check_output", "default_output", "write_comparison"]
+__all__ = ["as_json", "check_output", "default_output", "for_this_process_alone", "write_comparison"]
 
 FORMAT = 1
 PREDICTIONS = "predictions"
 FILES = ("comparison.md", "comparison.json", "scores.csv", "differences.csv", "index.html")
 
 
-def default_output(dataset: str, kind: str) -> Path:
-    """The folder that is written into by default, in the current folder."""
-    return Path(f"comparison_{dataset}_{kind.replace(' ', '_')}")
+def default_output(plan: Plan) -> Path:
+    """The folder that is written into by default, in the current folder.
+
+    Its name has the plans and the configuration, because it holds predictions.
+    """
+    training = plan.first
+    names = ("comparison", plan.dataset, training.plans_name, training.configuration, plan.options.kind)
+    return Path("_".join(names).replace(" ", "_"))
+
+
+@contextlib.contextmanager
+def for_this_process_alone(output: Path) -> Iterator[None]:
+    """Create the folder and keep other comparisons out of it within the block; an empty folder is removed again.
+
+    Raises:
+        ComparisonError: another comparison writes into it.
+        OSError: it cannot be created.
+    """
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+    descriptor = None if os.name == "nt" else os.open(output, os.O_RDONLY)
+    try:
+        if descriptor is not None:
+            _lock(descriptor, output)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # it is not empty
+                output.rmdir()
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, output: Path) -> None:
+    import fcntl  # not on Windows
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ComparisonError(f"another comparison writes into {output}: give another output folder") from None
+    except OSError as error:
+        if error.errno not in (*NO_LOCKS, errno.EBADF):  # NFS does not lock folders
+            raise
 
 
 def check_output(output: Path, overwrite: bool) -> None:

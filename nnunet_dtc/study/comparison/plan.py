@@ -165,6 +165,7 @@ def _plan_validation(
     )
     splits = checks.read_splits(Path(preprocessed), first.dataset_name) if preprocessed else None
     checks.check_finished(trainings, folds)
+    checks.check_validated_once(trainings, folds, splits)
     checks.check_case_sets(trainings, folds, splits)
     sizes = checks.check_reference_sizes(trainings, folds)
     if not labels.is_dir():

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnunet_dtc.files import write_whole
+from nnunet_dtc.plugin.nnunet_files import resolved_configuration
 from nnunet_dtc.plugin.registration import EXT_VARIABLE, environment_value
 from nnunet_dtc.study.comparison.case_images import image_cases
 from nnunet_dtc.study.comparison.models import ComparisonError, Training
@@ -31,6 +32,7 @@ __all__ = [
     "AVERAGES",
     "Average",
     "HeldOutSet",
+    "are_predicted",
     "check_predictable",
     "predict_ensemble",
     "predict_fold",
@@ -80,7 +82,7 @@ def check_predictable(trainings: Sequence[Training], folds: Sequence[int], held_
         for fold in folds:
             if not (file := training.fold_path(fold) / held_out.checkpoint).is_file():
                 raise ComparisonError(f"there is no {file}; checkpoint may be another file name")
-        if training.plans["configurations"][training.configuration].get("previous_stage"):
+        if resolved_configuration(training.plans, training.configuration, training.path).get("previous_stage"):
             raise ComparisonError(
                 f"{training.configuration} is the second stage of a cascade: predict both stages by nnU-Net's commands "
                 "and give the folders as predictions"
@@ -102,8 +104,8 @@ def predict_fold(training: Training, fold: int, held_out: HeldOutSet, target: Pa
         ComparisonError: nnU-Net fails, or the folder was not made by nnunet-dtc.
     """
     return _make(
-        target / f"fold_{fold}",
-        _record(training, [fold], "none", held_out),
+        _folder(target, [fold], None),
+        _record(training, [fold], None, held_out),
         held_out,
         training.file_ending,
         _predicting(training, [fold]),
@@ -121,14 +123,23 @@ def predict_ensemble(
     Raises:
         ComparisonError: nnU-Net fails, or the folder was not made by nnunet-dtc.
     """
-    softmax = average == "softmax"
     return _make(
-        target / ("ensemble_softmax" if softmax else "ensemble"),
+        _folder(target, folds, average),
         _record(training, folds, average, held_out),
         held_out,
         training.file_ending,
-        (_averaging_softmax if softmax else _predicting)(training, folds),
+        (_averaging_softmax if average == "softmax" else _predicting)(training, folds),
     )
+
+
+def are_predicted(
+    training: Training, folds: Sequence[int], average: Average | None, held_out: HeldOutSet, target: Path
+) -> bool:
+    """Whether `predict_ensemble`, or `predict_fold` with `average` None, would use predictions that are there."""
+    if not set(held_out.cases) <= image_cases(held_out.images, training.file_ending).keys():
+        return False
+    record = _record(training, folds, average, held_out)
+    return _is_made_from(_folder(target, folds, average), record, held_out.cases, training.file_ending)
 
 
 def prediction_files(folder: Path, cases: Sequence[str], ending: str) -> dict[str, Path]:
@@ -143,7 +154,13 @@ def prediction_files(folder: Path, cases: Sequence[str], ending: str) -> dict[st
     return files
 
 
-def _record(training: Training, folds: Sequence[int], average: str, held_out: HeldOutSet) -> dict[str, Any]:
+def _folder(target: Path, folds: Sequence[int], average: Average | None) -> Path:
+    if average is None:
+        return target / f"fold_{folds[0]}"
+    return target / ("ensemble_softmax" if average == "softmax" else "ensemble")
+
+
+def _record(training: Training, folds: Sequence[int], average: Average | None, held_out: HeldOutSet) -> dict[str, Any]:
     """Everything that determines the predictions."""
     images = image_cases(held_out.images, training.file_ending)
     return {
@@ -153,7 +170,7 @@ def _record(training: Training, folds: Sequence[int], average: str, held_out: He
             str(training.fold_path(fold) / held_out.checkpoint): _stamp(training.fold_path(fold) / held_out.checkpoint)
             for fold in folds
         },
-        "average": average,
+        "average": average or "none",
         "images": {str(file): _stamp(file) for case in held_out.cases for file in images[case]},
     }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from nnunet_dtc.architectures.padding import size_inside
 from nnunet_dtc.ops.coordinates import StageCoordinates, StageStatistics, collect, measure
 from nnunet_dtc.plugin.planned_networks import describe_error
 from nnunet_dtc.study.coordinates.image_patch import ImagePatch
@@ -49,5 +50,6 @@ def find_coordinates(model: TrainedModel, patch: ImagePatch, device: torch.devic
             f"{describe_error(error)}"
         ) from error
     segmentation = model.predictor.label_manager.convert_logits_to_segmentation(logits[0].float().cpu())
-    statistics = measure(stages, patch.data.shape[1:], model.spacing_mm, model.axes)
+    size = size_inside(model.network, patch.data.shape[1:])
+    statistics = measure(stages, size, model.spacing_mm, model.axes)
     return PatchCoordinates(model, patch, np.asarray(segmentation), tuple(stages), tuple(statistics))

@@ -7,7 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from nnunet_dtc._version import __version__
+from nnunet_dtc.architectures.padding import pad_to, size_inside
 from nnunet_dtc.files import check_outputs, check_writable, write_all, writing
 from nnunet_dtc.ops import coordinates
 from nnunet_dtc.ops.checks import times
@@ -100,7 +104,16 @@ def sentences(found: PatchCoordinates) -> list[str]:
     lines = describe(found.statistics)
     if not found.model.has_spacing:
         lines.append("The images have no spacing: nnU-Net takes a pixel as 1 mm, so lengths in mm are pixels.")
+    given = tuple(found.patch.data.shape[1:])
+    if (size := size_inside(found.model.network, given)) != given:
+        lines.append(f"The network pads the patch of {given} with zeros to {size}, as the figure shows it.")
     return lines
+
+
+def _as_padded(found: PatchCoordinates, array: np.ndarray) -> np.ndarray:
+    """A patch (C, *S) with the zeros that the network adds around it: the samples are positions in this map."""
+    size = size_inside(found.model.network, array.shape[1:])
+    return pad_to(torch.from_numpy(np.ascontiguousarray(array))[None], size)[0][0].numpy()
 
 
 def unit(found: PatchCoordinates) -> str:
@@ -112,7 +125,8 @@ def draw(found: PatchCoordinates) -> Any:
     """The figure of the report, a matplotlib ``Figure``."""
     from nnunet_dtc.study.coordinates.sampling_figure import coordinates_figure
 
-    data, model = found.patch.data, found.model
+    model = found.model
+    data, segmentation = (_as_padded(found, array) for array in (found.patch.data, found.segmentation[None]))
     is_colour = model.channels == 3 and not model.has_spacing
     image = data[:3].transpose(*range(1, data.ndim), 0) if is_colour else data[0]  # (*S, 3) or (*S)
     case = found.patch.case if found.patch.slice is None else f"{found.patch.case}, slice {found.patch.slice + 1}"
@@ -120,7 +134,7 @@ def draw(found: PatchCoordinates) -> Any:
         found.stages,
         found.statistics,
         image,
-        found.segmentation,
+        segmentation[0],
         model.spacing_mm,
         title=f"{model.trainer}, {model.configuration}, fold {model.fold}, {model.epochs} epochs: {case}",
         unit=unit(found),

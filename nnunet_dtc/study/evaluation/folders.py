@@ -9,7 +9,7 @@ script that uses more than one needs Python's ``if __name__ == "__main__":``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +176,15 @@ def evaluate_pairs(
             for file, known in ((pair.prediction, labels.values), (pair.reference, labels.known_in_reference))
         ]
         checked = workers.map("checking files", _check_content, checks, progress)
-        displaced = _compare_grids(pairs, checked[::2], checked[1::2], strict_geometry)
+        predictions = checked[::2]
+        references = [
+            _with_spacing_of(prediction, reference, pair, reader)
+            for pair, prediction, reference in zip(pairs, predictions, checked[1::2], strict=True)
+        ]
+        displaced = _compare_grids(pairs, predictions, references, strict_geometry)
         jobs = [
             _Job(pair, reader, grid.array_spacing_mm, labels, tolerances, absent)
-            for pair, (grid, _) in zip(pairs, checked[1::2], strict=True)
+            for pair, (grid, _) in zip(pairs, references, strict=True)
         ]
         scored = workers.map("scoring cases", _score, jobs, progress)
     return Evaluation(
@@ -238,6 +243,15 @@ def check_label(file: Path, known: frozenset[int], reader: Reader) -> _Checked:
         return grid, None
     values = ", ".join(map(str, sorted(known)))
     return grid, f"unknown label values {shown_values(strange)} (known: {values}) in {file}"
+
+
+def _with_spacing_of(prediction: _Checked, reference: _Checked, pair: Pair, reader: Reader) -> _Checked:
+    """The reference, with the spacing of the prediction if it has none: nnU-Net copies the labels of TIFF volumes
+    without the file that holds their spacing."""
+    grid, problem = reference
+    if grid is None or prediction[0] is None or reader.has_spacing(pair.reference):
+        return reference
+    return replace(grid, spacing=prediction[0].spacing), problem
 
 
 def _compare_grids(

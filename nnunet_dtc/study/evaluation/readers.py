@@ -28,6 +28,7 @@ from nnunet_dtc.study.label_files import ImageFileError, check_complete, last_li
 __all__ = ["Image", "Reader", "check_image_file", "check_labels_fit", "find_reader", "reader_of_folder"]
 
 SIMPLE_ITK = "SimpleITKIO"
+TIFF_VOLUMES = "Tiff3DIO"
 _OF_SIMPLE_ITK_ALONE = (".nii.gz", ".nrrd", ".mha", ".mhd", ".gipl")
 _NOT_ORTHONORMAL = "only supports orthonormal direction"
 
@@ -82,6 +83,10 @@ class Reader:
             with np.errstate(over="ignore"):
                 return Image(image.array.astype(np.float32), image.grid)
         return image
+
+    def has_spacing(self, file: Path) -> bool:
+        """Whether a label image has a spacing. nnU-Net reads that of a TIFF volume from a JSON file beside it."""
+        return self.name != TIFF_VOLUMES or Path(file).with_suffix(".json").is_file()
 
     def image(self, file: Path) -> Image:
         """Read an image, or one of its channels if each channel has a file.
@@ -156,6 +161,22 @@ def find_reader(
             warn(f"{error}. As in nnU-Net, the file ending decides.")
     if ending.lower() in _OF_SIMPLE_ITK_ALONE or (ending.lower() == ".nii" and dataset_json is None):
         return Reader()
+    return _by_ending(ending, example)
+
+
+def reader_of_planner(example: Path, ending: str, dataset_json: Mapping[str, Any]) -> Reader:
+    """Find the reader that nnU-Net's planner will choose for a data set.
+
+    It is the one that dataset.json names, or the first one of nnU-Net's readers for the ending that can read the first
+    training image.
+
+    Args:
+        example: the first training image.
+        ending: the ending of the files.
+        dataset_json: the content of dataset.json.
+    """
+    if dataset_json.get("overwrite_image_reader_writer", "None") not in ("None", None):
+        return find_reader(ending, example, dataset_json)
     return _by_ending(ending, example)
 
 

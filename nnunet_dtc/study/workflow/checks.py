@@ -10,13 +10,13 @@ from pathlib import Path
 from nnunet_dtc.files import check_utf8, write_whole
 from nnunet_dtc.plugin.finder import find_trainer
 from nnunet_dtc.plugin.model_folder import ModelFolderError
-from nnunet_dtc.plugin.nnunet_files import check_dataset_json
+from nnunet_dtc.plugin.nnunet_files import check_dataset_json, resolved_configuration
 from nnunet_dtc.study.evaluation.folders import Progress
 from nnunet_dtc.study.workflow.definition import MARKER, Study, StudyError
 from nnunet_dtc.study.workflow.model_files import StudyFiles
 from nnunet_dtc.study.workflow.nnunet_commands import PLANNERS, label_files, program
 
-__all__ = ["COMMANDS", "check_own_folder", "check_study"]
+__all__ = ["COMMANDS", "check_own_folder", "check_single_stage", "check_study"]
 
 COMMANDS = (
     "nnUNetv2_plan_and_preprocess",
@@ -58,12 +58,25 @@ def check_study(study: Study, progress: Progress | None = None) -> StudyFiles:
         files.check_plans_unchanged(trainer)
         for fold in study.folds:
             files.check_split_unchanged(trainer, fold)
-    if study.complexity is not None and not study.complexity.is_file():
-        raise StudyError(f"there is no file {study.complexity} (complexity)")
+    _check_complexity(files)
     study.folder.mkdir(parents=True, exist_ok=True)
     (study.folder / MARKER).touch()
     _check_labels(files, progress)
     return files
+
+
+def check_single_stage(files: StudyFiles) -> None:
+    """Refuse the second stage of a cascade; the plans must be there.
+
+    Raises:
+        StudyError: the configuration is one.
+    """
+    configuration = files.study.configuration
+    if resolved_configuration(files.plans, configuration, files.plans_file).get("previous_stage"):
+        raise StudyError(
+            f"{configuration} is the second stage of a cascade, which needs the predictions of the first: a study "
+            "trains a single stage"
+        )
 
 
 def check_own_folder(study: Study) -> None:
@@ -99,14 +112,25 @@ def _check_plans(files: StudyFiles) -> None:
         )
     if files.plans is None and not (files.raw / "labelsTr").is_dir():
         raise StudyError(f"there are no plans {files.plans_file}, and no data to plan for in {files.raw}")
-    if files.plans is not None and files.plans["configurations"][study.configuration].get("previous_stage"):
-        raise StudyError(
-            f"{study.configuration} is the second stage of a cascade, which needs the predictions of the first: a "
-            "study trains a single stage"
-        )
+    if files.plans is not None:
+        check_single_stage(files)
+
+
+def _check_complexity(files: StudyFiles) -> None:
+    """The file of `nnunet-dtc complexity` is there and is of these plans, as the comparisons need it."""
+    from nnunet_dtc.study.comparison.logs import read_peak_memory
+
+    study = files.study
+    if study.complexity is None:
+        return
+    if not study.complexity.is_file():
+        raise StudyError(f"there is no file {study.complexity} (complexity)")
+    read_peak_memory(study.complexity, files.dataset, study.plans, study.configuration)
 
 
 def _check_folds(files: StudyFiles) -> None:
+    from nnunet_dtc.study.comparison.checks import check_disjoint_folds
+
     if files.splits is None and (files.raw / "labelsTr").is_dir() and "dataset" not in files.dataset_json:
         cases = label_files(files.raw / "labelsTr", files.dataset_json["file_ending"])
         if len(cases) < _NNUNETS_FOLDS:
@@ -114,6 +138,8 @@ def _check_folds(files: StudyFiles) -> None:
                 f"nnU-Net needs at least {_NNUNETS_FOLDS} training cases for its {_NNUNETS_FOLDS} folds, "
                 f"{files.dataset} has {len(cases)}: give it a splits_final.json of its own"
             )
+    if "validation" in files.study.kinds and files.splits is not None:
+        check_disjoint_folds(files.splits, [fold for fold in files.study.folds if fold < len(files.splits)])
     there = _NNUNETS_FOLDS if files.splits is None else len(files.splits)
     if beyond := [fold for fold in files.study.folds if fold >= there]:
         origin = "nnU-Net makes" if files.splits is None else f"{files.preprocessed / 'splits_final.json'} has"
@@ -158,13 +184,19 @@ def _check_cases(
     images: Mapping[str, tuple[Path, ...]],
     progress: Progress | None,
 ) -> None:
+    from nnunet_dtc.study.comparison.case_images import training_images
     from nnunet_dtc.study.comparison.held_out_checks import check_held_out
     from nnunet_dtc.study.evaluation import find_reader
     from nnunet_dtc.study.evaluation.labels import labels_from_dataset_json
+    from nnunet_dtc.study.evaluation.readers import reader_of_planner
 
     if missing := sorted(set(references) - set(images)):
         raise StudyError(f"labels without an image in {files.raw}: {', '.join(missing[:6])}")
     labels = labels_from_dataset_json(files.raw / "dataset.json")[0]
-    reader = find_reader(files.dataset_json["file_ending"], None, files.dataset_json, files.plans)
+    ending, training = files.dataset_json["file_ending"], training_images(files.raw, files.dataset_json["file_ending"])
+    if files.plans is None and training:
+        reader = reader_of_planner(next(iter(training.values()))[0], ending, files.dataset_json)
+    else:
+        reader = find_reader(ending, None, files.dataset_json, files.plans)
     processes = 1 if len(references) < _FEW_CASES else None
     check_held_out(references, images, labels, reader, processes=processes, progress=progress)

@@ -23,6 +23,7 @@ from nnunet_dtc.study.workflow.study_targets import (
     study_folder,
     trainer_names,
 )
+from nnunet_dtc.trainers.names import is_class_name
 
 __all__ = ["FOLDERS", "MARKER", "Study", "StudyError", "parse_study", "read_study", "study_yaml"]
 
@@ -204,7 +205,7 @@ def _check_values(values: Mapping[str, Any]) -> None:
         check_plain_name(names[0], key)
     for name in trainers:
         check_plain_name(name, "a trainer")
-        if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+        if not is_class_name(name):
             raise StudyError(f"a trainer must be the name of a class, got {shown(name)}")
     if not isinstance(values["dataset"], (int, str)) or isinstance(values["dataset"], bool):
         raise StudyError(f"dataset must be a number or a name, got {shown(values['dataset'])}")

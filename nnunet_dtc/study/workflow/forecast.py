@@ -6,8 +6,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnunet_dtc.study.workflow.held_out import comparison_folder, is_predicted
 from nnunet_dtc.study.workflow.index_page import duration
 from nnunet_dtc.study.workflow.model_files import CHECKPOINTS, StudyFiles
+from nnunet_dtc.study.workflow.preprocessed_cases import is_preprocessed
 from nnunet_dtc.study.workflow.status import TrainingStatus, counted, read_status, seconds_per_epoch, summary_line
 
 __all__ = ["drop_outdated_stamps", "forecast"]
@@ -42,28 +44,48 @@ def drop_outdated_stamps(files: StudyFiles) -> None:
     for other in done.parent.glob("*"):
         if other != done and other.is_dir():
             shutil.rmtree(other)
+    unfinished = False
     for trainer, fold in files.study.trainings:
         for job, is_done in (("train", files.is_trained), ("validate", files.is_validated)):
             if not is_done(trainer, fold):
                 (done / job / trainer / f"fold_{fold}").unlink(missing_ok=True)
-    if files.plans is None:
+                unfinished = True
+    if files.plans is None or (unfinished and not _is_preprocessed(files)):
         (done / "preprocess").unlink(missing_ok=True)
+    for trainer in files.study.trainers:
+        for fold in (*files.study.folds, None):
+            stamp = done / "predict" / trainer / ("ensemble" if fold is None else f"fold_{fold}")
+            if stamp.exists() and not is_predicted(files, trainer, fold):
+                stamp.unlink()
     for kind in files.study.kinds:
-        if not (files.study.folder / "comparison" / kind / "index.html").is_file():
+        if not (comparison_folder(files, kind) / "index.html").is_file():
             (done / "compare" / kind).unlink(missing_ok=True)
-    for trainer, fold in files.study.trainings:
-        folder = files.fold_folder(trainer, fold)
-        results = [folder / CHECKPOINTS[0], folder / "validation" / "summary.json"]
-        for name in (f"fold_{fold}", "ensemble"):
-            _drop_if_older(done / "predict" / trainer / name, results[:1])
-        for kind in files.study.kinds:
-            _drop_if_older(done / "compare" / kind, results if kind == "validation" else results[:1])
+        _drop_if_older(done / "compare" / kind, _compared_files(files, kind))
 
 
-def _drop_if_older(stamp: Path, results: Sequence[Path]) -> None:
-    """Remove a mark that is older than a result that its job read."""
-    if stamp.exists() and any(file.exists() and file.stat().st_mtime > stamp.stat().st_mtime for file in results):
+def _is_preprocessed(files: StudyFiles) -> bool:
+    return all(is_preprocessed(files, folder) for folder in files.data_folders().values())
+
+
+def _compared_files(files: StudyFiles, kind: str) -> list[Path]:
+    """The files that a comparison has read."""
+    labels = files.preprocessed / "gt_segmentations" if kind == "validation" else files.raw / "labelsTs"
+    results = [CHECKPOINTS[0], "validation/summary.json"][: 2 if kind == "validation" else 1]
+    return [
+        *labels.glob(f"*{files.dataset_json['file_ending']}"),
+        *(files.fold_folder(trainer, fold) / name for trainer, fold in files.study.trainings for name in results),
+    ]
+
+
+def _drop_if_older(stamp: Path, read: Sequence[Path]) -> None:
+    """Remove a mark that is older than a file that its job read. A copy may keep the time of its content."""
+    if stamp.exists() and any(_changed(file) > stamp.stat().st_mtime for file in read if file.exists()):
         stamp.unlink()
+
+
+def _changed(file: Path) -> float:
+    status = file.stat()
+    return max(status.st_mtime, status.st_ctime)
 
 
 def _time(trainings: Sequence[TrainingStatus], seconds: dict[str, float]) -> str:

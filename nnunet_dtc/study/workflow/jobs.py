@@ -17,13 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from nnunet_dtc.files import write_whole
-from nnunet_dtc.plugin.file_rules import read_json
-from nnunet_dtc.plugin.nnunet_files import check_plans
 from nnunet_dtc.study.processes import guarded
+from nnunet_dtc.study.workflow.checks import check_single_stage
 from nnunet_dtc.study.workflow.definition import MARKER, StudyError
+from nnunet_dtc.study.workflow.held_out import comparison_folder, held_out_cases, is_predicted, predictions_folder
 from nnunet_dtc.study.workflow.machine import Lock, device_of_its_own, scheduler_job
 from nnunet_dtc.study.workflow.model_files import CHECKPOINTS, StudyFiles, is_whole
-from nnunet_dtc.study.workflow.nnunet_commands import PLANNERS, label_files, program
+from nnunet_dtc.study.workflow.nnunet_commands import PLANNERS, program
+from nnunet_dtc.study.workflow.preprocessed_cases import is_preprocessed, other_plans_use, remove_cut_off_labels
 from nnunet_dtc.study.workflow.status import HEARTBEAT_S, JobNote, note_file
 
 __all__ = ["compare", "predict", "preprocess", "train", "validate"]
@@ -37,20 +38,13 @@ def preprocess(files: StudyFiles) -> None:
     Raises:
         StudyError: a command failed, or did not make what it should.
     """
-    study = files.study
-    number = str(int(files.dataset[7:10]))
     job = _Job(files, "preprocess")
-    lock = study.preprocessed / f".{files.dataset}.study_lock"
-    with job.noted(), Lock.waiting(lock, job.tell, "another study preprocesses this data set", job.beat) as held:
-        job.holds(held)
-        planned = files.plans is not None
-        if not planned:
-            command = ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", study.configuration, "--no_pp"]
-            job.run([*command, "-pl", PLANNERS[study.plans], "--verify_dataset_integrity"])
-        if not _is_preprocessed(files) or not (planned or _other_plans_use(files)):  # it deletes what is there
-            job.run(["nnUNetv2_preprocess", "-d", number, "-c", study.configuration, "-plans_name", study.plans])
-        check_plans(read_json(files.plans_file), files.plans_file, study.configuration)
-        _write_split(files)
+    lock = files.study.preprocessed / f".{files.dataset}.study_lock"
+    with job.noted():
+        if not _all_is_preprocessed(files):  # so that nothing is written into a folder that is complete
+            with Lock.waiting(lock, job.tell, "another study preprocesses this data set", job.beat) as held:
+                job.holds(held)
+                _preprocess(files, job)
         job.tell("planned, preprocessed and split")
 
 
@@ -98,13 +92,12 @@ def predict(files: StudyFiles, trainer: str, fold: int | None) -> None:
 
     study = files.study
     job = _Job(files, "predict", trainer, "ensemble" if fold is None else f"fold_{fold}")
-    kind = "test" if fold is None else "test_per_fold"
     with job.noted("waiting"), job.device():
         training = read_training(files.model_folder(trainer))
-        cases = tuple(label_files(files.raw / "labelsTs", training.file_ending))
-        options = Options(kind=kind.replace("_", " "), device=study.device)
-        test = held_out_set(options, training, cases, job.tell, lambda *_: job.beat())
-        target = comparison_folder(files, kind) / "predictions" / trainer
+        test = held_out_set(
+            Options(device=study.device), training, held_out_cases(files), job.tell, lambda *_: job.beat()
+        )
+        target = predictions_folder(files, trainer, fold)
         if fold is None:
             predict_ensemble(training, study.folds, "logits", test, target)
         else:
@@ -115,7 +108,7 @@ def compare(files: StudyFiles, kind: str) -> None:
     """Score all cases and compare the models, by `nnunet-dtc compare`.
 
     Raises:
-        StudyError: it failed.
+        StudyError: it failed, or predictions are gone or outdated.
     """
     study = files.study
     job = _Job(files, "compare", kind)
@@ -127,12 +120,19 @@ def compare(files: StudyFiles, kind: str) -> None:
     if study.complexity is not None:
         command += ["--complexity", str(study.complexity)]
     with job.noted():
+        folds = {"validation": (), "test": (None,), "test_per_fold": study.folds}[kind]
+        outdated = [
+            predictions_folder(files, trainer, fold)
+            for trainer in study.trainers
+            for fold in folds
+            if not is_predicted(files, trainer, fold)
+        ]
+        if outdated:
+            raise StudyError(
+                f"predictions in {outdated[0]} are gone, or checkpoints or images changed since they were made: start "
+                "the study again"
+            )
         job.run(command)
-
-
-def comparison_folder(files: StudyFiles, kind: str) -> Path:
-    """Where a comparison and its predictions are."""
-    return files.study.folder / "comparison" / kind
 
 
 class _Job:
@@ -247,54 +247,34 @@ def _unused(file: Path) -> Path:
     return target
 
 
+def _all_is_preprocessed(files: StudyFiles) -> bool:
+    if files.plans is None or files.splits is None:
+        return False
+    return all(is_preprocessed(files, folder) for folder in files.data_folders().values())
+
+
+def _preprocess(files: StudyFiles, job: _Job) -> None:
+    study = files.study
+    number = str(int(files.dataset[7:10]))
+    planned = files.plans_file.is_file()
+    if not planned:
+        command = ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", study.configuration, "--no_pp"]
+        job.run([*command, "-pl", PLANNERS[study.plans], "--verify_dataset_integrity"])
+    files = StudyFiles(study)  # with the new plans
+    folders = files.data_folders()
+    check_single_stage(files)
+    for configuration, folder in folders.items():
+        # nnU-Net deletes what is there
+        if not is_preprocessed(files, folder) or not (planned or other_plans_use(files, folder)):
+            remove_cut_off_labels(files)
+            job.run(["nnUNetv2_preprocess", "-d", number, "-c", configuration, "-plans_name", study.plans])
+    _write_split(files)
+
+
 def _train_command(files: StudyFiles, trainer: str, fold: int) -> list[str]:
     study = files.study
     command = ["nnUNetv2_train", files.dataset, study.configuration, str(fold), "-tr", trainer, "-p", study.plans]
     return [*command, "-device", study.device]
-
-
-def _is_preprocessed(files: StudyFiles) -> bool:
-    """Whether all cases are there, and the copies of their labels, with which nnU-Net validates."""
-    there = {file.stem for file in files.data_folder().glob("*.pkl")}  # of each case, nnU-Net writes the .pkl last
-    if not (files.raw / "labelsTr").is_dir() and "dataset" not in files.dataset_json:
-        return bool(there)
-    copies, ending = files.preprocessed / "gt_segmentations", files.dataset_json["file_ending"]
-    labels = _training_labels(files, ending)
-    return labels.keys() <= there and all(_same_size(copies / f"{case}{ending}", labels[case]) for case in labels)
-
-
-def _other_plans_use(files: StudyFiles) -> bool:
-    """Whether other plans have the same data folder, from which another study may train."""
-    for file in files.preprocessed.glob("*.json"):
-        content = read_json(file) if file != files.plans_file else None
-        if isinstance(content, dict) and isinstance(content.get("configurations"), dict):
-            for configuration in content["configurations"].values():
-                if configuration.get("data_identifier") == files.data_folder().name:
-                    return True
-    return False
-
-
-def _training_labels(files: StudyFiles, ending: str) -> dict[str, Path]:
-    """The label of each training case, by nnU-Net's rules: those that dataset.json lists, else those of imagesTr.
-
-    nnU-Net's own function forks processes for this, which can wait for ever in a process that handles signals.
-    """
-    if "dataset" in files.dataset_json:
-        listed = files.dataset_json["dataset"].items()
-        return {case: files.raw / os.path.expandvars(entry["label"]) for case, entry in listed}
-    images = (files.raw / "imagesTr").glob(f"*_0000{ending}")
-    cases = (image.name.removesuffix(f"_0000{ending}") for image in images)
-    return {case: files.raw / "labelsTr" / f"{case}{ending}" for case in cases}
-
-
-def _same_size(copy: Path, label: Path) -> bool:
-    """Remove a copy that was cut off: being newer than its label, nnU-Net would keep it."""
-    if not copy.is_file():
-        return False
-    same = copy.stat().st_size == label.stat().st_size
-    if not same:
-        copy.unlink()
-    return same
 
 
 def _write_split(files: StudyFiles) -> None:
@@ -302,7 +282,7 @@ def _write_split(files: StudyFiles) -> None:
 
     if files.splits is not None:
         return
-    data = files.data_folder()
+    data = files.data_folders()[files.study.configuration]
     cases = [file.stem for file in data.glob("*.pkl")]
     if not cases:
         raise StudyError(f"nnU-Net preprocessed no case into {data}")

@@ -40,7 +40,13 @@ class Lock:
 
     def __init__(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        self.descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self.descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:  # another user has made it
+            self.descriptor = os.open(file, os.O_RDONLY)
+        else:
+            with contextlib.suppress(OSError):  # whoever may write into the folder may lock
+                os.fchmod(self.descriptor, file.parent.stat().st_mode & 0o666)
 
     def taken(self) -> bool:
         """Try to take the lock. Returns whether this process has it now; True where the file system has no locks."""
@@ -111,7 +117,7 @@ def device_of_its_own(
     scheduler, only those of this job, which may number its GPUs from 0.
 
     Args:
-        device: `cuda`, `cpu` or `mps`; for the last one nothing is done.
+        device: `cuda`, `cpu` or `mps`.
         tell: is given what is waited for.
         beat: is called while it waits.
 
@@ -128,7 +134,7 @@ def device_of_its_own(
     lock, name = _first_free(device, names, tell, beat)
     try:
         _use(device, name)
-        yield f"{'GPU' if device == 'cuda' else 'CPU'} {name}", [lock.descriptor]
+        yield f"{'CPU' if device == 'cpu' else 'GPU'} {name}", [lock.descriptor]
     finally:
         lock.release()
 
@@ -136,6 +142,8 @@ def device_of_its_own(
 def _names(device: str) -> list[str]:
     if device == "cuda":
         return visible_gpus()
+    if device == "mps":
+        return ["0"]
     if device == "cpu" and hasattr(os, "sched_getaffinity") and not scheduler_job():  # which gives cores itself
         return list(map(str, sorted(os.sched_getaffinity(0))))
     return []
@@ -203,5 +211,5 @@ def _use(device: str, name: str) -> None:
     if device == "cuda":
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # nvidia-smi's, whose numbers `_uuids` reads
         os.environ["CUDA_VISIBLE_DEVICES"] = name
-    else:
+    elif device == "cpu":
         os.sched_setaffinity(0, {int(name)})

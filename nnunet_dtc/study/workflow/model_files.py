@@ -89,9 +89,22 @@ class StudyFiles:
         check_splits(splits, file)
         return splits
 
-    def data_folder(self) -> Path:
-        """The preprocessed cases; the plans must be there."""
+    def data_folders(self) -> dict[str, Path]:
+        """The folders of preprocessed cases by configuration, that of the study first; the plans must be there.
+
+        They include those of the next stages of a cascade: when nnU-Net validates 3d_lowres, it resamples the
+        predictions to these cases.
+
+        Raises:
+            MalformedFileError: the plans do not have a next stage that they name.
+        """
         plans, configuration = read_json(self.plans_file), self.study.configuration
+        resolved = resolved_configuration(plans, configuration, self.plans_file)
+        following = resolved.get("next_stage") or []
+        names = [configuration, *([following] if isinstance(following, str) else following)]
+        return {name: self._data_folder(plans, name) for name in names}
+
+    def _data_folder(self, plans: Mapping[str, Any], configuration: str) -> Path:
         resolved = resolved_configuration(plans, configuration, self.plans_file)
         return self.preprocessed / resolved.get("data_identifier", f"{self.study.plans}_{configuration}")
 
@@ -130,7 +143,7 @@ class StudyFiles:
 
     def split_record(self, trainer: str, fold: int) -> Path:
         """Where the study notes the split that a training began with; nnU-Net keeps it nowhere."""
-        return self.study.folder / "splits" / trainer / f"fold_{fold}.json"
+        return self.study.folder / "splits" / self.study.stamps.name / trainer / f"fold_{fold}.json"
 
     def check_plans_unchanged(self, trainer: str) -> None:
         """Refuse plans that changed since this model was trained.
@@ -150,7 +163,7 @@ class StudyFiles:
             raise StudyError(
                 f"the plans changed since {trainer} was trained: {', '.join(changed)} differ between {file} and "
                 f"{self.plans_file}; restore the plans, or plan under another name (-overwrite_plans_name) for a "
-                "new study"
+                f"new study. If {trainer} changes its plans itself, it cannot be compared with trainers of these plans"
             )
 
     def check_split_unchanged(self, trainer: str, fold: int) -> None:

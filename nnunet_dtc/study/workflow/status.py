@@ -129,7 +129,12 @@ class TrainingStatus:
 
 def note_file(study: Study, *job: str) -> Path:
     """Where a job notes its state."""
-    return study.folder.joinpath("jobs", *job).with_suffix(".json")
+    return _notes(study).joinpath(*job).with_suffix(".json")
+
+
+def _notes(study: Study) -> Path:
+    """The folder of the notes of jobs: another data set, plans or configuration has another."""
+    return study.folder / "jobs" / study.stamps.name
 
 
 def read_note(file: Path) -> JobNote | None:
@@ -194,7 +199,7 @@ def read_status(files: StudyFiles) -> list[TrainingStatus]:
 
 def failed_jobs(study: Study) -> list[JobNote]:
     """The jobs whose last try failed."""
-    notes = (read_note(file) for file in sorted((study.folder / "jobs").rglob("*.json")))
+    notes = (read_note(file) for file in sorted(_notes(study).rglob("*.json")))
     return [note for note in notes if note is not None and note.state == "failed"]
 
 
