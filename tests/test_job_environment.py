@@ -88,7 +88,7 @@ def test_what_the_user_has_set_is_kept(monkeypatch):
 def test_on_a_gpu_there_are_as_many_processes_as_the_scheduler_gives_cores(monkeypatch):
     assert job_environment("cuda") == {}
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "12")
-    assert job_environment("cuda") == {"nnUNet_n_proc_DA": "12", "nnUNet_def_n_proc": "12"}
+    assert job_environment("cuda") == {"nnUNet_n_proc_DA": "12", "nnUNet_def_n_proc": "8"}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="settings of glibc")
