@@ -73,6 +73,7 @@ def test_doctor_tries_the_operator_on_a_mac(monkeypatch, fails, state, seen):
             return super().forward(x)
 
     real = torch.zeros
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch, "zeros", lambda *size, device=None, **more: real(*size, **more))
     monkeypatch.setattr(nnunet_dtc, "DTC2d", Block)

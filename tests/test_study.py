@@ -335,12 +335,12 @@ def test_a_changed_split_of_an_interrupted_training_is_named(folders):
 
 def test_the_split_of_another_data_set_is_no_change(folders):
     study = study_of(folders.root)
-    other = study_of(folders.root, dataset=5)
-    records = [StudyFiles(study).split_record("nnUNetTrainer_3epochs", 1)]
     (folders.raw / "Dataset005_Other").mkdir()
-    records.append(StudyFiles(other).split_record("nnUNetTrainer_3epochs", 1))
-    assert other.folder == study.folder
-    assert len(set(records)) == 2
+    other, same = study_of(folders.root, dataset=5), study_of(folders.root, dataset=DATASET)
+    assert other.folder == same.folder == study.folder
+    records = [StudyFiles(each).split_record("nnUNetTrainer_3epochs", 1) for each in (study, other, same)]
+    assert records[0] != records[1]
+    assert records[0] == records[2]
 
 
 def test_a_case_that_left_the_training_set_is_named(folders):
@@ -599,21 +599,28 @@ def test_predictions_that_are_gone_or_of_other_images_are_made_again(compared):
     vanilla, _ = STUDY["trainers"]
     shutil.rmtree(predictions_folder(files, vanilla, None))
     assert remaining() == "01cC"
+    (mark := files.study.stamps / "predict" / vanilla / "ensemble").touch()
     with pytest.raises(NnunetDtcError, match="are gone, or checkpoints or images changed"):
         jobs.compare(files, "test")
+    assert not mark.exists()  # the next run of Snakemake makes them
     os.utime(files.raw / "imagesTs" / "held_1_0000.nii.gz", (5000, 5000))
     assert remaining() == "cC"
 
 
-@pytest.mark.parametrize(("place", "left"), [("labelsTs/held_1", "01ec"), ("gt_segmentations/case_a", "01eC")])
-def test_corrected_labels_are_scored_again(compared, place, left):
+def test_corrected_labels_of_held_out_cases_are_scored_again(compared):
     """Even where the copy keeps the time of its content."""
     files, remaining = compared
-    folder = files.raw if place.startswith("labelsTs") else files.preprocessed
     made = time.time()
     time.sleep(0.05)
-    os.utime(folder / f"{place}.nii.gz", (5000, 5000))
-    assert remaining(made) == left
+    os.utime(files.raw / "labelsTs" / "held_1.nii.gz", (5000, 5000))
+    assert remaining(made) == "01ec"
+
+
+def test_a_study_that_predicts_no_more_starts_without_held_out_cases(compared):
+    files, _ = compared
+    for name in ("imagesTs", "labelsTs"):
+        shutil.rmtree(files.raw / name)
+    drop_outdated_stamps(StudyFiles(study_of(files.study.file.parent, test=False)))
 
 
 def test_deleted_preprocessed_cases_are_noticed_where_something_is_left_to_train(compared):

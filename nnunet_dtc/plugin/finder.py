@@ -26,7 +26,7 @@ def find_trainer(name: str) -> type[nnUNetTrainer]:
         TrainerNotFoundError: there is no such trainer, or the name is a malformed one of this package. The message
             gives the name to use, or the grammar.
     """
-    if not is_class_name(name):
+    if not (name.isidentifier() or is_class_name(name)):
         raise TrainerNotFoundError(f"a trainer's name is the name of a class, got {name!r}")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints where it searches

@@ -47,12 +47,13 @@ def default_output(plan: Plan) -> Path:
 
 @contextlib.contextmanager
 def for_this_process_alone(output: Path) -> Iterator[None]:
-    """Create the folder and keep other comparisons out of it within the block; an empty folder is removed again.
+    """Create the folder and keep other comparisons out of it within the block. If it stays empty it is removed again.
 
     Raises:
         ComparisonError: another comparison writes into it.
         OSError: it cannot be created.
     """
+    was_there = output.exists()
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     descriptor = None if os.name == "nt" else os.open(output, os.O_RDONLY)
@@ -62,8 +63,9 @@ def for_this_process_alone(output: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # it is not empty
-                output.rmdir()
+            if not was_there:
+                with contextlib.suppress(OSError):  # it is not empty
+                    output.rmdir()
     finally:
         if descriptor is not None:
             os.close(descriptor)

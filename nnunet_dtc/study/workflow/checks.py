@@ -125,7 +125,8 @@ def _check_complexity(files: StudyFiles) -> None:
         return
     if not study.complexity.is_file():
         raise StudyError(f"there is no file {study.complexity} (complexity)")
-    read_peak_memory(study.complexity, files.dataset, study.plans, study.configuration)
+    if study.kinds:
+        read_peak_memory(study.complexity, files.dataset, study.plans, study.configuration)
 
 
 def _check_folds(files: StudyFiles) -> None:

@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_dtc.study.workflow.held_out import comparison_folder, is_predicted
+from nnunet_dtc.study.workflow.held_out import comparison_folder, drop_outdated_predictions
 from nnunet_dtc.study.workflow.index_page import duration
 from nnunet_dtc.study.workflow.model_files import CHECKPOINTS, StudyFiles
-from nnunet_dtc.study.workflow.preprocessed_cases import is_preprocessed
+from nnunet_dtc.study.workflow.preprocessed_cases import has_all_cases
 from nnunet_dtc.study.workflow.status import TrainingStatus, counted, read_status, seconds_per_epoch, summary_line
 
 __all__ = ["drop_outdated_stamps", "forecast"]
@@ -50,31 +50,26 @@ def drop_outdated_stamps(files: StudyFiles) -> None:
             if not is_done(trainer, fold):
                 (done / job / trainer / f"fold_{fold}").unlink(missing_ok=True)
                 unfinished = True
-    if files.plans is None or (unfinished and not _is_preprocessed(files)):
+    if files.plans is None or (unfinished and not _cases_are_there(files)):
         (done / "preprocess").unlink(missing_ok=True)
-    for trainer in files.study.trainers:
-        for fold in (*files.study.folds, None):
-            stamp = done / "predict" / trainer / ("ensemble" if fold is None else f"fold_{fold}")
-            if stamp.exists() and not is_predicted(files, trainer, fold):
-                stamp.unlink()
+    if files.study.test:
+        drop_outdated_predictions(files, (*files.study.folds, None))
     for kind in files.study.kinds:
         if not (comparison_folder(files, kind) / "index.html").is_file():
             (done / "compare" / kind).unlink(missing_ok=True)
         _drop_if_older(done / "compare" / kind, _compared_files(files, kind))
 
 
-def _is_preprocessed(files: StudyFiles) -> bool:
-    return all(is_preprocessed(files, folder) for folder in files.data_folders().values())
+def _cases_are_there(files: StudyFiles) -> bool:
+    return all(has_all_cases(files, folder) for folder in files.data_folders().values())
 
 
 def _compared_files(files: StudyFiles, kind: str) -> list[Path]:
-    """The files that a comparison has read."""
-    labels = files.preprocessed / "gt_segmentations" if kind == "validation" else files.raw / "labelsTs"
-    results = [CHECKPOINTS[0], "validation/summary.json"][: 2 if kind == "validation" else 1]
-    return [
-        *labels.glob(f"*{files.dataset_json['file_ending']}"),
-        *(files.fold_folder(trainer, fold) / name for trainer, fold in files.study.trainings for name in results),
-    ]
+    """The files that a comparison has read and that may change without another training."""
+    results = [files.fold_folder(trainer, fold) / CHECKPOINTS[0] for trainer, fold in files.study.trainings]
+    if kind == "validation":  # nnU-Net has scored it: other labels would need another validation
+        return [*results, *(checkpoint.parent / "validation" / "summary.json" for checkpoint in results)]
+    return [*results, *(files.raw / "labelsTs").glob(f"*{files.dataset_json['file_ending']}")]
 
 
 def _drop_if_older(stamp: Path, read: Sequence[Path]) -> None:

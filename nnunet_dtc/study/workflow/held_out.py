@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_dtc.study.workflow.model_files import StudyFiles
 from nnunet_dtc.study.workflow.nnunet_commands import label_files
 
-__all__ = ["comparison_folder", "held_out_cases", "is_predicted", "predictions_folder"]
+__all__ = ["comparison_folder", "drop_outdated_predictions", "held_out_cases", "is_predicted", "predictions_folder"]
 
 
 def comparison_folder(files: StudyFiles, kind: str) -> Path:
@@ -23,6 +24,26 @@ def predictions_folder(files: StudyFiles, trainer: str, fold: int | None) -> Pat
 def held_out_cases(files: StudyFiles) -> tuple[str, ...]:
     """The cases in labelsTs."""
     return tuple(label_files(files.raw / "labelsTs", files.dataset_json["file_ending"]))
+
+
+def drop_outdated_predictions(files: StudyFiles, folds: Sequence[int | None]) -> list[Path]:
+    """Remove the marks of predictions that are gone or not those of the present checkpoints and images.
+
+    Args:
+        files: the files of the study.
+        folds: the folds that predicted, None for all together.
+
+    Returns:
+        The folders of these predictions.
+    """
+    outdated = []
+    for trainer in files.study.trainers:
+        for fold in folds:
+            mark = files.study.stamps / "predict" / trainer / ("ensemble" if fold is None else f"fold_{fold}")
+            if mark.exists() and not is_predicted(files, trainer, fold):
+                mark.unlink()
+                outdated.append(predictions_folder(files, trainer, fold))
+    return outdated
 
 
 def is_predicted(files: StudyFiles, trainer: str, fold: int | None) -> bool:

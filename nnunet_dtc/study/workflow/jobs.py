@@ -20,7 +20,12 @@ from nnunet_dtc.files import write_whole
 from nnunet_dtc.study.processes import guarded
 from nnunet_dtc.study.workflow.checks import check_single_stage
 from nnunet_dtc.study.workflow.definition import MARKER, StudyError
-from nnunet_dtc.study.workflow.held_out import comparison_folder, held_out_cases, is_predicted, predictions_folder
+from nnunet_dtc.study.workflow.held_out import (
+    comparison_folder,
+    drop_outdated_predictions,
+    held_out_cases,
+    predictions_folder,
+)
 from nnunet_dtc.study.workflow.machine import Lock, device_of_its_own, scheduler_job
 from nnunet_dtc.study.workflow.model_files import CHECKPOINTS, StudyFiles, is_whole
 from nnunet_dtc.study.workflow.nnunet_commands import PLANNERS, program
@@ -121,16 +126,11 @@ def compare(files: StudyFiles, kind: str) -> None:
         command += ["--complexity", str(study.complexity)]
     with job.noted():
         folds = {"validation": (), "test": (None,), "test_per_fold": study.folds}[kind]
-        outdated = [
-            predictions_folder(files, trainer, fold)
-            for trainer in study.trainers
-            for fold in folds
-            if not is_predicted(files, trainer, fold)
-        ]
+        outdated = drop_outdated_predictions(files, folds)
         if outdated:
             raise StudyError(
                 f"predictions in {outdated[0]} are gone, or checkpoints or images changed since they were made: start "
-                "the study again"
+                "the study again, which makes them"
             )
         job.run(command)
 

@@ -6,6 +6,7 @@ Locks are the system's (`flock`): they end with the process that holds them, how
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import subprocess
@@ -35,15 +36,20 @@ class Lock:
     """A lock on a file, for the time of a `with` block of `waiting`; or until `release`.
 
     Attributes:
+        file: the file.
         descriptor: descriptor of the open file. A process that inherits it also keeps the lock.
     """
 
     def __init__(self, file: Path) -> None:
+        self.file = file
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             self.descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        except PermissionError:  # another user has made it
-            self.descriptor = os.open(file, os.O_RDONLY)
+        except PermissionError as error:  # another user has made it
+            try:
+                self.descriptor = os.open(file, os.O_RDONLY)
+            except FileNotFoundError:
+                raise error from None
         else:
             with contextlib.suppress(OSError):  # whoever may write into the folder may lock
                 os.fchmod(self.descriptor, file.parent.stat().st_mode & 0o666)
@@ -57,6 +63,8 @@ class Lock:
         except BlockingIOError:
             return False
         except OSError as error:
+            if error.errno == errno.EBADF:  # NFS locks for those alone who may write
+                raise PermissionError(errno.EACCES, "a lock of another user", str(self.file)) from error
             if error.errno not in NO_LOCKS:
                 raise
         return True

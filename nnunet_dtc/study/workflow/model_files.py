@@ -143,7 +143,8 @@ class StudyFiles:
 
     def split_record(self, trainer: str, fold: int) -> Path:
         """Where the study notes the split that a training began with; nnU-Net keeps it nowhere."""
-        return self.study.folder / "splits" / self.study.stamps.name / trainer / f"fold_{fold}.json"
+        model = self.model_folder(trainer)  # whose name has the plans and the configuration
+        return self.study.folder / "splits" / model.parent.name / model.name / f"fold_{fold}.json"
 
     def check_plans_unchanged(self, trainer: str) -> None:
         """Refuse plans that changed since this model was trained.

@@ -8,7 +8,7 @@ from pathlib import Path
 from nnunet_dtc.plugin.file_rules import read_json
 from nnunet_dtc.study.workflow.model_files import StudyFiles
 
-__all__ = ["is_preprocessed", "other_plans_use", "remove_cut_off_labels"]
+__all__ = ["has_all_cases", "is_preprocessed", "other_plans_use", "remove_cut_off_labels"]
 
 
 def is_preprocessed(files: StudyFiles, folder: Path) -> bool:
@@ -20,18 +20,25 @@ def is_preprocessed(files: StudyFiles, folder: Path) -> bool:
         files: the files of the study, with plans.
         folder: one of `StudyFiles.data_folders`.
     """
+    return has_all_cases(files, folder) and all(
+        copy.is_file() and not _is_cut_off(copy, label) for copy, label in _label_copies(files)
+    )
+
+
+def has_all_cases(files: StudyFiles, folder: Path) -> bool:
+    """Whether all cases are in a folder of preprocessed cases, whatever their labels are now.
+
+    Args:
+        files, folder: as for `is_preprocessed`.
+    """
     there = {file.stem for file in folder.glob("*.pkl")}  # of each case, nnU-Net writes the .pkl last
     labels = _training_labels(files)
-    if labels is None:
-        return bool(there)
-    return labels.keys() <= there and all(
-        copy.is_file() and not _is_cut_off(copy, label) for copy, label in _label_copies(files, labels)
-    )
+    return bool(there) if labels is None else labels.keys() <= there
 
 
 def remove_cut_off_labels(files: StudyFiles) -> None:
     """Remove copies of labels that were cut off: being newer than the labels, nnU-Net would keep them."""
-    for copy, label in _label_copies(files, _training_labels(files) or {}):
+    for copy, label in _label_copies(files):
         if copy.is_file() and _is_cut_off(copy, label):
             copy.unlink()
 
@@ -47,14 +54,14 @@ def other_plans_use(files: StudyFiles, folder: Path) -> bool:
     return False
 
 
-def _label_copies(files: StudyFiles, labels: dict[str, Path]) -> list[tuple[Path, Path]]:
-    """The copy in gt_segmentations, which need not exist, and the label of each case."""
+def _label_copies(files: StudyFiles) -> list[tuple[Path, Path]]:
+    """The copy in gt_segmentations, which need not exist, and the label of each case; none without the raw data set."""
     copies, ending = files.preprocessed / "gt_segmentations", files.dataset_json["file_ending"]
-    return [(copies / f"{case}{ending}", label) for case, label in labels.items()]
+    return [(copies / f"{case}{ending}", label) for case, label in (_training_labels(files) or {}).items()]
 
 
 def _is_cut_off(copy: Path, label: Path) -> bool:
-    return copy.stat().st_size != label.stat().st_size
+    return label.is_file() and copy.stat().st_size != label.stat().st_size
 
 
 def _training_labels(files: StudyFiles) -> dict[str, Path] | None:
