@@ -91,7 +91,7 @@ def test_from_the_command_line_to_the_files(folders, tmp_path):
     ]
     result = run(*arguments)
     assert result.exit_code == 0, result.output
-    out = tmp_path / f"comparison_{DATASET}_validation"
+    out = tmp_path / f"comparison_{DATASET}_{PLANS}_{CONFIGURATION}_validation"
     names = ["comparison.json", "comparison.md", "differences.csv", "index.html", "scores.csv"]
     assert sorted(file.name for file in out.iterdir()) == names
 

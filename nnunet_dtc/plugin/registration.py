@@ -5,6 +5,7 @@ folder of the installed nnU-Net, or its folder is in the environment variable ``
 that cannot be written.
 """
 
+import contextlib
 import importlib.util
 import os
 import shlex
@@ -75,7 +76,8 @@ def register() -> Path:
             if target.read_bytes() == content:
                 return target
         write_whole(target, content)  # a training that starts now finds the old file or the new one
-        shutil.copymode(target.with_name("nnUNetTrainer.py"), target)  # whoever reads nnU-Net's files reads it, too
+        with contextlib.suppress(FileNotFoundError):  # whoever may read nnU-Net's files may read it, too
+            shutil.copymode(target.with_name("nnUNetTrainer.py"), target)
         return target
     except OSError as error:
         raise RegistrationError(

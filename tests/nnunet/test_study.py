@@ -24,6 +24,7 @@ VANILLA, DTC, FAILING = "nnUNetTrainer_4epochs", "nnUNetTrainerDTC_4epochs", "nn
 PATIENCE_S = 1800
 # nnU-Net's trainers, short, and one that fails; a user's own trainers go before those that nnunet-dtc makes of a name
 TRAINERS = f"""
+import time
 from pathlib import Path
 
 import torch
@@ -39,6 +40,10 @@ class Short:
         self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 4, 1
         self.logger.plot_progress_png = lambda folder: Path(folder, "progress.png").touch()
         self.print_to_log_file(f"threads: {{torch.get_num_threads()}}")
+
+    def on_train_epoch_start(self):
+        time.sleep(0.5)  # an epoch takes 0.2 s: the test must have time to end it in the middle
+        super().on_train_epoch_start()
 
     def perform_actual_validation(self, *more):
         self.inference_allowed_mirroring_axes = None
