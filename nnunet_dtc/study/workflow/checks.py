@@ -194,8 +194,8 @@ def _check_cases(
     if missing := sorted(set(references) - set(images)):
         raise StudyError(f"labels without an image in {files.raw}: {', '.join(missing[:6])}")
     labels = labels_from_dataset_json(files.raw / "dataset.json")[0]
-    ending, training = files.dataset_json["file_ending"], training_images(files.raw, files.dataset_json["file_ending"])
-    if files.plans is None and training:
+    ending = files.dataset_json["file_ending"]
+    if files.plans is None and (training := training_images(files.raw, ending)):
         reader = reader_of_planner(next(iter(training.values()))[0], ending, files.dataset_json)
     else:
         reader = find_reader(ending, None, files.dataset_json, files.plans)

@@ -8,7 +8,7 @@ from pathlib import Path
 from nnunet_dtc.study.workflow.model_files import StudyFiles
 from nnunet_dtc.study.workflow.nnunet_commands import label_files
 
-__all__ = ["comparison_folder", "drop_outdated_predictions", "held_out_cases", "is_predicted", "predictions_folder"]
+__all__ = ["comparison_folder", "drop_outdated_predictions", "held_out_cases", "predictions_folder"]
 
 
 def comparison_folder(files: StudyFiles, kind: str) -> Path:
@@ -40,13 +40,13 @@ def drop_outdated_predictions(files: StudyFiles, folds: Sequence[int | None]) ->
     for trainer in files.study.trainers:
         for fold in folds:
             mark = files.study.stamps / "predict" / trainer / ("ensemble" if fold is None else f"fold_{fold}")
-            if mark.exists() and not is_predicted(files, trainer, fold):
+            if mark.exists() and not _is_predicted(files, trainer, fold):
                 mark.unlink()
                 outdated.append(predictions_folder(files, trainer, fold))
     return outdated
 
 
-def is_predicted(files: StudyFiles, trainer: str, fold: int | None) -> bool:
+def _is_predicted(files: StudyFiles, trainer: str, fold: int | None) -> bool:
     """Whether there are finished predictions, made from the present checkpoints and images."""
     from nnunet_dtc.study.comparison.models import read_training
     from nnunet_dtc.study.comparison.plan import Options, held_out_set

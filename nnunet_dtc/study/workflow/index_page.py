@@ -14,6 +14,7 @@ from nnunet_dtc.files import write_whole
 from nnunet_dtc.plugin.file_rules import read_json
 from nnunet_dtc.study.evaluation.metrics import metric
 from nnunet_dtc.study.texts import visible
+from nnunet_dtc.study.workflow.held_out import comparison_folder
 from nnunet_dtc.study.workflow.model_files import StudyFiles
 from nnunet_dtc.study.workflow.status import TrainingStatus, read_status, summary_line
 
@@ -34,7 +35,7 @@ def write_index(files: StudyFiles) -> Path:
         MalformedFileError: a comparison.json cannot be read.
         WriteError: the page cannot be written.
     """
-    found = {kind: files.study.folder / "comparison" / kind / "comparison.json" for kind in files.study.kinds}
+    found = {kind: comparison_folder(files, kind) / "comparison.json" for kind in files.study.kinds}
     comparisons = {kind: read_json(file) for kind, file in found.items() if file.is_file()}
     return write_whole(files.study.folder / "index.html", render_index(files, comparisons, read_status(files)))
 
